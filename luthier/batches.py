@@ -1,0 +1,98 @@
+"""Which rows make which step, how a step is cut to fit the memory, and rows put end to end as a `Batch`.
+
+In: rows and `BatchSettings`. Out: for any step number, its rows, the same in every run with that seed, without having
+drawn the steps before it: that is what makes a resumed run equal to one never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from luthier.records import Batch, Row
+from luthier.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BatchSettings(Settings):
+    """How rows become steps."""
+
+    epochs: float = Field(2, gt=0)
+    """Times the whole training split is seen; parts of one are allowed."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    batch_size: int = Field(16, ge=1)
+    """Examples in one optimizer step."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Most tokens (padding counted) that run through the model at once. Bounds memory; never changes the result."""
+    max_length: int | None = Field(None, ge=2)
+    """Longest row in tokens; the default is 1,024 or the model's window, whichever is less."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order of all steps of a run, a pure function of these numbers."""
+
+    rows: int
+    batch_size: int
+    epochs: float
+    seed: int
+    max_steps: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.rows / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        planned = max(1, round(self.steps_per_epoch * self.epochs))
+        return min(planned, self.max_steps) if self.max_steps else planned
+
+    def rows_of(self, step: int) -> list[int]:
+        """Indices of the rows of step 1, 2, ...; each epoch is a shuffle of its own, its last step may be smaller."""
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+
+
+def micro_batches(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+    """Rows grouped by like length so that each group, padded to its longest, stays within the budget.
+
+    A single row longer than the budget is a group of its own.
+    """
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: (-len(row.tokens), row.id)):
+        if groups and len(groups[-1][0].tokens) * (len(groups[-1]) + 1) <= token_budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+    """Rows end to end as one `Batch`; every row must carry the same streams."""
+    import torch
+
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+
+    def flat(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
+        return torch.cat([torch.as_tensor(value, dtype=dtype).reshape(-1) for value in values]).to(device)
+
+    token_streams = {n: flat([row.token_streams[n] for row in rows], torch.float32) for n in rows[0].token_streams}
+    example_streams = {
+        n: torch.as_tensor([row.example_streams[n] for row in rows]).to(device) for n in rows[0].example_streams
+    }
+    return Batch(
+        tokens_N=flat([row.tokens for row in rows], torch.long),
+        example_N=torch.repeat_interleave(torch.arange(len(rows)), lengths).to(device),
+        lengths_E=lengths.to(device),
+        token_streams=token_streams,
+        example_streams=example_streams,
+    )

@@ -1,0 +1,254 @@
+"""The command line: one sub-command a stage. Parse, call, print; a stage is imported when it is asked for.
+
+Exit codes: 0 done, 2 something the user can mend, 130 interrupted (and resumable).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import Stopped, UserError, nearest
+from luthier.version import __version__
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        parsed = build_parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int | None] = parsed.run_command
+        return command(parsed) or 0
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return USER_ERROR
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`luthier schema | head`): nothing is left to tell it.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the nearest command offered for a mistyped one."""
+
+    def error(self, message: str) -> Any:
+        if "invalid choice" in message and self._subparsers is not None:
+            choices = self._subparsers._group_actions[0].choices or ()
+            wrong = message.partition("invalid choice: ")[2].partition(" (")[0].strip("'")
+            raise UserError(f"unknown command '{wrong}'", mend=nearest(wrong, [str(choice) for choice in choices]))
+        raise UserError(message, mend=f"see: {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="luthier", description="Fine-tune language models on your data, and prove that it helped.")
+    parser.add_argument("--version", action="version", version=f"luthier {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run_command=run)
+        return sub
+
+    def recipe_arguments(sub: argparse.ArgumentParser, nargs: str | None = None) -> None:
+        sub.add_argument("recipe", nargs=nargs, help="recipe file (YAML)")  # type: ignore[arg-type]
+        sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the recipe")
+
+    sub = command("init", run_init, "Write a commented recipe for your own file.")
+    sub.add_argument("data", nargs="?", help="your data file")
+    sub.add_argument("--task", help="classify, generate or chat; asked or guessed when left out")
+    sub.add_argument("--model", help="hub id, folder, .gguf file or pypi:PACKAGE")
+    sub.add_argument("--out", default="recipe.yaml", help="the recipe to write (default: recipe.yaml)")
+
+    sub = command("check", run_check, "Validate recipe, model and data, and estimate memory and time, without training.")
+    recipe_arguments(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = command("train", run_train, "Tune a model and judge it: from a recipe to a verdict.")
+    recipe_arguments(sub, "?")
+    sub.add_argument("--out", help="run folder (default: the next free runs/NAME-1, -2, ...)")
+    sub.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    sub.add_argument("--ignore-memory", action="store_true", help="start even if memory seems not to suffice")
+    sub.add_argument("--json", action="store_true", help="print the verdict as JSON")
+
+    sub = command("evaluate", run_evaluate, "Judge a finished run again.")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="evaluate.* (and data.* with --out)")
+    sub.add_argument("--out", help="write verdict and report here instead of into the run")
+    sub.add_argument("--json", action="store_true", help="print the verdict as JSON")
+
+    sub = command("chat", run_chat, "Talk to a run's model, or have it label lines.")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("--message", "-m", help="one message, then stop")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--seed", type=int, default=None)
+    sub.add_argument("--json", action="store_true", help="print each answer as a JSON object")
+    sub.add_argument("--show-prompt", action="store_true", help="print the prompt's token ids as well")
+
+    sub = command("runs", run_runs, "List runs, or compare two.")
+    sub.add_argument("runs", nargs="*", metavar="RUN", help="a folder of runs to list, or two runs to compare")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("merge", run_merge, "Write a run's model as plain weights for from_pretrained.")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("out", help="folder to write")
+
+    command("schema", run_schema, "Print the recipe's JSON schema, for editors.")
+    return parser
+
+
+def split_overrides(arguments: argparse.Namespace) -> None:
+    """`luthier train --resume RUN train.x=1` has an override where the recipe would be."""
+    if arguments.recipe is not None and "=" in arguments.recipe and not Path(arguments.recipe).exists():
+        arguments.overrides.insert(0, arguments.recipe)
+        arguments.recipe = None
+
+
+def run_init(arguments: argparse.Namespace) -> int | None:
+    from luthier.scaffold import Answers, write_recipe
+
+    interactive = sys.stdin.isatty() and sys.stderr.isatty()
+    data, task, model = arguments.data, arguments.task, arguments.model
+    if data is None:
+        if not interactive:
+            raise UserError("no data file is given", mend="luthier init reviews.csv --task classify")
+        data = input("Your data file: ").strip()
+    written = write_recipe(
+        Answers(data=data, task=task, model=model),
+        Path(arguments.out),
+        ask=(lambda question: input(f"{question} ").strip()) if interactive else None,
+    )
+    print(written.summary)
+    print(f"written: {arguments.out}\nnext: luthier check {arguments.out}")
+    return None
+
+
+def run_check(arguments: argparse.Namespace) -> int | None:
+    from luthier import check_report, terminal
+    from luthier.planning import prepare
+
+    prepared = prepare(arguments.recipe, arguments.overrides, progress=terminal.watcher(arguments.json))
+    found = check_report.report(prepared)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else check_report.show(found))
+    return None
+
+
+def run_train(arguments: argparse.Namespace) -> int | None:
+    from luthier import pipeline, terminal
+
+    split_overrides(arguments)
+    run = pipeline.train(
+        arguments.recipe,
+        arguments.overrides,
+        out=arguments.out,
+        resume=arguments.resume,
+        ignore_memory=arguments.ignore_memory,
+        progress=terminal.watcher(),
+    )
+    show_verdict(run.verdict, arguments.json)
+    if not arguments.json:
+        print(f"\nreport: {run.report}\ntry it: luthier chat {run.folder}")
+    return None
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int | None:
+    from luthier import pipeline, terminal
+
+    verdict = pipeline.evaluate(
+        arguments.run, arguments.overrides, out=arguments.out, progress=terminal.watcher(arguments.json)
+    )
+    show_verdict(verdict, arguments.json)
+    return None
+
+
+def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
+    from luthier.evaluate.summary import table
+
+    print(json.dumps(verdict, ensure_ascii=False) if as_json else f"\n{table(verdict)}\n\n{verdict['sentence']}")
+
+
+def run_chat(arguments: argparse.Namespace) -> int | None:
+    from luthier.chat import Conversation
+    from luthier.engine.generate import Sampling
+    from luthier.runs import Run
+
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    conversation = Conversation(Run.open(arguments.run).load(), sampling, arguments.max_new_tokens)
+
+    def answer(message: str) -> None:
+        stream = None if arguments.json else lambda piece: print(piece, end="", flush=True)
+        reply = conversation.answer(message, stream)
+        if arguments.json:
+            print(json.dumps(reply.as_dict(arguments.show_prompt), ensure_ascii=False), flush=True)
+            return
+        print(reply.text if not reply.streamed else "")
+        if arguments.show_prompt:
+            print(f"prompt tokens: {list(reply.prompt_tokens)}")
+
+    if arguments.message is not None:
+        answer(arguments.message)
+        return None
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(conversation.greeting, file=sys.stderr)
+    while True:
+        try:
+            line = input("> ") if interactive else sys.stdin.readline()
+        except EOFError:
+            return None
+        if not line and not interactive:
+            return None
+        if line.strip() in ("/exit", "/quit"):
+            return None
+        if line.strip() == "/new":
+            conversation.forget()
+        elif line.strip():
+            answer(line.strip())
+
+
+def run_runs(arguments: argparse.Namespace) -> int | None:
+    from luthier.runs import Run, compare_runs, list_runs
+    from luthier.runs_table import show_comparison, show_list
+
+    if len(arguments.runs) == 2:
+        compared = compare_runs(Run.open(arguments.runs[0]), Run.open(arguments.runs[1]))
+        print(json.dumps(compared, ensure_ascii=False) if arguments.json else show_comparison(compared))
+        return None
+    if len(arguments.runs) > 2:
+        raise UserError("two runs can be compared at a time", mend="luthier runs runs/a-1 runs/b-1")
+    folder = Path(arguments.runs[0] if arguments.runs else "runs")
+    lines = [run.summary() for run in list_runs(folder)]
+    print(json.dumps(lines, ensure_ascii=False) if arguments.json else show_list(lines, folder))
+    return None
+
+
+def run_merge(arguments: argparse.Namespace) -> int | None:
+    from luthier import pipeline
+
+    print(f"written: {pipeline.merge(arguments.run, arguments.out)}")
+    return None
+
+
+def run_schema(arguments: argparse.Namespace) -> int | None:
+    from luthier.recipe import schema
+
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Label probabilities and losses for rows that need no generating.
+
+In: rows. Out: one row of probabilities each, or the negative log-likelihood of each row's learned tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from luthier.batches import collate, micro_batches
+from luthier.models.network import Network
+from luthier.records import Batch, Row
+
+INFERENCE_TOKENS = 2048
+
+
+@torch.inference_mode()
+def class_probabilities(
+    network: Network, rows: Sequence[Row], multi_label: bool, progress: Callable[[int], Any] = lambda done: None
+) -> list[list[float]]:
+    """Probability of each label for each row, in the order of the rows."""
+    results: list[list[float]] = [[] for _ in rows]
+    for indices, batch in _batches(network, rows):
+        logits_EC = network.class_logits(batch).float()
+        probabilities = torch.sigmoid(logits_EC) if multi_label else torch.softmax(logits_EC, dim=-1)
+        for index, values in zip(indices, probabilities.tolist(), strict=True):
+            results[index] = values
+        progress(len(indices))
+    return results
+
+
+@torch.inference_mode()
+def negative_log_likelihoods(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> list[tuple[float, int]]:
+    """For each row, the summed negative log-likelihood (nats) of its tokens that carry weight, and their number."""
+    results: list[tuple[float, int]] = [(0.0, 0) for _ in rows]
+    for indices, batch in _batches(network, rows):
+        hidden_ND = network.hidden(batch)
+        target = batch.token_streams["weight"].nonzero().squeeze(1)
+        losses: list[torch.Tensor] = [
+            torch.nn.functional.cross_entropy(
+                network.token_logits(hidden_ND[chunk - 1]).float(), batch.tokens_N[chunk], reduction="none"
+            )
+            for chunk in target.split(512)
+        ]
+        example_M = batch.example_N[target]
+        sums_E = torch.zeros(len(batch), device=network.device).index_add(0, example_M, torch.cat(losses))
+        counts_E = torch.bincount(example_M, minlength=len(batch))
+        for index, total, count in zip(indices, sums_E.tolist(), counts_E.tolist(), strict=True):
+            results[index] = (total, int(count))
+        progress(len(indices))
+    return results
+
+
+def _batches(network: Network, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
+    """Rows of like length together, each batch with the places of its rows in the whole."""
+    network.model.eval()
+    numbered = [Row(str(i), row.tokens, row.token_streams, row.example_streams) for i, row in enumerate(rows)]
+    for group in micro_batches(numbered, INFERENCE_TOKENS):
+        yield [int(row.id) for row in group], collate(group, network.device)

@@ -1,0 +1,57 @@
+"""What goes wrong for a user, said so that they can mend it.
+
+In: problems found anywhere. Out: one `UserError` that carries all of them; the command line prints it and exits with 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what happened, where, and how to mend it."""
+
+    what: str
+    where: str = ""
+    mend: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        mend = f"\n    mend: {self.mend}" if self.mend else ""
+        return f"{place}{self.what}{mend}"
+
+
+class UserError(Exception):
+    """One or more problems that the user can mend; never a bug of ours."""
+
+    def __init__(self, problems: Problem | str | Iterable[Problem], *, where: str = "", mend: str = "") -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems, where=where, mend=mend)
+        self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class Stopped(Exception):
+    """The user interrupted the work; `mend` says how to go on. The command line exits with 130."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        self.what, self.mend = what, mend
+        super().__init__(f"{what}\n{mend}")
+
+
+def raise_all(problems: list[Problem]) -> None:
+    """Raise one `UserError` with every problem, or return when there is none."""
+    if problems:
+        raise UserError(problems)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The hint that goes with an unknown name: the closest valid one, or the list of them."""
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"use one of: {', '.join(names)}" if names else ""

@@ -1,0 +1,122 @@
+"""The model card: README.md of the run folder, with the metadata that the Hugging Face hub reads.
+
+In: plain dictionaries: the verdict, and what is known of model, data and recipe. Out: `README.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL
+from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
+from luthier.evaluate.report import facts
+from luthier.files import write_text
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
+
+
+@dataclass(frozen=True)
+class CardData:
+    """What the card tells. Facts about the data are counts; no row of it is shown."""
+
+    verdict: Mapping[str, Any]
+    """As `build_verdict` makes it."""
+    base_model: str
+    """As the recipe names it; it enters the metadata when it is a hub id."""
+    title: str = "A model tuned with Luthier"
+    adapter: bool | None = None
+    """Whether `model/` holds an adapter rather than full weights; left out: looked up beside the card."""
+    license: str = ""
+    language: str = ""
+    dataset: str = ""
+    """Where the rows come from, as the recipe names it."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Counts, any keys, as in the report."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    """In the order of the model's outputs; left out: the verdict's, sorted."""
+    command: str = ""
+    """What to type to repeat the run."""
+
+
+def write_card(path: Path, card: CardData) -> None:
+    """Write the card; a crash leaves the old one or the new one, whole."""
+    write_text(path, render_card(card, is_adapter(path.parent / "model") if card.adapter is None else card.adapter))
+
+
+def is_adapter(model: Path) -> bool:
+    return (model / "adapter_config.json").exists()
+
+
+def is_hub_id(model: str) -> bool:
+    return bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
+
+
+def render_card(card: CardData, adapter: bool) -> str:
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(inline=inline)
+    environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
+    template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
+    verdict = card.verdict
+    return template.render(
+        card=card,
+        verdict=verdict,
+        adapter=adapter,
+        labelled=verdict["task"] in (CLASSIFY, MULTI_LABEL),
+        labels=list(card.labels or verdict["labels"]),
+        metadata=yaml.safe_dump(metadata(card, adapter), sort_keys=False, allow_unicode=True).rstrip(),
+        tuned=next(system for system in verdict["systems"] if system["name"] == TUNED),
+        against={row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == verdict["main_metric"]},
+        counts=facts(card.data),
+        recipe=yaml.safe_dump(dict(card.resolved), sort_keys=False, allow_unicode=True).rstrip(),
+    )
+
+
+def metadata(card: CardData, adapter: bool) -> dict[str, Any]:
+    """The YAML block on top, in the hub's own keys; what is not known is left out."""
+    verdict = card.verdict
+    pipeline = "text-classification" if verdict["task"] in (CLASSIFY, MULTI_LABEL) else "text-generation"
+    tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
+    results = [
+        {"type": name, "name": verdict["metrics"][name]["title"], "value": round(found["value"], 6)}
+        for name, found in tuned["metrics"].items()
+        if found["value"] is not None
+    ]
+    known = {
+        "license": card.license,
+        "language": card.language,
+        "base_model": card.base_model if is_hub_id(card.base_model) else "",
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": pipeline,
+        "tags": ["luthier", *(["lora"] if "lora" in card.resolved.get("selection", {}) else [])],
+        "model-index": [
+            {
+                "name": card.title,
+                "results": [
+                    {
+                        "task": {"type": pipeline},
+                        "dataset": {
+                            "name": card.dataset or "the user's own data",
+                            "type": "custom",
+                            "split": "test",
+                        },
+                        "metrics": results,
+                    }
+                ],
+            }
+        ],
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def inline(text: Any) -> str:
+    """Text that may hold anything, safe inside a Markdown line or table cell."""
+    plain = " ".join(str(text).split())
+    return re.sub(r"([\\`*_|\[\]<>])", r"\\\1", plain)

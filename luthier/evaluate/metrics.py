@@ -1,0 +1,305 @@
+"""How good a system's answers are: one implementation per metric, which scores one test set or thousands of resamples.
+
+In: predictions. Out: numbers. Every metric is a function of sums over rows: `count` says what each row adds, `value`
+turns sums into the metric. Sums for B resamples are one matrix product, so a bootstrap costs one call, not B.
+
+Shape letters: N rows, C labels, K things counted, B resamples.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.errors import UserError, nearest
+from luthier.records import Prediction
+
+Array = NDArray[np.floating[Any]]
+CLASSIFY, MULTI_LABEL, GENERATE = TASKS = ("classify", "multi-label", "generate")
+NO_ANSWER = "(no answer)"
+"""How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A name in a recipe, what it means, and how it is computed."""
+
+    title: str
+    """As in "82.4% accuracy"."""
+    description: str
+    tasks: tuple[str, ...]
+    count: Callable[[Sequence[Prediction], Sequence[str]], Array]
+    """(predictions, labels) -> what each row adds, [N, K]. Metrics that share it are counted once."""
+    value: Callable[[Array], Array]
+    """Sums over rows, [B, K] -> the metric, [B]. NaN where the predictions do not carry what it needs."""
+    right_or_wrong: bool = False
+    """It is a share of rows that are right: `count` gives (1, right or not), and McNemar's test applies."""
+    higher_is_better: bool = True
+    percent: bool = True
+    """Lies between 0 and 1 and is shown as a percentage; differences are "points"."""
+
+
+def score(predictions: Sequence[Prediction], metric: str, labels: Sequence[str] | None = None) -> float:
+    """The metric over all rows; NaN where the predictions do not carry what it needs."""
+    if not predictions:
+        raise UserError("no rows to score", mend="give the test split at least one row")
+    chosen = METRICS[metric]
+    rows = chosen.count(predictions, labels if labels is not None else label_names(predictions))
+    return float(chosen.value(rows.sum(axis=0, keepdims=True, dtype=np.float64))[0])
+
+
+def check_metric(name: str, task: str) -> Metric:
+    """The metric of that name, or a `UserError` that offers the nearest one that fits the task."""
+    fitting = [known for known, metric in METRICS.items() if task in metric.tasks]
+    if name not in METRICS:
+        raise UserError(f"unknown metric '{name}'", where="evaluate.metrics", mend=nearest(name, fitting))
+    if name not in fitting:
+        made_for = " and ".join(METRICS[name].tasks)
+        raise UserError(
+            f"metric '{name}' is for {made_for}, and this task is {task}",
+            where="evaluate.metrics",
+            mend=f"use one of: {', '.join(fitting)}",
+        )
+    return METRICS[name]
+
+
+def label_names(predictions: Iterable[Prediction]) -> list[str]:
+    """Every label that is expected or predicted, sorted; an answer outside the labels is not one."""
+    found: set[str] = set()
+    for prediction in predictions:
+        found.update(names(prediction.expected), names(prediction.predicted))
+    return sorted(found)
+
+
+def names(value: Any) -> list[str]:
+    """A label, or a list of them, as a list; no label for an answer outside them."""
+    if isinstance(value, str) or value is None:
+        return [value] if value else []
+    return list(value)
+
+
+def is_right(prediction: Prediction) -> bool:
+    """Whether exactly the expected label, or exactly the expected set of labels, is predicted."""
+    return set(names(prediction.expected)) == set(names(prediction.predicted))
+
+
+# ---- labels: what each row adds, and what sums mean
+
+
+def count_right(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([is_right(prediction) for prediction in predictions])
+
+
+def count_labels(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    """[N, 3C]: expected and predicted, predicted, expected. Small whole numbers, which float32 sums exactly."""
+    index = {label: place for place, label in enumerate(labels)}
+    counts = np.zeros((len(predictions), 3, len(labels)), dtype=np.float32)
+    for row, prediction in enumerate(predictions):
+        expected = [index[name] for name in names(prediction.expected)]
+        predicted = [index[name] for name in names(prediction.predicted) if name in index]
+        counts[row, 0, list(set(expected) & set(predicted))] = 1
+        counts[row, 1, predicted] = 1
+        counts[row, 2, expected] = 1
+    return counts.reshape(len(predictions), -1)
+
+
+def parts(sums_BK: Array) -> tuple[Array, Array, Array]:
+    """Both, predicted, expected: [B, C] each."""
+    both, predicted, expected = sums_BK.reshape(len(sums_BK), 3, -1).transpose(1, 0, 2)
+    return both, predicted, expected
+
+
+def ratio(over: Array, under: Array) -> Array:
+    """0 where nothing is there to divide by, as in scikit-learn's zero_division=0."""
+    return np.divide(over, under, out=np.zeros(np.shape(over)), where=np.asarray(under) != 0)
+
+
+def share(sums_BK: Array) -> Array:
+    return ratio(sums_BK[:, 1], sums_BK[:, 0])
+
+
+def macro(values_BC: Array, counted_BC: NDArray[np.bool_]) -> Array:
+    return ratio((values_BC * counted_BC).sum(axis=1), counted_BC.sum(axis=1))
+
+
+def balanced_accuracy(sums_BK: Array) -> Array:
+    both, _, expected = parts(sums_BK)
+    return macro(ratio(both, expected), expected > 0)
+
+
+def precision(sums_BK: Array) -> Array:
+    both, predicted, expected = parts(sums_BK)
+    return macro(ratio(both, predicted), predicted + expected > 0)
+
+
+def recall(sums_BK: Array) -> Array:
+    both, predicted, expected = parts(sums_BK)
+    return macro(ratio(both, expected), predicted + expected > 0)
+
+
+def f1(sums_BK: Array) -> Array:
+    both, predicted, expected = parts(sums_BK)
+    return macro(ratio(2 * both, predicted + expected), predicted + expected > 0)
+
+
+def micro_f1(sums_BK: Array) -> Array:
+    both, predicted, expected = parts(sums_BK)
+    return ratio(2 * both.sum(axis=1), (predicted + expected).sum(axis=1))
+
+
+def class_table(predictions: Sequence[Prediction], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1, support and number predicted of each label."""
+    both, predicted, expected = parts(count_labels(predictions, labels).sum(axis=0, keepdims=True, dtype=np.float64))
+    columns = zip(
+        labels,
+        ratio(both, predicted)[0],
+        ratio(both, expected)[0],
+        ratio(2 * both, predicted + expected)[0],
+        expected[0],
+        predicted[0],
+        strict=True,
+    )
+    return [
+        {
+            "label": label,
+            "precision": float(label_precision),
+            "recall": float(label_recall),
+            "f1": float(label_f1),
+            "support": int(support),
+            "predicted": int(times),
+        }
+        for label, label_precision, label_recall, label_f1, support, times in columns
+    ]
+
+
+def confusion_matrix(predictions: Sequence[Prediction], labels: Sequence[str]) -> NDArray[np.int64]:
+    """[C, C + 1]: rows expected, columns predicted, the last one for answers outside the labels."""
+    index = {label: place for place, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
+    for prediction in predictions:
+        counts[index[prediction.expected], index.get(prediction.predicted, len(labels))] += 1
+    return counts
+
+
+# ---- text
+
+
+def count_exact(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([prediction.expected.strip() == prediction.predicted.strip() for prediction in predictions])
+
+
+def count_quasi_exact(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([words(prediction.expected) == words(prediction.predicted) for prediction in predictions])
+
+
+def count_token_f1(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([token_f1(prediction) for prediction in predictions])
+
+
+def count_loss(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    """[N, 2]: tokens, loss in nats; NaN for a row that has none."""
+    pairs = [(p.loss_tokens, p.loss if p.loss is not None else np.nan) for p in predictions]
+    return np.array(pairs, dtype=np.float64)
+
+
+def one_and(values: Sequence[float]) -> Array:
+    """[N, 2]: 1 and the row's value, so that `share` of sums is a mean."""
+    return np.stack([np.ones(len(values)), np.array(values, dtype=np.float64)], axis=1)
+
+
+def words(text: str) -> list[str]:
+    """SQuAD's normalisation: lower case, no punctuation, no English article, split at white space."""
+    bare = text.lower().translate(WITHOUT_PUNCTUATION)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def token_f1(prediction: Prediction) -> float:
+    """The overlap of words between answer and reference (Rajpurkar et al. 2016)."""
+    expected, predicted = words(prediction.expected), words(prediction.predicted)
+    if not expected or not predicted:
+        return float(expected == predicted)
+    return 2 * sum((Counter(expected) & Counter(predicted)).values()) / (len(expected) + len(predicted))
+
+
+def perplexity(sums_BK: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return np.exp(sums_BK[:, 1] / sums_BK[:, 0])
+
+
+# ---- the table
+
+LABELLED = (CLASSIFY, MULTI_LABEL)
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        "accuracy",
+        "share of rows answered with exactly the expected label or labels",
+        LABELLED,
+        count_right,
+        share,
+        True,
+    ),
+    "balanced_accuracy": Metric(
+        "balanced accuracy",
+        "mean over labels of the share of that label's rows that are found",
+        (CLASSIFY,),
+        count_labels,
+        balanced_accuracy,
+    ),
+    "precision": Metric(
+        "macro precision",
+        "mean over labels of the share of its predictions that are right",
+        LABELLED,
+        count_labels,
+        precision,
+    ),
+    "recall": Metric(
+        "macro recall", "mean over labels of the share of its rows that are found", LABELLED, count_labels, recall
+    ),
+    "f1": Metric("macro F1", "mean over labels of F1", LABELLED, count_labels, f1),
+    "micro_f1": Metric("micro F1", "F1 of all row and label pairs together", (MULTI_LABEL,), count_labels, micro_f1),
+    "exact_match": Metric(
+        "exact match",
+        "share of answers equal to the reference, outer white space aside",
+        (GENERATE,),
+        count_exact,
+        share,
+        True,
+    ),
+    "quasi_exact_match": Metric(
+        "quasi-exact match",
+        "share of answers equal to the reference, case, punctuation and articles aside",
+        (GENERATE,),
+        count_quasi_exact,
+        share,
+        True,
+    ),
+    "token_f1": Metric(
+        "token F1", "mean overlap of words between answer and reference (SQuAD)", (GENERATE,), count_token_f1, share
+    ),
+    "perplexity": Metric(
+        "perplexity",
+        "exponential of the mean loss per reference token; depends on the tokenizer",
+        (GENERATE,),
+        count_loss,
+        perplexity,
+        higher_is_better=False,
+        percent=False,
+    ),
+}
+
+DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
+    CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
+    MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
+    GENERATE: ("exact_match", "token_f1", "perplexity"),
+}
+"""What a recipe that names no metric gets; the first is the main one."""

@@ -1,0 +1,102 @@
+"""Predictions of a model that was tuned for the task, in the form that metrics and verdict read.
+
+In: a network, examples, the prompt format of its training. Out: one `Prediction` an example, in their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from luthier.engine.classify import class_probabilities, negative_log_likelihoods
+from luthier.engine.generate import generate
+from luthier.models.network import Network
+from luthier.prompts import PromptFormat, Turns, prompt_row, tokenise
+from luthier.records import Example, Prediction
+
+Advance = Callable[[int], Any]
+
+
+def predict(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance = lambda done: None,
+) -> list[Prediction]:
+    """What the model answers to each example, asked exactly as it was trained."""
+    network.model.eval()
+    if prompt_format.task == "classify":
+        return predict_labels(network, examples, prompt_format, advance)
+    return predict_answers(network, examples, prompt_format, max_new_tokens, advance)
+
+
+def predict_labels(
+    network: Network, examples: Sequence[Example], prompt_format: PromptFormat, advance: Advance
+) -> list[Prediction]:
+    rows = tokenise(examples, network.tokenizer, prompt_format).rows
+    probabilities = class_probabilities(network, rows, prompt_format.multi_label, advance)
+    predictions = []
+    for example, values in zip(examples, probabilities, strict=True):
+        by_label = dict(zip(prompt_format.labels, values, strict=True))
+        predicted = label_answer(by_label, prompt_format.multi_label)
+        expected = example.fields["label"]
+        predictions.append(
+            Prediction(
+                id=example.id,
+                expected=sorted(expected) if prompt_format.multi_label else expected,
+                predicted=predicted,
+                text=example.fields["text"],
+                probabilities=by_label,
+                loss=label_loss(by_label, expected, prompt_format.multi_label),
+                loss_tokens=1,
+            )
+        )
+    return predictions
+
+
+def label_answer(probabilities: dict[str, float], multi_label: bool) -> Any:
+    """The likeliest label, or all with at least an even chance."""
+    if multi_label:
+        return sorted(label for label, value in probabilities.items() if value >= 0.5)
+    return max(probabilities, key=probabilities.__getitem__)
+
+
+def label_loss(probabilities: dict[str, float], expected: Any, multi_label: bool) -> float:
+    """Negative log-likelihood in nats of the right answer; the mean over labels when multi-label."""
+    smallest = 1e-12  # a float32 softmax can round to zero
+    if not multi_label:
+        return -math.log(max(probabilities[expected], smallest))
+    shares = [value if label in expected else 1 - value for label, value in probabilities.items()]
+    return -sum(math.log(max(share, smallest)) for share in shares) / len(shares)
+
+
+def predict_answers(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """Greedy answers to the last turn, and the likelihood of every reference turn."""
+    prompts = [list(prompt_row(example.fields, network.tokenizer, prompt_format).tokens) for example in examples]
+    stop_ids = Turns(network.tokenizer, prompt_format).stop_ids
+    answers = generate(network, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, progress=advance)
+    rows = tokenise(examples, network.tokenizer, prompt_format).rows
+    losses = dict(zip((row.id for row in rows), negative_log_likelihoods(network, rows), strict=True))
+    predictions = []
+    for example, answer in zip(examples, answers, strict=True):
+        loss, tokens = losses.get(example.id, (None, 0))
+        *asked, reference = example.fields["messages"]
+        predictions.append(
+            Prediction(
+                id=example.id,
+                expected=reference["content"].strip(),
+                predicted=answer.text.strip(),
+                text=asked[-1]["content"] if asked else "",
+                loss=loss,
+                loss_tokens=tokens,
+            )
+        )
+    return predictions

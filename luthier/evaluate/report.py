@@ -1,0 +1,278 @@
+"""The verdict as a page: one self-contained HTML file, readable offline, in print and by a screen reader.
+
+In: plain dictionaries: the verdict, and what is known of training, data, machine and recipe. Out: `report.html`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup, escape
+
+from luthier.evaluate import charts
+from luthier.evaluate.metrics import METRICS
+from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
+from luthier.files import write_text
+
+MOST_CLASSES = 20
+"""More labels than this, and the matrix gives way to the commonest confusions, and the table to the weakest labels."""
+WEAKEST = 10
+LONGEST_TEXT = 600
+BADGES = {
+    "helps": "Tuning helps",
+    "hurts": "Tuning hurts",
+    "no_difference": "Not settled",
+    "not_compared": "Not compared",
+}
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the page shows. Only the verdict is required; a section whose part is missing is left out."""
+
+    verdict: Mapping[str, Any]
+    """As `build_verdict` makes it."""
+    title: str = "Luthier report"
+    steps: Sequence[Mapping[str, Any]] = ()
+    """Training log: `step`, `loss`, ..."""
+    validations: Sequence[Mapping[str, Any]] = ()
+    """`step`, `loss`, and metrics by their names."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about the data, any keys: a number, a text, a dictionary of numbers, a dictionary of those."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about model, machine, versions and time, any keys; `best_step` is marked in the curves."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe with every default."""
+    command: str = ""
+    """What to type to repeat the run."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One block of facts: pairs, or a table when it has columns."""
+
+    title: str
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    rows: list[tuple[str, list[str]]] = field(default_factory=list)
+
+
+def write_report(path: Path, report: ReportData) -> None:
+    """Write the page; a crash leaves the old one or the new one, whole."""
+    write_text(path, render_report(report))
+
+
+def render_report(report: ReportData) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(minus=minus, short=short, labels=labels, duration=duration)
+    environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
+    template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(view(report))
+
+
+def view(report: ReportData) -> dict[str, Any]:
+    """Everything the template asks for, placed and worded."""
+    verdict = report.verdict
+    tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
+    main = [row for row in verdict["comparisons"] if row["metric"] == verdict["main_metric"]]
+    classes = sorted(tuned["classes"], key=lambda row: row["f1"]) if len(tuned["classes"]) > MOST_CLASSES else []
+    return {
+        "title": report.title,
+        "verdict": verdict,
+        "badge": BADGES[verdict["outcome"]],
+        "byline": byline(report),
+        "tuned": tuned,
+        "against": {row["baseline"]: row for row in main},
+        "titles": {system["name"]: system["title"] for system in verdict["systems"]},
+        "has_time": any(system["seconds_per_row"] is not None for system in verdict["systems"]),
+        "has_tokens": any(system["tokens_per_row"] is not None for system in verdict["systems"]),
+        "forest": forest(verdict),
+        "curves": curves(report),
+        "confusion": confusion(tuned["confusion"]) if tuned["confusion"] else None,
+        "classes": classes[:WEAKEST] or tuned["classes"],
+        "other_classes": classes[WEAKEST:],
+        "class_count": len(tuned["classes"]),
+        "data": facts(report.data),
+        "manifest": facts(report.manifest),
+        "recipe": recipe_text(report.resolved),
+        "command": report.command,
+        "box": {
+            "width": charts.WIDTH,
+            "height": charts.HEIGHT,
+            "left": charts.LEFT,
+            "right": charts.WIDTH - charts.RIGHT,
+        }
+        | {"top": charts.TOP, "bottom": charts.HEIGHT - charts.BOTTOM},
+    }
+
+
+def byline(report: ReportData) -> str:
+    model = report.manifest.get("model")
+    parts = [str(model)] if isinstance(model, str) else []
+    return " · ".join([*parts, report.verdict["task"], f"{report.verdict['rows']:,} test rows"])
+
+
+# ---- figures
+
+
+def forest(verdict: Mapping[str, Any]) -> charts.Forest | None:
+    """The main metric of every system that has one."""
+    name = verdict["main_metric"]
+    percent = verdict["metrics"][name]["percent"]
+    rows = [
+        (system["title"], system["name"] == TUNED, found["value"], found["low"], found["high"])
+        for system in verdict["systems"]
+        if None not in (found := system["metrics"][name]).values()
+    ]
+    if not rows:
+        return None
+    return charts.forest(rows, lambda value: minus(show_value(value, percent)), percent)
+
+
+def curves(report: ReportData) -> list[charts.Chart]:
+    """Losses over steps, and validation metrics over steps, where there are at least two points of one."""
+    trained = [(row["step"], row["loss"]) for row in report.steps if is_finite(row.get("loss"))]
+    checked = [(row["step"], row["loss"]) for row in report.validations if is_finite(row.get("loss"))]
+    raw = charts.thinned(trained)
+    losses = []
+    if len(raw) > 1:
+        losses = [charts.Curve("training", raw, "faint")] if len(raw) >= 40 else []
+        losses.append(charts.Curve("training", charts.smoothed(raw), "second"))
+    if checked:
+        losses.append(charts.Curve("validation", checked, "first", dots=True))
+    kinds = iter(("first", "second", "third", "fourth", "fifth"))
+    watched = [
+        charts.Curve(metric.title, points, next(kinds, "fifth"), dots=True)
+        for name, metric in METRICS.items()
+        if metric.percent and (points := series(report.validations, name))
+    ]
+    best = best_step(report)
+    found = []
+    if losses and max(len(curve.points) for curve in losses) > 1:
+        found.append(charts.chart("Loss", losses, False, best))
+    if watched and len(watched[0].points) > 1:
+        found.append(charts.chart("Validation", watched, True, best))
+    return found
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> list[charts.Point]:
+    return [(row["step"], row[name]) for row in rows if is_finite(row.get(name))]
+
+
+def best_step(report: ReportData) -> int | None:
+    """As the manifest says, else where the main metric, or the loss, was best in validation."""
+    if isinstance(report.manifest.get("best_step"), int):
+        return int(report.manifest["best_step"])
+    name = report.verdict["main_metric"]
+    points = series(report.validations, name)
+    if points and report.verdict["metrics"][name]["higher_is_better"]:
+        return int(max(points, key=lambda point: point[1])[0])
+    points = points or series(report.validations, "loss")
+    return int(min(points, key=lambda point: point[1])[0]) if points else None
+
+
+def confusion(matrix: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Rows of (count, share of its row in percent, whether it is the diagonal); None with too many labels to read."""
+    if len(matrix["rows"]) > MOST_CLASSES:
+        return None
+    rows = []
+    for place, (label, counts) in enumerate(zip(matrix["rows"], matrix["counts"], strict=True)):
+        total = max(1, sum(counts))
+        rows.append((label, [(n, round(100 * n / total), column == place) for column, n in enumerate(counts)]))
+    return {"columns": matrix["columns"], "rows": rows}
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+# ---- words
+
+
+def minus(text: str) -> str:
+    """A real minus sign before a number."""
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def short(text: Any) -> str:
+    text = str(text)
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def labels(value: Any) -> Markup:
+    """An answer for people: a label, a list of them, a text; said so when there is none."""
+    if isinstance(value, str | None):
+        return escape(short(value)) if value else Markup("<em>no answer</em>")
+    return Markup(", ").join(value) if value else Markup("<em>no label</em>")
+
+
+def duration(seconds: float) -> str:
+    """About three digits, in the unit that fits."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def recipe_text(resolved: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True, width=100) if resolved else ""
+
+
+def facts(values: Mapping[str, Any]) -> list[Facts]:
+    """Any nested facts as blocks: first the plain ones, then a block for each group."""
+    plain = [(heading(key), fact(key, value)) for key, value in values.items() if not isinstance(value, Mapping)]
+    blocks = [Facts("", pairs=[(key, text) for key, text in plain if text])]
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            blocks.append(group(heading(key), value))
+    return [block for block in blocks if block.pairs or block.rows]
+
+
+def group(title: str, values: Mapping[str, Any]) -> Facts:
+    """A table where every value is itself a group of figures, else pairs."""
+    if all(isinstance(value, Mapping) for value in values.values()):
+        inner = list(dict.fromkeys(key for value in values.values() for key in value))
+        if len(inner) > len(values) and len(inner) > 4:  # the longer side goes down
+            rows = [(str(key), [fact(key, value.get(key)) for value in values.values()]) for key in inner]
+            return Facts(title, columns=[str(key) for key in values], rows=rows)
+        rows = [(str(key), [fact(name, value.get(name)) for name in inner]) for key, value in values.items()]
+        return Facts(title, columns=[str(key) for key in inner], rows=rows)
+    return Facts(title, pairs=[(str(key), fact(str(key), value)) for key, value in values.items()])
+
+
+def heading(key: Any) -> str:
+    """A key as people write it; the unit that `fact` shows beside the figure is left out."""
+    text = "time" if key == "seconds" else str(key).removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def fact(key: str, value: Any) -> str:
+    """A value for people, by its kind and by the unit its key ends in."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        if key.endswith("seconds"):
+            return duration(value)
+        if key.endswith("bytes"):
+            return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+        if isinstance(value, int):
+            return str(value) if "seed" in key else f"{value:,}"
+        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {fact(str(name), inner)}" for name, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(fact("", item) for item in value)
+    return short(value)

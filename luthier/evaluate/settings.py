@@ -1,0 +1,26 @@
+"""The recipe's `evaluate:` section."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from luthier.settings import Settings
+
+
+class EvaluateSettings(Settings):
+    """How the tuned model is judged on the untouched test split."""
+
+    metrics: list[str] | None = None
+    """Metrics to report; the first decides. The default depends on the task."""
+    baselines: list[str] | None = None
+    """What tuning must beat: majority, zero_shot, few_shot. The default is all that fit the task and model."""
+    shots: int = Field(8, ge=1)
+    """Examples in the prompt of the few_shot baseline, taken from the training split."""
+    prompt: str | None = None
+    """Instruction that the prompted baselines put before a text to classify; {labels} stands for the label names."""
+    max_rows: int | None = Field(None, ge=1)
+    """Test rows judged, the same ones for every system; null for all."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest generated answer in tokens."""
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples behind each interval."""

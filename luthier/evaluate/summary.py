@@ -1,0 +1,30 @@
+"""The verdict as a table for the terminal. In: the verdict. Out: text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.evaluate.outcome import show_difference, show_p, show_value
+
+
+def table(verdict: Mapping[str, Any]) -> str:
+    """Systems down, the main metric with its interval and the difference to tuned across."""
+    name = verdict["main_metric"]
+    metric = verdict["metrics"][name]
+    against = {row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == name}
+    lines = [("", metric["title"], "95% interval", "tuned is better by", "p")]
+    for system in verdict["systems"]:
+        figure = system["metrics"][name]
+        row = against.get(system["name"])
+        lines.append(
+            (
+                system["title"],
+                show_value(figure["value"], metric["percent"]),
+                f"{show_value(figure['low'], metric['percent'])} to {show_value(figure['high'], metric['percent'])}",
+                show_difference(row["difference"], metric["percent"]) if row else "",
+                show_p(row["p"]) if row else "",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,150 @@
+"""Files that are whole or absent: a crash or a full disk at any moment leaves the old content, never half of the new.
+
+In: bytes, text, JSON values, folders to publish. Out: files on disk, locks, content fingerprints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes `path`'s place once the block ends well, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with disk_errors(path):
+            yield temporary
+            sync(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes `path`'s place once the block ends well, else it is removed.
+
+    An existing `path` is moved aside first and removed last, so that a crash between leaves one of the two whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        with disk_errors(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            os.chmod(temporary, 0o755)
+            if path.exists():
+                aside = temporary.with_suffix(".old")
+                os.replace(path, aside)
+                os.replace(temporary, path)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into a message that names the file and what is left of it."""
+    try:
+        yield
+    except OSError as error:
+        state = "the previous version is whole" if path.exists() else "nothing was left behind"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free // 2**20
+            raise UserError(
+                f"the disk is full ({free} MiB free); {state}",
+                where=str(path),
+                mend="free some space, or name a folder on another disk, then run the same command again",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"may not be written ({error.strerror}); {state}", where=str(path), mend="choose a folder you may write"
+            ) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have the file's bytes on the disk before it is renamed into place."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON value. Raises `UserError` naming the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid JSON ({error})", where=str(path)) from None
+
+
+def json_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Add one line to a JSONL file in one write, so that a crash loses at most the line being written."""
+    with disk_errors(path), open(path, "ab") as file:
+        file.write((json_line(value) + "\n").encode())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Every whole line of a JSONL file; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line.strip()]
+
+
+def fingerprint(*parts: bytes | str) -> str:
+    """A short content hash (128 bits of BLAKE2b, hexadecimal) of the parts in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where models and downloads are kept: `$LUTHIER_HOME`, else `~/.cache/luthier`."""
+    home = os.environ.get("LUTHIER_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".cache" / "luthier"

@@ -1,0 +1,1 @@
+"""Models: found, described, loaded, given heads, saved."""

@@ -1,0 +1,158 @@
+"""A model folder becomes a running `Network`: head, dtype and device chosen.
+
+In: what `find_model` found, and what the task needs. Out: a `Network`, the same for the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import UserError
+from luthier.models.find import FoundModel, describe_model
+from luthier.models.settings import ModelSettings
+from luthier.tasks import Head
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.models.network import Network
+
+
+def choose_device(settings: ModelSettings) -> str:
+    """`cuda`, `mps` or `cpu`. Raises `UserError` when the recipe names one that is not there."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if settings.device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[settings.device]:
+        raise UserError(
+            f"this machine has no {settings.device} device",
+            where="model.device",
+            mend=f"use auto or {' or '.join(name for name, ok in there.items() if ok)}",
+        )
+    return settings.device
+
+
+def choose_dtype(settings: ModelSettings, device: str) -> torch.dtype:
+    """bfloat16 where the hardware multiplies in it (AMX or AVX512-BF16 processors, newer GPUs), else float32.
+
+    Elsewhere bfloat16 is emulated, and slower than float32.
+    """
+    import torch
+
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)  # type: ignore[no-any-return]
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_tokenizer(folder: Any) -> Any:
+    """The folder's tokenizer, with a padding token whatever it brought."""
+    import transformers
+
+    quiet()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"its tokenizer can't be loaded ({str(error).splitlines()[0]})",
+            where=str(folder),
+            mend="the folder needs tokenizer.json (or the files of a tokenizer that transformers knows)",
+        ) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_network(
+    found: FoundModel,
+    settings: ModelSettings,
+    *,
+    head: Head,
+    labels: Sequence[str] = (),
+    multi_label: bool = False,
+    seed: int = 0,
+) -> Network:
+    """The model with the head that the task needs; a head that the files do not hold is made from the seed.
+
+    Raises:
+        UserError: the model cannot have that head (an encoder asked to generate), or its files do not fit.
+    """
+    import torch
+    import transformers
+
+    from luthier.models.network import Network
+
+    quiet()
+    tokenizer = load_tokenizer(found.folder)
+    device = choose_device(settings)
+    config = transformers.AutoConfig.from_pretrained(found.folder)
+    if head == "classes":
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+        kind = transformers.AutoModelForSequenceClassification
+    else:
+        refuse_encoder(found)
+        kind = transformers.AutoModelForCausalLM
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    try:
+        model, info = kind.from_pretrained(
+            found.folder,
+            config=config,
+            dtype=choose_dtype(settings, device),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
+        ) from None
+    mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
+    new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
+    prefix = f"{model.base_model_prefix}."
+    damaged = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} of the model's own tensors are missing from its files: {', '.join(damaged[:3])}",
+            where=found.path,
+            mend="fetch the model again; its files are incomplete or of another architecture",
+        )
+    model.config.use_cache = head == "language"
+    return Network(
+        model.to(device).eval(),
+        tokenizer,
+        head=head,
+        new_parameters=new,
+        folder=found.folder,
+        base_name=found.path,
+        base_revision=found.revision,
+        base_fingerprint=found.fingerprint,
+    )
+
+
+def refuse_encoder(found: FoundModel) -> None:
+    """Raise `UserError` when a model that only reads is asked to write."""
+    facts = describe_model(found.folder)
+    if facts.kind != "decoder":
+        raise UserError(
+            f"is an {facts.kind} ({facts.model_type}); it can't write text token by token here",
+            where=found.path,
+            mend="use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
+        )
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and notes off the terminal; ours say what matters."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -1,0 +1,131 @@
+"""A transformers model as the rest of Luthier sees it: tokens of several examples in, hidden states or scores out.
+
+In: `Batch`es, which hold no padding. Out: flat hidden states, logits at chosen tokens, or one row of scores an example.
+This is the plain path, for any transformers model; it pads inside and takes the padding out again.
+
+Shape letters: E examples, N tokens of all examples, T tokens of the longest, D hidden size, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.records import Batch
+from luthier.tasks import Head
+
+
+class Network:
+    """One loaded model, its tokenizer, and where it came from."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        head: Head,
+        new_parameters: set[str],
+        folder: Path,
+        base_name: str,
+        base_revision: str | None,
+        base_fingerprint: str,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.head: Head = head
+        self.new_parameters = new_parameters
+        """Names of parameters that the base model's files did not hold: the new head. They learn in any selection."""
+        self.unused_parameters: set[str] = {
+            name for name, _ in model.named_parameters() if name.endswith(("mask_emb", "lm_loss.bias"))
+        }
+        """Never touched by a forward pass (XLNet's mask embedding): nothing can teach them, so nothing asks them to."""
+        self.folder = folder
+        self.base_name = base_name
+        self.base_revision = base_revision
+        self.base_fingerprint = base_fingerprint
+        self.class_scale = 1.0
+        self._base_state: dict[str, torch.Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    # What the model computes
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states, [N, D], in the order of the batch's tokens."""
+        tokens_ET, mask_ET = self.padded(batch)
+        hidden_ETD = self.model.base_model(input_ids=tokens_ET, attention_mask=mask_ET).last_hidden_state
+        return hidden_ETD[mask_ET.bool()]
+
+    def token_logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        """Next-token scores [M, V] from hidden states, with the model family's own scaling after its head."""
+        logits_MV = self.model.get_output_embeddings()(hidden_MD)
+        config = self.model.config.get_text_config()
+        if getattr(config, "logit_scale", None) is not None:  # Cohere
+            logits_MV = logits_MV * config.logit_scale
+        if getattr(config, "logits_scaling", None) is not None:  # Granite
+            logits_MV = logits_MV / config.logits_scaling
+        if getattr(config, "final_logit_softcapping", None) is not None:  # Gemma 2
+            cap = config.final_logit_softcapping
+            logits_MV = torch.tanh(logits_MV / cap) * cap
+        return logits_MV
+
+    def class_logits(self, batch: Batch) -> torch.Tensor:
+        """One row of label scores an example, [E, C], from the model's own classification head."""
+        tokens_ET, mask_ET = self.padded(batch)
+        return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
+
+    def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch as a rectangle: token ids [E, T] and attention mask [E, T], padded on the tokenizer's side."""
+        lengths_E = batch.lengths_E
+        longest = int(lengths_E.max())
+        column_T = torch.arange(longest, device=lengths_E.device)
+        if self.tokenizer.padding_side == "left":
+            mask_ET = column_T[None, :] >= (longest - lengths_E)[:, None]
+        else:
+            mask_ET = column_T[None, :] < lengths_E[:, None]
+        tokens_ET = torch.full(mask_ET.shape, self.tokenizer.pad_token_id, device=lengths_E.device)
+        tokens_ET[mask_ET] = batch.tokens_N
+        return tokens_ET, mask_ET.long()
+
+    # How the model is built
+
+    def blocks(self) -> tuple[str, nn.ModuleList]:
+        """Name and list of the transformer blocks: the longest list of like modules."""
+        lists = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)]
+        alike = [(n, m) for n, m in lists if len(m) > 0 and len({type(block) for block in m}) == 1]
+        depth = getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
+        matching = [(n, m) for n, m in alike if len(m) == depth] or alike
+        return min(matching, key=lambda pair: pair[0].count("."))
+
+    def parameters_after_blocks(self) -> list[str]:
+        """Names of the base model's parameters that come after its blocks (final norm, pooler), not the embeddings."""
+        name, _ = self.blocks()
+        parent_name, _, child = name.rpartition(".")
+        parent = self.model.get_submodule(parent_name)
+        after: list[str] = []
+        passed = False
+        for child_name, module in parent.named_children():
+            if passed and not any(isinstance(part, nn.Embedding) for part in module.modules()):
+                after += [f"{parent_name}.{child_name}.{n}" for n, _ in module.named_parameters()]
+            passed = passed or child_name == child
+        prefix = self.model.base_model_prefix
+        pooler = getattr(self.model.base_model, "pooler", None)
+        if pooler is not None and parent is not self.model.base_model:
+            after += [f"{prefix}.pooler.{n}" for n, _ in pooler.named_parameters()]
+        return after
+
+    def base_state(self) -> dict[str, torch.Tensor]:
+        """The base model's tensors by parameter name, read again from its files on first use."""
+        if self._base_state is None:
+            base = type(self.model).from_pretrained(self.folder, config=self.model.config, dtype=self.dtype)
+            self._base_state = {name: p.detach() for name, p in base.named_parameters()}
+        return self._base_state

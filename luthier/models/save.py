@@ -1,0 +1,138 @@
+"""What a run leaves behind: an adapter in PEFT's format, or whole weights in Hugging Face's, and how it was prompted.
+
+In: a tuned `Network`. Out: a model folder; and from such a folder the same `Network` again. safetensors only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier import files
+from luthier.errors import UserError
+from luthier.models.find import find_model
+from luthier.models.settings import ModelSettings
+from luthier.prompts import FORMAT_FILE, PromptFormat
+from luthier.selection import SELECTIONS, Selection
+from luthier.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.models.network import Network
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+
+
+def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
+    """Write the model folder whole, or leave what was there."""
+    from safetensors.torch import save_file
+
+    name = next(key for key, kind in SELECTIONS.items() if type(selection) is kind)
+    adapter = selection.adapter_config(network)
+    with files.whole_folder(folder) as temporary:
+        if adapter is not None:
+            files.write_json(temporary / ADAPTER_CONFIG, adapter)
+            save_file(adapter_tensors(network), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        else:
+            network.model.save_pretrained(temporary)
+        _save_beside(network, prompt_format, temporary)
+        prompt_format.save(
+            temporary,
+            head=network.head,
+            selection={name: selection.model_dump(mode="json")},
+            base={
+                "path": network.base_name,
+                "revision": network.base_revision,
+                "fingerprint": network.base_fingerprint,
+            },
+            luthier_version=__version__,
+        )
+
+
+def save_merged(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
+    """Fold the adapter in and write plain weights that `from_pretrained` loads. The network stays merged."""
+    selection.merge(network)
+    with files.whole_folder(folder) as temporary:
+        network.model.save_pretrained(temporary)
+        _save_beside(network, prompt_format, temporary)
+
+
+def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) -> None:
+    if prompt_format.chat_template is not None:
+        network.tokenizer.chat_template = prompt_format.chat_template
+    network.tokenizer.save_pretrained(folder)
+
+
+def adapter_tensors(network: Network) -> dict[str, torch.Tensor]:
+    """What learned, under PEFT's names."""
+    return {
+        _peft_name(name): parameter.detach().contiguous().cpu()
+        for name, parameter in network.model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _peft_name(name: str) -> str:
+    return PEFT_PREFIX + (f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tuned model, ready to answer."""
+
+    network: Network
+    selection: Selection
+    prompt_format: PromptFormat
+
+
+def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
+    """The tuned model of a model folder, adapter applied.
+
+    Raises:
+        UserError: not a model folder of Luthier, a changed prompt format, or an adapter whose base model is another.
+    """
+    from luthier.models.load import load_network
+
+    if not (folder / FORMAT_FILE).exists():
+        raise UserError(f"holds no {FORMAT_FILE}: not a model that Luthier saved", where=str(folder))
+    prompt_format = PromptFormat.load(folder)
+    about = files.read_json(folder / FORMAT_FILE)
+    ((name, values),) = about["selection"].items()
+    selection = SELECTIONS[name].model_validate(values)
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
+    settings = settings or ModelSettings(path=about["base"]["path"], revision=about["base"]["revision"])
+    found = find_model(about["base"]["path"], about["base"]["revision"]) if is_adapter else find_model(str(folder))
+    if is_adapter and found.fingerprint != about["base"]["fingerprint"]:
+        raise UserError(
+            f"this adapter was trained on another version of {found.path}",
+            where=str(folder),
+            mend=f"restore the base model whose fingerprint is {about['base']['fingerprint']}",
+        )
+    network = load_network(
+        found, settings, head=about["head"], labels=prompt_format.labels, multi_label=prompt_format.multi_label
+    )
+    if is_adapter:
+        selection.apply(network)
+        _load_adapter(network, folder)
+    network.model.eval()
+    return Saved(network, selection, prompt_format)
+
+
+def _load_adapter(network: Network, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    learned = {_peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
+    wrong = sorted(learned.keys() ^ tensors.keys())
+    wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} tensors do not fit the base model: {', '.join(wrong[:3])}",
+            where=str(folder / ADAPTER_WEIGHTS),
+            mend="the file is damaged or of another model; restore it from the run",
+        )
+    for name, parameter in learned.items():
+        parameter.data.copy_(tensors[name])

@@ -1,0 +1,111 @@
+"""Tiny models made on the spot, for tests: real architectures and tokenizers, a few thousand weights, no download.
+
+In: a folder and a family. Out: the folder in Hugging Face's layout, the same for the same seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CORPUS = (
+    "a warm and funny film with a great cast",
+    "dull, lifeless and far too long; a waste of two hours",
+    "the plot is thin but the acting shines",
+    "User: what is two plus two? Assistant: four.",
+    "positive negative neutral yes no maybe one two three four five six seven eight nine ten",
+    "The quick brown fox jumps over the lazy dog. 0123456789",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DECODERS = ("llama", "gpt2", "qwen3", "gemma3", "mistral")
+ENCODERS = ("bert", "roberta", "xlnet", "distilbert")
+
+
+def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, seed: int = 0, chat: bool = True) -> Path:
+    """Write a tiny model of a family (see `DECODERS`, `ENCODERS`) and its tokenizer into the folder; returns it."""
+    import torch
+    import transformers
+
+    tokenizer = _tokenizer(family, chat and family in DECODERS)
+    size: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if family == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=32, n_layer=layers, n_head=4, n_positions=256, **{k: size[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")}
+        )
+    elif family == "xlnet":
+        config = transformers.XLNetConfig(
+            vocab_size=size["vocab_size"], d_model=32, n_layer=layers, n_head=4, d_inner=64, pad_token_id=size["pad_token_id"]
+        )
+    elif family == "distilbert":
+        config = transformers.DistilBertConfig(
+            vocab_size=size["vocab_size"], dim=32, n_layers=layers, n_heads=4, hidden_dim=64, max_position_embeddings=256,
+            pad_token_id=size["pad_token_id"],
+        )
+    elif family == "gemma3":
+        config = transformers.Gemma3TextConfig(**size, num_key_value_heads=2, head_dim=8, sliding_window=16)
+    elif family == "qwen3":
+        config = transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8)
+    else:
+        config = {
+            "llama": transformers.LlamaConfig,
+            "mistral": transformers.MistralConfig,
+            "bert": transformers.BertConfig,
+            "roberta": transformers.RobertaConfig,
+        }[family](**size)
+    torch.manual_seed(seed)
+    kind = transformers.AutoModelForCausalLM if family in DECODERS else transformers.AutoModelForMaskedLM
+    if family == "xlnet":
+        kind = transformers.XLNetLMHeadModel
+    model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(family: str, chat: bool) -> Any:
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<mask>"]
+    raw = tokenizers.Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    raw.train_from_iterator(CORPUS * 4, trainer)
+    ids = {token: raw.token_to_id(token) for token in special}
+    if family == "xlnet":
+        raw.post_processor = processors.TemplateProcessing(
+            single="$A </s> <s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
+        )
+    elif family in ENCODERS:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
+        )
+    encoder_tokens = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} if family in ENCODERS else {}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|im_end|>" if family in DECODERS else "</s>",
+        padding_side="left" if family == "xlnet" else "right",
+        **encoder_tokens,
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

@@ -1,0 +1,215 @@
+"""Everything that can be known before weights are loaded: recipe, model files, data, tokens, and all that is wrong.
+
+In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model and data together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import files
+from luthier.batches import BatchPlan
+from luthier.errors import Problem, UserError, nearest, raise_all
+from luthier.models.describe import ModelFacts, describe_model
+from luthier.models.find import FoundModel, find_model
+from luthier.prepare.read import Dataset, read_data
+from luthier.progress import Progress
+from luthier.prompts import PromptFormat, Tokenised, choose_format, tokenise
+from luthier.recipe import Recipe, Source, read_recipe
+from luthier.records import Row
+from luthier.tasks import MULTI_LABEL_METRICS, TASKS
+
+Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
+DEFAULT_MAX_LENGTH = 1024
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before weights are loaded."""
+
+    recipe: Recipe
+    source: Source
+    base: Path
+    """The folder that relative paths in the recipe start from."""
+    found: FoundModel
+    facts: ModelFacts
+    tokenizer: Any
+    data: Dataset
+    prompt_format: PromptFormat
+    tokenised: dict[str, Tokenised]
+    plan: BatchPlan
+
+    @property
+    def rows(self) -> list[Row]:
+        return self.tokenised["train"].rows
+
+    @property
+    def metric_task(self) -> str:
+        """The name under which the metrics know this task."""
+        if self.recipe.task != "classify":
+            return "generate"
+        return "multi-label" if self.data.multi_label else "classify"
+
+    @property
+    def metrics(self) -> list[str]:
+        default = MULTI_LABEL_METRICS if self.data.multi_label else TASKS[self.recipe.task].metrics
+        return self.recipe.evaluate.metrics or list(default)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a checkpoint must agree with: everything that decides the weights."""
+        resolved = {key: value for key, value in self.recipe.resolved().items() if key != "evaluate"}
+        rows = files.fingerprint(*[row.id for row in self.rows], *[str(list(row.tokens)) for row in self.rows])
+        return files.fingerprint(repr(resolved), rows, self.found.fingerprint)
+
+
+def prepare(
+    recipe: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    rows: Rows | None = None,
+    base: Path | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Read and check everything that can be checked without loading weights; all problems are reported together."""
+    progress = progress or Progress()
+    base = base or Path.cwd()
+    if rows is not None and isinstance(recipe, Mapping):
+        recipe = {"data": {}, **recipe}
+    parsed, source = read_recipe(recipe, overrides)
+    for note in source.notes:
+        progress.say(f"note: {note}")
+    problems: list[Problem] = check_evaluation(parsed, source)
+
+    found, facts = None, None
+    try:
+        with progress.stage("finding the model") as tell:
+            path = parsed.model.path
+            local = base / Path(path).expanduser()
+            found = find_model(
+                str(local) if local.exists() else path,
+                parsed.model.revision,
+                progress=lambda done, total: tell(done, f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB"),
+            )
+            facts = describe_model(found.folder)
+        check_model(parsed, facts, found, source, problems)
+    except UserError as error:
+        problems += error.problems
+    data = None
+    try:
+        with progress.stage("reading the data"):
+            data = read_data(rows if rows is not None else parsed.data, parsed.task, base=base, settings=parsed.data)
+        check_splits(data, problems)
+    except UserError as error:
+        problems += error.problems
+    raise_all(problems)
+    assert found is not None and facts is not None and data is not None
+
+    from luthier.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(found.folder)
+    max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, facts.window or DEFAULT_MAX_LENGTH)
+    prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
+    tokenised: dict[str, Tokenised] = {}
+    total = sum(len(split) for split in data.splits.values())
+    with progress.stage("tokenising", total) as tell:
+        done = 0
+        for name, examples in data.splits.items():
+            tokenised[name] = tokenise(examples, tokenizer, prompt_format, lambda n, done=done: tell(done + n, ""))  # type: ignore[misc]
+            done += len(examples)
+    problems = [problem for split in tokenised.values() for problem in split.problems]
+    raise_all(capped(problems))
+    check_streams(parsed, tokenised["train"].rows)
+    train = parsed.train
+    plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
+    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan)
+
+
+def capped(problems: list[Problem]) -> list[Problem]:
+    if len(problems) <= SHOWN_PROBLEMS:
+        return problems
+    return [*problems[:SHOWN_PROBLEMS], Problem(f"and {len(problems) - SHOWN_PROBLEMS} more rows like these")]
+
+
+def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
+    """Metrics and baselines that are not known or do not fit."""
+    from luthier.evaluate.baselines import BASELINES
+    from luthier.evaluate.metrics import METRICS as KNOWN
+
+    task = "generate" if recipe.task != "classify" else "classify"
+    fitting = [n for n, m in KNOWN.items() if task in m.tasks or (task == "classify" and "multi-label" in m.tasks)]
+    problems = []
+    where = source.place(("evaluate", "metrics"))
+    problems += [
+        Problem(f"metric '{name}' is not known for this task", where, nearest(name, fitting))
+        for name in recipe.evaluate.metrics or ()
+        if name not in fitting
+    ]
+    chosen = recipe.train.select_by
+    if chosen is not None and chosen not in (*fitting, "loss"):
+        where = source.place(("train", "select_by"))
+        problems.append(Problem(f"'{chosen}' is not known for this task", where, nearest(chosen, [*fitting, "loss"])))
+    fits = [name for name, baseline in BASELINES.items() if recipe.task in baseline.tasks]
+    where = source.place(("evaluate", "baselines"))
+    problems += [
+        Problem(f"baseline '{name}' is not known for this task", where, nearest(name, fits))
+        for name in recipe.evaluate.baselines or ()
+        if name not in fits
+    ]
+    return problems
+
+
+def check_model(
+    recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]
+) -> None:
+    """What the model's own files say against this recipe."""
+    if TASKS[recipe.task].head == "language" and facts.kind != "decoder":
+        problems.append(
+            Problem(
+                f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",
+                source.place(("model",)),
+                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
+            )
+        )
+    if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:
+        problems.append(
+            Problem(
+                f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens",
+                source.place(("train", "max_length")),
+                f"use {facts.window} or less",
+            )
+        )
+    layers = getattr(recipe.chosen_selection, "layers", None)
+    if layers is not None and not 1 <= layers <= facts.layers:
+        problems.append(
+            Problem(
+                f"{layers} layers were asked for, and the model has {facts.layers}",
+                source.place(("selection", "last_layers", "layers")),
+                f"use a number from 1 to {facts.layers}",
+            )
+        )
+
+
+def check_splits(data: Dataset, problems: list[Problem]) -> None:
+    for name, use in (("validation", "choose the best checkpoint"), ("test", "judge the result")):
+        if not data.splits.get(name):
+            problems.append(
+                Problem(
+                    f"the {name} split is empty, and without it nothing can {use}",
+                    f"data.{name}_fraction",
+                    f"leave data.{name}_fraction at 0.1, or name a file under data.splits.{name}",
+                )
+            )
+
+
+def check_streams(recipe: Recipe, rows: Sequence[Row]) -> None:
+    """Whether the rows carry what the objective reads."""
+    objective = recipe.chosen_objective
+    missing = [name for name in objective.token_streams if name not in rows[0].token_streams]
+    missing += [name for name in objective.example_streams if name not in rows[0].example_streams]
+    if missing:
+        raise UserError(f"this objective needs {', '.join(missing)}, and rows of task {recipe.task} carry none")

@@ -1,0 +1,278 @@
+"""From the data's columns to a task's own fields.
+
+In: a row as a mapping, the user's column map, the task. Out: the `fields` of an Example; a `RowError` that says what is
+wrong. `TASKS` says for each task which ways of naming columns it knows: a new task is a new row there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.errors import Problem, nearest
+from luthier.prepare.formats import Table
+from luthier.prepare.labels import SKIP, RowError, checked, kind, label_text
+
+Names = Mapping[str, tuple[str, ...]]
+Columns = Mapping[str, str | Sequence[str]]
+"""Our field to their column; a list of columns is joined by a blank line."""
+Values = dict[str, Any]
+
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
+ROLES |= {"human": "user", "developer": "system", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+ROLES |= {"chatgpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way of naming columns, and how its cells become the task's fields."""
+
+    needs: Names
+    """Each field that must be there, and the other names it goes by."""
+    build: Callable[[Values], Values]
+    may: Names = field(default_factory=dict)
+    """Fields that may be there."""
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.needs)
+
+    @property
+    def fields(self) -> set[str]:
+        return {*self.needs, *self.may}
+
+
+# ── Cells to fields ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def text_of(value: Any, name: str) -> str:
+    """The text in a cell, outer white space dropped. Raises `RowError` when it is empty, no text, or not encodable."""
+    if not isinstance(value, str):
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' sign of a missing cell
+            raise RowError(f"the {name} is missing", SKIP)
+        raise RowError(
+            f"the {name} is {kind(value)} where text is expected", f"name the right column with `columns`, or {SKIP}"
+        )
+    text = value.strip()
+    if not text:
+        raise RowError(f"the {name} is empty", SKIP)
+    return checked(text, name)
+
+
+def optional_text(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else text_of(value, name)
+
+
+def build_classify(values: Values) -> Values:
+    return {"text": text_of(values["text"], "text"), "label": values["label"]}
+
+
+def build_messages(values: Values) -> Values:
+    system = optional_text(values, "system")
+    turns = read_turns(values["messages"], "messages")
+    return finish([{"role": "system", "content": system}, *turns] if system else turns)
+
+
+def build_prompt(values: Values) -> Values:
+    return conversation(values, values["prompt"], "prompt", values["completion"], "completion")
+
+
+def build_question(values: Values) -> Values:
+    return conversation(values, values["question"], "question", values["answer"], "answer")
+
+
+def build_instruction(values: Values) -> Values:
+    more = optional_text(values, "input")
+    instruction = text_of(values["instruction"], "instruction")
+    prompt = f"{instruction}\n\n{more}" if more else instruction
+    return conversation(values, prompt, "instruction", values["output"], "output")
+
+
+def conversation(values: Values, prompt: Any, prompt_name: str, answer: Any, answer_name: str) -> Values:
+    """Messages from a prompt and an answer, each a text or a list of turns."""
+    system = optional_text(values, "system")
+    turns = [{"role": "system", "content": system}] if system else []
+    for cell, name, role in ((prompt, prompt_name, "user"), (answer, answer_name, "assistant")):
+        if isinstance(cell, list | tuple):
+            turns += read_turns(cell, name)
+        else:
+            turns.append({"role": role, "content": text_of(cell, name)})
+    return finish(turns)
+
+
+def read_turns(cell: Any, name: str) -> list[dict[str, str]]:
+    """A list of turns with role and content (or from and value), as a list or as JSON text in a CSV cell."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            raise RowError(f"the {name} are not valid JSON", SKIP) from None
+    if not isinstance(cell, list | tuple):
+        raise RowError(f"the {name} are {kind(cell)} where a list of turns is expected", SKIP)
+    turns = []
+    for number, turn in enumerate(cell, 1):
+        if not isinstance(turn, Mapping):
+            raise RowError(f"turn {number} is {kind(turn)} where {{role, content}} is expected", SKIP)
+        role = turn.get("role", turn.get("from"))
+        known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        if known is None:
+            hint = nearest(role.lower(), ROLES) if isinstance(role, str) else "use one of: " + ", ".join(ROLES)
+            raise RowError(f"turn {number} has the unknown role {role!r}", hint)
+        content = turn.get("content", turn.get("value"))
+        if known == "system" and (content is None or content == ""):
+            continue
+        turns.append({"role": known, "content": text_of(content, f"{known}'s turn {number}")})
+    return turns
+
+
+def finish(turns: list[dict[str, str]]) -> Values:
+    """The fields, once it is sure that there is an answer to learn at the end and something before it."""
+    if not any(turn["role"] == "assistant" for turn in turns):
+        raise RowError("no assistant turn, so nothing to learn", SKIP)
+    if turns[-1]["role"] != "assistant":
+        raise RowError(f"the last turn is the {turns[-1]['role']}'s where the assistant's is expected", SKIP)
+    if len(turns) == 1:
+        raise RowError("no turn before the answer", SKIP)
+    return {"messages": turns}
+
+
+# ── What each task knows ─────────────────────────────────────────────────────────────────────────────────────────────
+
+TEXT_NAMES = ("sentence", "review", "content", "comment", "tweet", "body", "document")
+LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "label_name", "label_text")
+SYSTEM: Names = {"system": ("system_prompt",)}
+
+CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
+MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
+INSTRUCTION = Convention(
+    {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
+)
+PROMPT = Convention({"prompt": ("input",), "completion": ("response", "output")}, build_prompt, SYSTEM)
+QUESTION = Convention({"question": ("query",), "answer": ("response",)}, build_question, SYSTEM)
+
+TASKS: dict[str, tuple[Convention, ...]] = {
+    "classify": (CLASSIFY,),
+    "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
+    "chat": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
+}
+LABELLED = {"classify"}
+"""Tasks whose fields have a `label`."""
+
+
+# ── Finding the columns ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_columns(task: str, given: Columns, table: Table) -> tuple[Convention | None, Columns, list[Problem]]:
+    """The convention that the table's columns follow, with our field for each of theirs; or the problems."""
+    problems = map_problems(task, given, table)
+    if problems:
+        return None, {}, problems
+    fitting = [each for each in TASKS[task] if each.fields >= given.keys()]
+    for convention in fitting:
+        columns, unclear = match(convention, given, table)
+        if unclear:
+            return None, {}, unclear
+        if columns:
+            return convention, columns, []
+    return None, {}, [nothing_fits(fitting, given, table)]
+
+
+def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
+    """What is wrong with the user's own column map."""
+    known = {name for convention in TASKS[task] for name in convention.fields}
+    problems = [
+        Problem(f"task {task} has no field {ours!r}", "data.columns", nearest(ours, known))
+        for ours in given
+        if ours not in known
+    ]
+    for ours, theirs in given.items():
+        if ours in ("label", "messages") and not isinstance(theirs, str):
+            problems.append(Problem("is one column", f"data.columns.{ours}", "name one; only text can be joined"))
+        for column in [theirs] if isinstance(theirs, str) else theirs:
+            if column not in table.columns:
+                problems.append(missing(column, table))
+    if not problems and not any(each.fields >= given.keys() for each in TASKS[task]):
+        mend = "name the fields of one of: " + ", ".join(each.name for each in TASKS[task])
+        problems.append(Problem(f"no way of naming columns has all of {', '.join(given)}", "data.columns", mend))
+    return problems
+
+
+def missing(column: str, table: Table) -> Problem:
+    hint = nearest(column, table.columns)
+    listed = f"; the columns are {', '.join(table.columns[:30])}" if hint.startswith("did") else ""
+    return Problem(f"no column {column!r}", table.file, hint + listed)
+
+
+def match(convention: Convention, given: Columns, table: Table) -> tuple[Columns, list[Problem]]:
+    """Our fields' columns in this table, empty when one that is needed is missing."""
+    lower = {name.casefold(): name for name in reversed(table.columns)}
+    taken = {column for theirs in given.values() for column in ([theirs] if isinstance(theirs, str) else theirs)}
+    columns: dict[str, str | Sequence[str]] = dict(given)
+    unclear = []
+    for ours, others in {**convention.needs, **convention.may}.items():
+        if ours in columns:
+            continue
+        free = [lower[name] for name in (ours, *others) if name in lower and lower[name] not in taken]
+        if free and free[0].casefold() != ours and len(free) > 1 and ours in convention.needs:
+            mend = f"say which: `columns: {{{ours}: {free[0]}}}`"
+            unclear.append(Problem(f"several columns could be `{ours}`: {', '.join(free)}", table.file, mend))
+        if free:
+            columns[ours] = free[0]
+            taken.add(free[0])
+    whole = all(name in columns for name in convention.needs)
+    return (columns, unclear) if whole else ({}, [])
+
+
+def nothing_fits(fitting: Sequence[Convention], given: Columns, table: Table) -> Problem:
+    names = ", ".join(table.columns[:30]) or "none"
+    if len(fitting) == 1:
+        missing_fields = [name for name in fitting[0].needs if name not in match_loosely(fitting[0], given, table)]
+        lacking = " and ".join(f"`{name}`" for name in missing_fields)
+        mend = "say which: `columns: {" + ", ".join(f"{name}: ..." for name in missing_fields) + "}`"
+    else:
+        lacking = "one of " + ", ".join(each.name for each in fitting)
+        mend = "say which columns they are, such as `columns: {prompt: ..., completion: ...}`"
+    mend += (
+        "; if the file has no header line, name its columns with `header: [...]`"
+        if "csv" in table.format or ("tsv" in table.format)
+        else ""
+    )
+    return Problem(f"no column for {lacking}; the columns are {names}", table.file, mend)
+
+
+def match_loosely(convention: Convention, given: Columns, table: Table) -> set[str]:
+    """The fields that do have a column."""
+    lower = {name.casefold() for name in table.columns}
+    return {ours for ours, others in convention.needs.items() if ours in given or lower & {ours, *others}}
+
+
+def prefer_label_names(columns: Columns, tables: Sequence[Table]) -> Columns:
+    """Take `label_name` or `label_text` instead of numbers in `label`, where both exist and correspond one to one."""
+    for name in ("label_name", "label_text"):
+        if columns.get("label") != "label" or not all({"label", name} <= set(table.columns) for table in tables):
+            continue
+        pairs = {(str(row.get("label")), str(row.get(name))) for table in tables for _, row in table.rows}
+        numbers, names = {number for number, _ in pairs}, {name for _, name in pairs}
+        whole = all(str(label_text(number)).lstrip("-").isdigit() for number in numbers)
+        if whole and len(numbers) == len(names) == len(pairs):
+            return {**columns, "label": name}
+    return columns
+
+
+def row_reader(convention: Convention, columns: Columns) -> Callable[[Mapping[str, Any]], Values]:
+    """How this recipe's rows become fields (a label still as it stands in its cell)."""
+    build = convention.build
+    simple = {ours: theirs for ours, theirs in columns.items() if isinstance(theirs, str)}
+    joined = {ours: theirs for ours, theirs in columns.items() if not isinstance(theirs, str)}
+
+    def read(row: Mapping[str, Any]) -> Values:
+        values = {ours: row.get(theirs) for ours, theirs in simple.items()}
+        for ours, several in joined.items():
+            values[ours] = "\n\n".join(filter(None, (optional_text(row, column) for column in several)))
+        return build(values)
+
+    return read

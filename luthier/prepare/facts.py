@@ -1,0 +1,78 @@
+"""The account of what was read. In: tables, items, settings. Out: JSON-able facts, and warnings in plain sentences.
+
+task, source            as asked for
+files                   for each file or table: format as found, rows, columns
+convention, columns     the way of naming columns that was found, and our field: their column
+rows_read               all rows, the bad ones included
+rows_skipped            reason: rows (the 20 most frequent reasons)
+bins_dropped            band of `label_bins`: rows
+duplicates_dropped      rows equal to an earlier one of the same split (when splits are cut: of all the data)
+conflicts               texts with several labels: texts, rows_dropped, examples (kept, dropped, place)
+leakage                 "train rows also in test" and the like: rows dropped
+moved_for_rare_labels   rows that fill gaps, see `split.py`
+split_from              for each split: "given" or "cut by content hash, ..."
+splits                  for each: rows, rows_before_max_rows, labels (name: rows), fingerprint (of its set of rows,
+                        whatever their order), and for multi-label data rows_without_label
+warnings                sentences
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.files import fingerprint
+from luthier.prepare.formats import Bad, Table
+from luthier.prepare.settings import DataSettings
+from luthier.prepare.split import Item
+
+
+def table_facts(table: Table) -> dict[str, Any]:
+    return {"format": table.format, "rows": len(table.rows) + unparsed(table), "columns": table.columns[:100]}
+
+
+def unparsed(table: Table) -> int:
+    """Bad rows that never became rows."""
+    parsed = {number for number, _ in table.rows} if table.bad else set()
+    return sum(each.line not in parsed for each in table.bad)
+
+
+def describe(rows: Sequence[Item]) -> dict[str, Any]:
+    counts = Counter(label for item in rows for label in item.labels)
+    described: dict[str, Any] = {"rows": len(rows), "labels": {label: counts[label] for label in sorted(counts)}}
+    if counts and any(not item.labels for item in rows):
+        described["rows_without_label"] = sum(not item.labels for item in rows)
+    return {**described, "fingerprint": fingerprint(*sorted(item.example.id for item in rows))}
+
+
+def aside(bad: Bad) -> dict[str, Any]:
+    row = bad.row if isinstance(bad.row, str) else json.dumps(bad.row, default=str)
+    return {"file": bad.file, "line": bad.line, "reason": bad.what, "row": row}
+
+
+def warnings(facts: Mapping[str, Any], settings: DataSettings, labels: Sequence[str]) -> list[str]:
+    """What a careful person would want to know before training."""
+    found = []
+    skipped = sum(facts["rows_skipped"].values())
+    if skipped:
+        found.append(f"{skipped:,} of {facts['rows_read']:,} rows could not be used and are kept aside")
+    conflicts = facts["conflicts"]
+    if conflicts["texts"]:
+        found.append(f"{conflicts['texts']:,} texts come with different labels; the most frequent label was kept")
+    found += [f"leakage: {count:,} {what}; dropped" for what, count in facts["leakage"].items()]
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[label.casefold()].append(label)
+    found += [f"labels that differ in case only: {', '.join(group)}" for group in alike.values() if len(group) > 1]
+    counts = facts["splits"]["train"]["labels"]
+    rare = [label for label in labels if counts.get(label, 0) < 5]
+    if rare:
+        found.append(f"fewer than 5 rows in train for {len(rare)} labels: {', '.join(rare[:10])}")
+    unused = [name for name in settings.label_names.values() if name not in labels]
+    if unused:
+        found.append(f"label_names gives names that no row of train has: {', '.join(sorted(set(unused)))}")
+    if facts["moved_for_rare_labels"]:
+        found.append(f"{facts['moved_for_rare_labels']} rows were moved between splits so that rare labels are in each")
+    return found

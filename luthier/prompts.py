@@ -1,0 +1,237 @@
+"""Examples become token ids, in one way for training, evaluation, chat and serving.
+
+In: `Example`s, a tokenizer, a `PromptFormat`. Out: `Row`s with their streams. The format is saved with the model, and
+its fingerprint is checked when the model is used, so the prompt at serving time is the prompt of training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import files
+from luthier.errors import Problem, UserError
+from luthier.records import Example, Row
+
+FORMAT_FILE = "luthier.json"
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{{ ' ' }}{% endif %}"
+)
+"""For tokenizers that bring no chat template (base models). The space before the answer is part of the prompt."""
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Everything that decides which tokens an example becomes, besides the tokenizer's own vocabulary."""
+
+    task: str
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+    max_length: int = 1024
+    """Longest row in tokens; what is beyond is cut off, and counted."""
+    chat_template: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return files.fingerprint(repr(dataclasses.asdict(self)))
+
+    def save(self, folder: Path, **more: Any) -> None:
+        value = dataclasses.asdict(self) | {"fingerprint": self.fingerprint} | more
+        files.write_json(folder / FORMAT_FILE, value)
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptFormat:
+        """The format saved with a model. Raises `UserError` when it is missing or was changed by hand."""
+        value = files.read_json(folder / FORMAT_FILE)
+        loaded = cls(
+            task=value["task"],
+            labels=tuple(value["labels"]),
+            multi_label=value["multi_label"],
+            max_length=value["max_length"],
+            chat_template=value["chat_template"],
+        )
+        if loaded.fingerprint != value["fingerprint"]:
+            raise UserError(
+                "the prompt format differs from the one this model was trained with",
+                where=str(folder / FORMAT_FILE),
+                mend="restore the file as the run wrote it; a changed prompt needs a new run",
+            )
+        return loaded
+
+
+def choose_format(
+    task: str, tokenizer: Any, labels: Sequence[str], multi_label: bool, max_length: int
+) -> PromptFormat:
+    """The format of a new run: the tokenizer's own chat template, or the plain one."""
+    template = None if task == "classify" else (tokenizer.chat_template or PLAIN_TEMPLATE)
+    return PromptFormat(task, tuple(labels), multi_label, max_length, template)
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Rows and what happened on the way."""
+
+    rows: list[Row]
+    truncated: int
+    """Rows that lost tokens to `max_length`."""
+    problems: list[Problem]
+
+
+def tokenise(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    prompt_format: PromptFormat,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tokenised:
+    """Token ids and streams of every example; `problems` names the rows that cannot be learned from."""
+    encode = _encode_texts if prompt_format.task == "classify" else _encode_messages
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    truncated = 0
+    for start in range(0, len(examples), 1000):
+        chunk = examples[start : start + 1000]
+        for example, (tokens, token_streams, example_streams) in zip(
+            chunk, encode(chunk, tokenizer, prompt_format), strict=True
+        ):
+            limit = prompt_format.max_length
+            truncated += len(tokens) > limit
+            cut = {name: values[:limit] for name, values in token_streams.items()}
+            if "weight" in cut and not any(cut["weight"]):
+                problems.append(_nothing_learned(example, token_streams["weight"], limit))
+                continue
+            if not tokens:
+                problems.append(Problem("the text becomes no token at all", example.place, "remove the row"))
+                continue
+            rows.append(Row(example.id, tokens[:limit], cut, example_streams))
+        progress(min(start + 1000, len(examples)))
+    return Tokenised(rows, truncated, problems)
+
+
+def _nothing_learned(example: Example, weights: Sequence[float], limit: int) -> Problem:
+    if any(weights):
+        first = next(index for index, weight in enumerate(weights) if weight)
+        return Problem(
+            f"the prompt alone is {first} tokens, and max_length is {limit}: no token of the answer is left to learn",
+            example.place,
+            "raise train.max_length (up to the model's window), or shorten or remove the row",
+        )
+    return Problem("no token carries loss: the answer is empty", example.place, "give the row an answer or remove it")
+
+
+Encoded = tuple[list[int], dict[str, list[float]], dict[str, Any]]
+
+
+def _encode_texts(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:
+    tokens = tokenizer([example.fields["text"] for example in examples])["input_ids"]
+    limit = prompt_format.max_length
+    ends_special = bool(tokens) and len(tokens[0]) > 0 and _ends_with_special(tokens[0], tokenizer)
+    encoded: list[Encoded] = []
+    for example, ids in zip(examples, tokens, strict=True):
+        if len(ids) > limit and ends_special:  # an encoder's closing mark survives the cut
+            ids = [*ids[: limit - 1], ids[-1], *ids[limit - 1 : -1]]
+        encoded.append((ids, {}, {"label": label_stream(example, prompt_format), "weight": example.weight}))
+    return encoded
+
+
+def _ends_with_special(ids: Sequence[int], tokenizer: Any) -> bool:
+    return ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id)
+
+
+def label_stream(example: Example, prompt_format: PromptFormat) -> Any:
+    """Class index, or a 0/1 list when multi-label; index -1 for an example without a label (a prompt to answer)."""
+    label = example.fields.get("label")
+    if prompt_format.multi_label:
+        return [float(name in (label or ())) for name in prompt_format.labels]
+    return prompt_format.labels.index(label) if label is not None else -1
+
+
+def _encode_messages(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:
+    turns = Turns(tokenizer, prompt_format)
+    pieces = [turns.pieces(example.fields["messages"]) for example in examples]
+    flat = [text for example_pieces in pieces for text, _ in example_pieces]
+    tokens = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+    encoded: list[Encoded] = []
+    for example, example_pieces in zip(examples, pieces, strict=True):
+        ids: list[int] = []
+        weight: list[float] = []
+        for _, learned in example_pieces:
+            piece = next(tokens)
+            ids += piece
+            weight += turns.weights(piece, example.weight) if learned else [0.0] * len(piece)
+        if weight:
+            weight[0] = 0.0  # nothing comes before the first token to predict it from
+        encoded.append((ids, {"weight": weight}, {"weight": example.weight}))
+    return encoded
+
+
+class Turns:
+    """How a tokenizer's chat template cuts into what is read and what is learned.
+
+    A conversation is rendered up to each assistant turn and tokenised piece by piece, prompt and answer apart, so the
+    ids of a prompt cannot depend on the answer that follows: training, evaluation and chat see the same prompt.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
+        self.tokenizer = tokenizer
+        self.template = prompt_format.chat_template
+        mark = "luthier-mark"
+        whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}], False)
+        self.ending = whole.partition(mark)[2]
+        ending_ids = tokenizer(self.ending, add_special_tokens=False)["input_ids"] if self.ending.strip() else []
+        self.end_id: int = ending_ids[0] if ending_ids else tokenizer.eos_token_id
+        if not ending_ids:
+            self.ending = tokenizer.eos_token
+        self.stop_ids = {self.end_id, tokenizer.eos_token_id}
+
+    def render(self, messages: Sequence[Mapping[str, str]], ask: bool) -> str:
+        """The conversation as text; with `ask`, up to where the assistant's answer starts."""
+        return self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=ask
+        )
+
+    def pieces(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
+        """The conversation's text in pieces, each with whether it is learned."""
+        cut: list[tuple[str, bool]] = []
+        done = ""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self.render(messages[:index], True)
+            whole = self.render(messages[: index + 1], False)
+            if not (prompt.startswith(done) and whole.startswith(prompt + message["content"])):
+                # A template that rewrites earlier turns: only the last answer can be learned exactly as served.
+                prompt = self.render(messages[:-1], True)
+                return [(prompt, False), (messages[-1]["content"] + self.ending, True)]
+            if not whole[len(prompt) :].startswith(message["content"] + self.ending):
+                whole = prompt + message["content"] + self.ending
+            cut += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
+            done = whole
+        if messages and messages[-1]["role"] != "assistant":
+            prompt = self.render(messages, True)
+            cut = [*cut, (prompt[len(done) :], False)] if prompt.startswith(done) else [(prompt, False)]
+        return cut
+
+    def weights(self, piece: Sequence[int], weight: float) -> list[float]:
+        """Loss weights of an answer's tokens: all up to the end-of-turn mark, which is learned too."""
+        last = max((i for i, token in enumerate(piece) if token == self.end_id), default=len(piece) - 1)
+        return [weight if i <= last else 0.0 for i in range(len(piece))]
+
+
+def prompt_row(fields: Mapping[str, Any], tokenizer: Any, prompt_format: PromptFormat) -> Row:
+    """What the model is asked for these fields: the text, or the conversation up to where the answer starts."""
+    if prompt_format.task != "classify":
+        messages = list(fields["messages"])
+        if messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        fields = {"messages": messages}
+    example = Example(id="", fields=fields, place="prompt")
+    encode = _encode_texts if prompt_format.task == "classify" else _encode_messages
+    ((tokens, token_streams, example_streams),) = encode([example], tokenizer, prompt_format)
+    if prompt_format.task == "classify":
+        tokens = tokens[: prompt_format.max_length]
+    return Row("", tokens, token_streams, example_streams)

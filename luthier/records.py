@@ -1,0 +1,105 @@
+"""The types that cross stages: Example, Row, Batch, Loss, Step, Prediction.
+
+Shape letters: E examples, N tokens of all examples together, T tokens of the longest example, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the user's data, in the task's own fields."""
+
+    id: str
+    """Content hash of the fields: the same row has the same id in every run."""
+    fields: Mapping[str, Any]
+    """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages."""
+    place: str
+    """Where it was read: "reviews.csv, row 12"."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as the model sees it."""
+
+    id: str
+    tokens: Sequence[int]
+    """T token ids, special tokens included."""
+    token_streams: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Streams aligned to tokens, T long each; `weight` is the weight of the loss of predicting that token."""
+    example_streams: Mapping[str, Any] = field(default_factory=dict)
+    """One value for the whole example: `label` (a class index, or C zeros and ones), `weight`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of several examples, end to end, and the streams that go with them. No padding: whoever runs the model
+    pads if it must (`padded`), so no loss can depend on it."""
+
+    tokens_N: torch.Tensor
+    example_N: torch.Tensor
+    """Which example (0 to E-1, rising) each token belongs to."""
+    lengths_E: torch.Tensor
+    token_streams: Mapping[str, torch.Tensor]
+    """Each N long."""
+    example_streams: Mapping[str, torch.Tensor]
+    """Each E long."""
+
+    def __len__(self) -> int:
+        return int(self.lengths_E.numel())
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as a *sum*, so that dividing once by the global weight makes micro-batches and ranks invisible."""
+
+    sum: torch.Tensor
+    """Scalar with gradient: weighted sum over tokens or examples, in nats."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Further sums for the log, each divided by the same weight."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int
+    """1 for the first."""
+    epoch: float
+    loss: float
+    """Mean over the step's weight, in nats."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    examples: int
+    tokens: int
+    """Real tokens, padding not counted."""
+    seconds: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One system's answer for one held-out example."""
+
+    id: str
+    expected: Any
+    """Label name, sorted list of label names, or the reference text."""
+    predicted: Any
+    """The same kind as `expected`."""
+    text: str
+    """What the model was asked, for people to read."""
+    probabilities: Mapping[str, float] | None = None
+    """Per label, where the system gives them."""
+    loss: float | None = None
+    """Sum of negative log-likelihood of the reference in nats, where the system gives it."""
+    loss_tokens: int = 0
+    """How many tokens `loss` is summed over."""

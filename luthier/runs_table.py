@@ -1,0 +1,50 @@
+"""Runs as tables for the terminal. In: summaries and comparisons from `runs.py`. Out: text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def show_list(lines: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """One run a line."""
+    if not lines:
+        return f"no runs in {folder}/"
+    rows = [("run", "status", "task", "model", "selection", "result", "verdict")]
+    for line in lines:
+        result = f"{line['metric']} {shown(line['value'])}" if "metric" in line else ""
+        rows.append(
+            (
+                line["run"],
+                line["status"],
+                line["task"],
+                line["model"],
+                line["selection"],
+                result,
+                line.get("outcome", "").replace("_", " "),
+            )
+        )
+    return columns(rows)
+
+
+def show_comparison(compared: Mapping[str, Any]) -> str:
+    """What differs between two runs."""
+    a, b = compared["runs"]
+    rows = [("", a, b)]
+    rows += [(name, shown(first), shown(second)) for name, (first, second) in compared["metrics"].items()]
+    rows += [(key, shown(first), shown(second)) for key, (first, second) in compared["settings"].items()]
+    text = columns(rows)
+    if not compared["same_test_rows"]:
+        text += "\nnote: the two runs were judged on different test rows, so their figures can't be set side by side"
+    return text
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and abs(value) >= 0.001 else str(value)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in aligned columns."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,32 @@
+"""The last blocks of the model learn, with the norm after them and the head; all below is frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from luthier.errors import UserError
+from luthier.selection.base import Selection, learn_only
+
+if TYPE_CHECKING:
+    from luthier.models.network import Network
+
+
+class LastLayers(Selection):
+    """Tune the top of the model; the frozen trunk below needs no backward pass, so a step costs far less."""
+
+    learning_rate: ClassVar[float] = 1e-4
+
+    layers: int = 4
+    """How many transformer blocks learn, counted from the output."""
+
+    def apply(self, network: Network) -> None:
+        blocks_name, blocks = network.blocks()
+        if not 1 <= self.layers <= len(blocks):
+            raise UserError(
+                f"{self.layers} layers were asked for, and the model has {len(blocks)}",
+                where="selection.last_layers.layers",
+                mend=f"use a number from 1 to {len(blocks)}",
+            )
+        top = tuple(f"{blocks_name}.{index}." for index in range(len(blocks) - self.layers, len(blocks)))
+        after = set(network.parameters_after_blocks())
+        learn_only(network, [n for n, _ in network.model.named_parameters() if n.startswith(top) or n in after])

@@ -1,0 +1,1 @@
+"""Tuning: the loop, what it optimises, and what survives a crash."""

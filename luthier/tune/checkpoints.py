@@ -1,0 +1,98 @@
+"""Checkpoints: all that a killed run needs to go on as if nothing had happened.
+
+In: the optimizer's masters and state, the step, the hooks' state. Out: one folder a checkpoint, whole or absent.
+Randomness needs no saving: the loop seeds every step from its number.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import files
+from luthier.errors import UserError
+
+if TYPE_CHECKING:
+    from luthier.tune.optimizers import Optimizer
+
+WEIGHTS, STATE, FACTS = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run; only the latest and the best are kept."""
+
+    folder: Path
+    fingerprint: str
+    """Of the recipe, the data and the base model: a checkpoint of another run is refused."""
+
+    def save(self, optimizer: Optimizer, step: int, hooks: dict[str, Any]) -> None:
+        """Write the checkpoint of this step, then remove the one before."""
+        from safetensors.torch import save_file
+
+        with files.whole_folder(self.folder / f"step-{step:08d}") as folder:
+            save_file({name: t.contiguous() for name, t in optimizer.weights().items()}, folder / WEIGHTS)
+            save_file({name: t.contiguous() for name, t in optimizer.state().items()}, folder / STATE)
+            files.write_json(folder / FACTS, {"step": step, "fingerprint": self.fingerprint, "hooks": hooks})
+        for older in self._steps()[:-1]:
+            shutil.rmtree(older, ignore_errors=True)
+
+    def save_best(self, optimizer: Optimizer, step: int) -> None:
+        """Keep the weights of the best validation so far."""
+        from safetensors.torch import save_file
+
+        with files.whole_file(self.folder / f"best-{step:08d}.safetensors") as path:
+            save_file({name: t.contiguous() for name, t in optimizer.weights().items()}, path)
+
+    def load_best(self, optimizer: Optimizer, step: int) -> None:
+        from safetensors.torch import load_file
+
+        optimizer.load_weights(load_file(self.folder / f"best-{step:08d}.safetensors"))
+
+    def keep_only_best(self, step: int) -> None:
+        """Remove the weights of earlier bests, once a checkpoint that knows the new best is on disk."""
+        for path in self.folder.glob("best-*.safetensors"):
+            if path.name != f"best-{step:08d}.safetensors":
+                path.unlink(missing_ok=True)
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+        steps = self._steps()
+        return steps[-1] if steps else None
+
+    def resume(self, optimizer: Optimizer) -> tuple[int, dict[str, Any]] | None:
+        """Load the newest checkpoint. Returns its step and the hooks' state, or None when there is none.
+
+        Raises:
+            UserError: the checkpoint belongs to another recipe, data or base model, or its files are damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = self.latest()
+        if folder is None:
+            return None
+        facts = files.read_json(folder / FACTS)
+        if facts["fingerprint"] != self.fingerprint:
+            raise UserError(
+                "this checkpoint belongs to another recipe, other data or another base model",
+                where=str(folder),
+                mend="resume with the recipe, data and model of that run, or start a new run without --resume",
+            )
+        try:
+            optimizer.load_weights(load_file(folder / WEIGHTS))
+            optimizer.load_state(load_file(folder / STATE))
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint is damaged ({error})", where=str(folder), mend="remove this folder and resume again"
+            ) from None
+        return int(facts["step"]), facts["hooks"]
+
+    def remove(self) -> None:
+        """Free the disk once the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
