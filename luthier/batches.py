@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,8 +59,13 @@ class BatchPlan:
     def rows_of(self, step: int) -> list[int]:
         """Indices of the rows of step 1, 2, ...; each epoch is a shuffle of its own, its last step may be smaller."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-        return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+        order = _order(self.seed, epoch, self.rows)
+        return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def micro_batches(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:

@@ -22,9 +22,17 @@ class Reply:
     """One answer."""
 
     text: str
+    """What the model wrote; of one that labels, the label, or several joined by commas."""
     prompt_tokens: Sequence[int]
     probabilities: dict[str, float] | None = None
     streamed: bool = False
+
+    @property
+    def shown(self) -> str:
+        """As a person reads it: a label comes with its probability."""
+        if self.probabilities is None:
+            return self.text
+        return f"{self.text} ({max(self.probabilities.values()):.0%})"
 
     def as_dict(self, with_prompt: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {"answer": self.text}
@@ -56,13 +64,15 @@ class Conversation:
     def answer(self, message: str, on_text: Callable[[str], Any] | None = None) -> Reply:
         """The model's answer; a chat remembers the turns before, other tasks take each message by itself."""
         network, prompt_format = self.saved.network, self.saved.prompt_format
+        if not message.strip():
+            raise UserError("the message is empty", mend="type a text")
         if prompt_format.task == "classify":
             row = prompt_row({"text": message}, network.tokenizer, prompt_format)
             (values,) = class_probabilities(network, [row], prompt_format.multi_label)
             probabilities = dict(zip(prompt_format.labels, values, strict=True))
             answer = label_answer(probabilities, prompt_format.multi_label)
             label = (", ".join(answer) or "(none)") if prompt_format.multi_label else answer
-            return Reply(f"{label} ({max(values):.0%})", row.tokens, probabilities)
+            return Reply(label, row.tokens, probabilities)
         if prompt_format.task != "chat":
             self.forget()
         self.messages.append({"role": "user", "content": message})

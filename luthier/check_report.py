@@ -43,7 +43,8 @@ def report(prepared: Prepared) -> dict[str, Any]:
             "p95": int(np.percentile(lengths, 95)),
             "longest": max(lengths),
             "histogram": [
-                [int(low), int(high), int(count)] for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+                [int(low), int(high), int(count)]
+                for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
             ],
         },
         "max_length": prepared.prompt_format.max_length,
@@ -73,7 +74,9 @@ def show(found: Mapping[str, Any]) -> str:
         shown = sorted(labels.items(), key=lambda item: -item[1])
         more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
         lines.append("labels     " + ", ".join(f"{n} {c / total:.0%}" for n, c in shown[:10]) + more + " (train)")
-    lines.append(f"tokens     mean {tokens['mean']:.0f}, 95% under {tokens['p95']}, longest {tokens['longest']} (train)")
+    lines.append(
+        f"tokens     mean {tokens['mean']:.0f}, 95% under {tokens['p95']}, longest {tokens['longest']} (train)"
+    )
     highest = max(count for _, _, count in tokens["histogram"])
     lines += [
         f"           {low:>5}-{high:<5} {'█' * max(1 if count else 0, round(WIDTH * count / highest))} {count:,}"
@@ -83,16 +86,23 @@ def show(found: Mapping[str, Any]) -> str:
     lines.append(f"truncated  {cut:,} rows at max_length {found['max_length']}")
     lines.append(f"copies     {copies(data)}")
     free = found["memory_available_bytes"]
-    lines.append(f"memory     about {found['memory_bytes'] / 2**30:.1f} GiB" + (f" of {free / 2**30:.1f} free" if free else ""))
+    lines.append(
+        f"memory     about {found['memory_bytes'] / 2**30:.1f} GiB" + (f" of {free / 2**30:.1f} free" if free else "")
+    )
     lines.append(f"time       about {found['training_seconds'] / 60:.1f} minutes of training, {found['steps']:,} steps")
     lines += [f"warning    {warning}" for warning in found["warnings"]]
     if not found["memory_suffices"]:
-        lines.append("warning    that is more memory than is free: lower train.micro_batch_tokens or use selection: lora")
+        lines.append(
+            "warning    that is more memory than is free: lower train.micro_batch_tokens or use selection: lora"
+        )
     return "\n".join(lines)
 
 
 def copies(data: Mapping[str, Any]) -> str:
     """Exact copies and rows found in two splits, in words."""
-    parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in data.items() if isinstance(value, int) and any(
-        word in key for word in ("duplicate", "copies", "leak", "conflict"))]
+    parts = [
+        f"{value:,} {key.replace('_', ' ')}"
+        for key, value in data.items()
+        if isinstance(value, int) and any(word in key for word in ("duplicate", "copies", "leak", "conflict"))
+    ]
     return ", ".join(parts) or "none"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import Stopped, UserError, nearest
+from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
 from luthier.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -22,9 +22,11 @@ USER_ERROR, INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        parsed = build_parser().parse_args(arguments)
+        parsed = parse(arguments)
         command: Callable[[argparse.Namespace], int | None] = parsed.run_command
-        return command(parsed) or 0
+        code = command(parsed) or 0
+        sys.stdout.flush()  # so that a reader who went away is noticed here, not while Python shuts down
+        return code
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (`luthier schema | head`): nothing is left to tell it.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
@@ -52,6 +54,24 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message, mend=f"see: {self.prog} --help")
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, overrides after options included (argparse alone takes them only before)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    if not given:
+        parser.print_help()
+        parser.exit(USER_ERROR)
+    parsed, rest = parser.parse_known_args(given)
+    stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(parsed, "overrides")]
+    if stray:
+        options = [word for word in parsed.options if word.startswith("--")]
+        hint = nearest(stray[0].partition("=")[0], options) if stray[0].startswith("-") else ""
+        raise UserError(f"unknown argument '{stray[0]}'", mend=hint or f"see: luthier {given[0]} --help")
+    if rest:
+        parsed.overrides += rest
+    return parsed
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="luthier", description="Fine-tune language models on your data, and prove that it helped.")
     parser.add_argument("--version", action="version", version=f"luthier {__version__}")
@@ -59,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int | None], about: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run_command=run)
+        sub.set_defaults(run_command=run, options=sub._option_string_actions)
         return sub
 
     def recipe_arguments(sub: argparse.ArgumentParser, nargs: str | None = None) -> None:
@@ -72,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", help="hub id, folder, .gguf file or pypi:PACKAGE")
     sub.add_argument("--out", default="recipe.yaml", help="the recipe to write (default: recipe.yaml)")
 
-    sub = command("check", run_check, "Validate recipe, model and data, and estimate memory and time, without training.")
+    sub = command("check", run_check, "Validate recipe, model and data, and estimate memory and time.")
     recipe_arguments(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -80,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     recipe_arguments(sub, "?")
     sub.add_argument("--out", help="run folder (default: the next free runs/NAME-1, -2, ...)")
     sub.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    sub.add_argument("--auto-resume", action="store_true", help="with --out: go on with the run that is there, if any")
     sub.add_argument("--ignore-memory", action="store_true", help="start even if memory seems not to suffice")
     sub.add_argument("--json", action="store_true", help="print the verdict as JSON")
 
@@ -151,11 +172,14 @@ def run_train(arguments: argparse.Namespace) -> int | None:
     from luthier import pipeline, terminal
 
     split_overrides(arguments)
+    out, resume = arguments.out, arguments.resume
+    if arguments.auto_resume and out is not None and (Path(out) / "manifest.json").exists():
+        out, resume = None, out
     run = pipeline.train(
         arguments.recipe,
         arguments.overrides,
-        out=arguments.out,
-        resume=arguments.resume,
+        out=out,
+        resume=resume,
         ignore_memory=arguments.ignore_memory,
         progress=terminal.watcher(),
     )
@@ -186,6 +210,7 @@ def run_chat(arguments: argparse.Namespace) -> int | None:
     from luthier.engine.generate import Sampling
     from luthier.runs import Run
 
+    check_chat_numbers(arguments)
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     conversation = Conversation(Run.open(arguments.run).load(), sampling, arguments.max_new_tokens)
 
@@ -195,7 +220,7 @@ def run_chat(arguments: argparse.Namespace) -> int | None:
         if arguments.json:
             print(json.dumps(reply.as_dict(arguments.show_prompt), ensure_ascii=False), flush=True)
             return
-        print(reply.text if not reply.streamed else "")
+        print(reply.shown if not reply.streamed else "")
         if arguments.show_prompt:
             print(f"prompt tokens: {list(reply.prompt_tokens)}")
 
@@ -217,11 +242,28 @@ def run_chat(arguments: argparse.Namespace) -> int | None:
         if line.strip() == "/new":
             conversation.forget()
         elif line.strip():
-            answer(line.strip())
+            try:
+                answer(line.strip())
+            except UserError as error:
+                if not interactive:
+                    raise
+                print(f"error: {error}", file=sys.stderr)  # one message too long does not end the conversation
+
+
+def check_chat_numbers(arguments: argparse.Namespace) -> None:
+    """Sampling numbers out of range, all at once, before the model is loaded."""
+    wrong = []
+    if arguments.temperature < 0:
+        wrong.append(Problem(f"{arguments.temperature:g} is below 0", "--temperature", "0 takes the likeliest token"))
+    if not 0 < arguments.top_p <= 1:
+        wrong.append(Problem(f"{arguments.top_p:g} is not above 0 and at most 1", "--top-p", "1 leaves nothing out"))
+    if arguments.max_new_tokens < 1:
+        wrong.append(Problem(f"{arguments.max_new_tokens} is below 1", "--max-new-tokens"))
+    raise_all(wrong)
 
 
 def run_runs(arguments: argparse.Namespace) -> int | None:
-    from luthier.runs import Run, compare_runs, list_runs
+    from luthier.runs import MANIFEST, Run, compare_runs, list_runs
     from luthier.runs_table import show_comparison, show_list
 
     if len(arguments.runs) == 2:
@@ -231,7 +273,10 @@ def run_runs(arguments: argparse.Namespace) -> int | None:
     if len(arguments.runs) > 2:
         raise UserError("two runs can be compared at a time", mend="luthier runs runs/a-1 runs/b-1")
     folder = Path(arguments.runs[0] if arguments.runs else "runs")
-    lines = [run.summary() for run in list_runs(folder)]
+    if arguments.runs and not folder.is_dir():
+        raise UserError("no such folder", where=str(folder), mend="name a folder of runs, or one run")
+    found = [Run(folder)] if (folder / MANIFEST).exists() else list_runs(folder)
+    lines = [run.summary() for run in found]
     print(json.dumps(lines, ensure_ascii=False) if arguments.json else show_list(lines, folder))
     return None
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ from luthier.errors import UserError
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes `path`'s place once the block ends well, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
         with disk_errors(path):
@@ -42,8 +44,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     An existing `path` is moved aside first and removed last, so that a crash between leaves one of the two whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         with disk_errors(path):
             yield temporary
@@ -62,25 +65,53 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `whole_file` and `whole_folder` were writing into this folder when their process was killed."""
+    for left in folder.glob(".*.part"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into a message that names the file and what is left of it."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        number = error_number(error)
         state = "the previous version is whole" if path.exists() else "nothing was left behind"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free // 2**20
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"the disk is full ({free} MiB free); {state}",
+                f"the disk is full ({free_space(path)} free); {state}",
                 where=str(path),
                 mend="free some space, or name a folder on another disk, then run the same command again",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
-                f"may not be written ({error.strerror}); {state}", where=str(path), mend="choose a folder you may write"
+                f"may not be written ({os.strerror(number)}); {state}",
+                where=str(path),
+                mend="choose a folder you may write",
             ) from error
+        if isinstance(error, NotADirectoryError | FileExistsError) and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no folder", where=str(path), mend="name another folder") from error
         raise
+
+
+def error_number(error: BaseException) -> int | None:
+    """The system's number of an error; safetensors (written in Rust) has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, UserError):  # of a file inside a folder being written: the folder's message is the clear one
+        return error_number(error.__cause__) if error.__cause__ else None
+    found = re.search(r"\bos error (\d+)\b", str(error))
+    return int(found[1]) if found else None
+
+
+def free_space(path: Path) -> str:
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return f"{shutil.disk_usage(there).free / 2**20:.1f} MiB"
 
 
 def sync(path: Path) -> None:

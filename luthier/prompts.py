@@ -68,8 +68,17 @@ def choose_format(
     task: str, tokenizer: Any, labels: Sequence[str], multi_label: bool, max_length: int
 ) -> PromptFormat:
     """The format of a new run: the tokenizer's own chat template, or the plain one."""
-    template = None if task == "classify" else (tokenizer.chat_template or PLAIN_TEMPLATE)
+    template = None if task == "classify" else choose_template(tokenizer)
     return PromptFormat(task, tuple(labels), multi_label, max_length, template)
+
+
+def choose_template(tokenizer: Any) -> str:
+    """The tokenizer's own chat template, or the plain one, opened as the tokenizer opens every text."""
+    if tokenizer.chat_template:
+        return str(tokenizer.chat_template)
+    opening = tokenizer("a")["input_ids"][:1]
+    opens = tokenizer.bos_token is not None and opening == [tokenizer.bos_token_id]
+    return "{{ bos_token }}" + PLAIN_TEMPLATE if opens else PLAIN_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -129,17 +138,20 @@ Encoded = tuple[list[int], dict[str, list[float]], dict[str, Any]]
 def _encode_texts(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:
     tokens = tokenizer([example.fields["text"] for example in examples])["input_ids"]
     limit = prompt_format.max_length
-    ends_special = bool(tokens) and len(tokens[0]) > 0 and _ends_with_special(tokens[0], tokenizer)
+    closing = _closing(tokenizer)
     encoded: list[Encoded] = []
     for example, ids in zip(examples, tokens, strict=True):
-        if len(ids) > limit and ends_special:  # an encoder's closing mark survives the cut
-            ids = [*ids[: limit - 1], ids[-1], *ids[limit - 1 : -1]]
+        if closing and len(ids) > limit >= closing:  # an encoder's closing marks survive the cut
+            ids = [*ids[: limit - closing], *ids[-closing:], *ids[limit - closing : -closing]]
         encoded.append((ids, {}, {"label": label_stream(example, prompt_format), "weight": example.weight}))
     return encoded
 
 
-def _ends_with_special(ids: Sequence[int], tokenizer: Any) -> bool:
-    return ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id)
+def _closing(tokenizer: Any) -> int:
+    """How many special tokens the tokenizer puts after a text: BERT's one, XLNet's two, none for most decoders."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    dressed = tokenizer("a")["input_ids"]
+    return next(after for after in range(len(dressed)) if dressed[: len(dressed) - after][-len(bare) :] == bare)
 
 
 def label_stream(example: Example, prompt_format: PromptFormat) -> Any:
@@ -195,26 +207,40 @@ class Turns:
         )
 
     def pieces(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
-        """The conversation's text in pieces, each with whether it is learned."""
+        """The conversation's text in pieces, each with whether it is learned.
+
+        What comes before the last answer is cut without looking at that answer, so it is the prompt, piece by piece.
+        """
+        if not messages or messages[-1]["role"] != "assistant":
+            return self._prompt_pieces(messages)
+        asked = messages[:-1]
+        _, answer = self._answer(self.render(asked, True), messages)
+        return [*self._prompt_pieces(asked), (answer, True)]
+
+    def _prompt_pieces(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
+        """The pieces up to where the next answer starts; one piece, where no earlier answer can be learned as asked."""
+        whole = self.render(messages, True)
         cut: list[tuple[str, bool]] = []
         done = ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self.render(messages[:index], True)
-            whole = self.render(messages[: index + 1], False)
-            if not (prompt.startswith(done) and whole.startswith(prompt + message["content"])):
-                # A template that rewrites earlier turns: only the last answer can be learned exactly as served.
-                prompt = self.render(messages[:-1], True)
-                return [(prompt, False), (messages[-1]["content"] + self.ending, True)]
-            if not whole[len(prompt) :].startswith(message["content"] + self.ending):
-                whole = prompt + message["content"] + self.ending
-            cut += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
-            done = whole
-        if messages and messages[-1]["role"] != "assistant":
-            prompt = self.render(messages, True)
-            cut = [*cut, (prompt[len(done) :], False)] if prompt.startswith(done) else [(prompt, False)]
-        return cut
+            kept, answer = self._answer(prompt, messages[: index + 1])
+            if not (kept and prompt.startswith(done) and whole.startswith(prompt + answer)):
+                return [(whole, False)]  # a template that rewrites earlier turns: they are not shown as they were asked
+            cut += [(prompt[len(done) :], False), (answer, True)]
+            done = prompt + answer
+        return [*cut, (whole[len(done) :], False)]
+
+    def _answer(self, prompt: str, messages: Sequence[Mapping[str, str]]) -> tuple[bool, str]:
+        """The last turn's text after its prompt, up to the next turn; and whether it is the template's own text."""
+        whole = self.render(messages, False)
+        content = messages[-1]["content"]
+        for text in (content, content.strip()):  # many templates trim
+            if whole.startswith(prompt + text + self.ending):
+                return True, whole[len(prompt) :]
+        return False, content + self.ending
 
     def weights(self, piece: Sequence[int], weight: float) -> list[float]:
         """Loss weights of an answer's tokens: all up to the end-of-turn mark, which is learned too."""

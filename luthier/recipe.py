@@ -6,6 +6,8 @@ problem with its line and the nearest valid name. Each section's settings are de
 
 from __future__ import annotations
 
+import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 
 from luthier import yaml_reader
 from luthier.batches import BatchSettings
-from luthier.errors import Problem, UserError, nearest, raise_all
+from luthier.errors import Problem, UserError, nearest
 from luthier.evaluate.settings import EvaluateSettings
 from luthier.models.settings import ModelSettings
 from luthier.prepare.read import DataSettings
@@ -138,7 +140,8 @@ class Recipe(Settings):
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            value = dict(value)
+            # A section whose every line is commented out reads as null, and means its defaults.
+            value = {key: section for key, section in value.items() if section is not None}
             for key, inner in (("model", "path"), ("data", "source")):
                 if isinstance(value.get(key), str):
                     value[key] = {inner: value[key]}
@@ -163,7 +166,25 @@ class Recipe(Settings):
         tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}  # type: ignore[attr-defined]
         tree["objective"] = {name: objective.model_dump(mode="json")}
         tree["train"]["learning_rate"] = rate
-        return tree
+        return _strict(tree)  # type: ignore[no-any-return]
+
+
+def _strict(value: Any) -> Any:
+    """Infinities as words, for JSON has no numbers for them; they are read back as the same."""
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_strict(inner) for inner in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+class RecipeError(UserError):
+    """What is wrong with a recipe; `usable` is the rest of it, where that is a whole recipe, so that model and data
+    can be checked in the same go."""
+
+    def __init__(self, problems: list[Problem], usable: tuple[Recipe, Source] | None) -> None:
+        super().__init__(problems)
+        self.usable = usable
 
 
 @dataclass
@@ -175,9 +196,13 @@ class Source:
     lines: dict[tuple[Any, ...], int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     text: str = ""
+    overridden: set[tuple[Any, ...]] = field(default_factory=set)
+    """Paths that the command line gave."""
 
     def place(self, path: tuple[Any, ...]) -> str:
         dotted = ".".join(str(part) for part in path)
+        if any(path[:end] in self.overridden for end in range(1, len(path) + 1)):
+            return f"command line, {dotted}"
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:
                 return f"{self.name}, line {self.lines[path[:end]]}, {dotted}"
@@ -188,7 +213,7 @@ def read_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str]
     """A recipe from a YAML file, or from a mapping, with overrides such as `train.epochs=1` laid over it.
 
     Raises:
-        UserError: every unknown key, wrong type and bad value at once, each with its line and how to mend it.
+        RecipeError: every unknown key, wrong type and bad value at once, each with its line and how to mend it.
     """
     if isinstance(recipe, Mapping):
         source = Source(yaml_reader.plain(recipe), "recipe")
@@ -198,28 +223,46 @@ def read_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str]
         source = Source(values, str(path), lines, [], text)
     for override in overrides:
         _lay_over(source, override)
-    _apply_aliases(source)
+    problems = _apply_aliases(source)
+    usable: Recipe | None
     try:
-        parsed = Recipe.model_validate(source.values)
+        usable = Recipe.model_validate(source.values)
+        problems += _misfits(usable, source)
     except ValidationError as error:
-        raise UserError([_problem(detail, source) for detail in _merged(error)]) from None
-    _check_combination(parsed, source)
-    return parsed, source
+        details = _merged(error)
+        problems += [_problem(detail, source) for detail in details]
+        usable = _without([detail["loc"] for detail in details], source.values)
+    if problems or usable is None:
+        raise RecipeError(problems, (usable, source) if usable else None)
+    return usable, source
 
 
-def _check_combination(recipe: Recipe, source: Source) -> None:
-    problems = []
+def _without(places: Sequence[tuple[Any, ...]], values: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that is left when what stands at these places is taken out, if that is one."""
+    rest = yaml_reader.plain(values)
+    for place in places:
+        section = _get(rest, place[:-1])
+        if isinstance(section, dict) and place:
+            section.pop(place[-1], None)
+    try:
+        return Recipe.model_validate(rest)
+    except ValidationError:
+        return None
+
+
+def _misfits(recipe: Recipe, source: Source) -> list[Problem]:
+    """Settings that are right by themselves and do not go together."""
     task = TASKS[recipe.task]
-    if recipe.chosen_objective.head != task.head:
-        fitting = [name for name, kind in OBJECTIVES.items() if kind.head == task.head]
-        problems.append(
-            Problem(
-                f"this objective does not fit task: {recipe.task}",
-                source.place(("objective",)),
-                f"use {' or '.join(fitting)}, or leave it out",
-            )
+    if recipe.chosen_objective.head == task.head:
+        return []
+    fitting = [name for name, kind in OBJECTIVES.items() if kind.head == task.head]
+    return [
+        Problem(
+            f"this objective does not fit task: {recipe.task}",
+            source.place(("objective",)),
+            f"use {' or '.join(fitting)}, or leave it out",
         )
-    raise_all(problems)
+    ]
 
 
 def _lay_over(source: Source, override: str) -> None:
@@ -228,7 +271,11 @@ def _lay_over(source: Source, override: str) -> None:
         raise UserError(
             f"{override!r} is not of the form key.path=value", where="command line", mend="write train.epochs=1"
         )
+    if path in ALIASES and path not in Recipe.model_fields:
+        source.notes.append(f"{path} is called {ALIASES[path]} here")
+        path = ALIASES[path]
     keys = path.split(".")
+    source.overridden.add(tuple(keys))
     value, _ = yaml_reader.read_text(text, f"command line, {path}")
     if keys[0] in ("model", "data") and len(keys) > 1 and isinstance(source.values.get(keys[0]), str):
         source.values[keys[0]] = {"path" if keys[0] == "model" else "source": source.values[keys[0]]}
@@ -256,24 +303,37 @@ def _get(tree: Any, keys: Sequence[str]) -> Any:
     return tree
 
 
-def _apply_aliases(source: Source) -> None:
-    """Move keys known from other tools to where they live here, and note it; keys in their place are left alone."""
+def _apply_aliases(source: Source) -> list[Problem]:
+    """Move keys known from other tools to where they live here, and note it; keys in their place are left alone.
+
+    Looked for at the top, under `train` (other tools keep everything together), and in the section that the key
+    belongs to. Returns a problem for each setting that is there under two names.
+    """
+    problems = []
     for path in list(_paths(source.values)):
         alias = ALIASES.get(str(path[-1]))
-        if alias is None or _fields_at(path[:-1]).keys() & {path[-1]} or ".".join(map(str, path)) == alias:
+        section = _fields_at(path[:-1])
+        if alias is None or not section or path[-1] in section:
             continue
         keys = alias.split(".")
-        if _get(source.values, keys) is not None:
-            continue  # both names are there: the unknown one is reported
+        if len(path) > 1 and path[0] not in ("train", keys[0]):
+            continue
         parent = _get(source.values, path[:-1]) if len(path) > 1 else source.values
         value = parent.pop(path[-1])
+        shown = ".".join(map(str, path))
+        short = keys in (["model", "path"], ["data", "source"]) and isinstance(source.values.get(keys[0]), str)
+        if short or _get(source.values, keys) is not None:
+            what = f"'{shown}' and '{keys[0] if short else alias}' are the same setting"
+            problems.append(Problem(what, source.place(path), f"remove '{shown}'"))
+            continue
         if keys[0] in ("model", "data") and isinstance(source.values.get(keys[0]), str):
             source.values[keys[0]] = {"path" if keys[0] == "model" else "source": source.values[keys[0]]}
         if isinstance(source.values.get(keys[0]), str):
             source.values[keys[0]] = {source.values[keys[0]]: {}}
         _put(source.values, keys, value)
         source.lines[tuple(keys)] = source.lines.get(path, 0) or source.lines.get(path[:1], 1)
-        source.notes.append(f"{'.'.join(map(str, path))} is called {alias} here")
+        source.notes.append(f"{shown} is called {alias} here")
+    return problems
 
 
 def _paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -334,14 +394,47 @@ def _problem(detail: Any, source: Source) -> Problem:
                 where,
                 "set train.batch_size to the examples of one update (micro batch x accumulation x devices)",
             )
-        return Problem(f"unknown key '{path[-1]}'", where, nearest(str(path[-1]), _fields_at(path[:-1])))
+        return Problem(f"unknown key '{path[-1]}'", where, _nearest_key(path))
     if detail["type"] == "missing":
         return Problem(f"'{path[-1]}' is missing", where, f"add it: {_example(str(path[-1]))}")
     if detail["type"] == "literal_error":
         options = detail.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", ")
         return Problem(f"{detail['input']!r} is not known", where, nearest(str(detail["input"]), options))
-    message = detail["msg"].removeprefix("Value error, ")
-    return Problem(f"{message[0].lower()}{message[1:]} (it is {_short(detail['input'])})", where)
+    for kind, (expected, mend) in EXPECTED.items():
+        if detail["type"].startswith(kind):
+            fields = ", ".join(_fields_at(path))
+            return Problem(f"{_short(detail['input'])} is not {expected}", where, mend.format(fields=fields))
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+    return Problem(f"{_short(detail['input'])} does not do: {message[0].lower()}{message[1:]}", where)
+
+
+EXPECTED = {
+    "int_": ("a whole number", "write one, such as 3"),
+    "float_": ("a number", "write one, such as 0.1 or 2e-4"),
+    "bool_": ("true or false", "write true or false"),
+    "string_": ("a text", "write a text, in quotes where it looks like a number"),
+    "list_": ("a list", "write it in brackets: [a, b]"),
+    "model_": ("a section of settings", "write settings below it, indented, of: {fields}"),
+    "dict_": ("a mapping of names to values", "write it in braces: {{name: value}}"),
+}
+"""By the start of pydantic's name for a wrong type: what was expected, and the mend."""
+
+
+def _nearest_key(path: Sequence[Any]) -> str:
+    """The valid key that an unknown one is most like: in its own section, else its very name in another one."""
+    name, here = str(path[-1]), _fields_at(path[:-1])
+    elsewhere = [".".join(map(str, place)) for place in _every_key() if place[-1] == name]
+    if elsewhere and not difflib.get_close_matches(name, list(here), n=1, cutoff=0.8):
+        return f"did you mean '{elsewhere[0]}'?"
+    return nearest(name, here) or f"'{'.'.join(map(str, path[:-1]))}' takes no settings"
+
+
+def _every_key(above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every setting of a recipe."""
+    found = []
+    for name in _fields_at(above):
+        found += [(*above, name), *_every_key((*above, name))]
+    return found
 
 
 def _example(key: str) -> str:
@@ -368,9 +461,10 @@ def schema() -> dict[str, Any]:
             "anyOf": [{"type": "string"}, {"$ref": reference}],
         }
     for key, table in (("selection", SELECTIONS), ("objective", OBJECTIVES)):
-        options = [option for option in tree["properties"][key].get("anyOf", [tree["properties"][key]])]
+        options = tree["properties"][key].get("anyOf", [tree["properties"][key]])
+        references = [{"$ref": option["$ref"]} for option in options if "$ref" in option]
         tree["properties"][key] = {
             "description": tree["properties"][key].get("description", ""),
-            "anyOf": [{"enum": list(table)}, *({k: v for k, v in o.items() if k == "$ref"} for o in options if "$ref" in o)],
+            "anyOf": [{"enum": list(table)}, *references],
         }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Luthier recipe", **tree}

@@ -1,15 +1,16 @@
 """One run is one folder, complete enough to repeat it. Anyone can grep it.
 
-    recipe.yaml      as written              resolved.json   with every default
-    manifest.json    data, model, versions, machine, times      metrics.jsonl   a line a step and a validation
-    checkpoints/     while it runs           model/          adapter or weights, tokenizer, prompt format
-    verdict.json     every figure            report.html     the page        README.md   the model card
-    predictions.jsonl  what each system answered to each test row
+recipe.yaml      as written              resolved.json   with every default
+manifest.json    data, model, versions, machine, times      metrics.jsonl   a line a step and a validation
+checkpoints/     while it runs           model/          adapter or weights, tokenizer, prompt format
+verdict.json     every figure            report.html     the page        README.md   the model card
+predictions.jsonl  what each system answered to each test row
 """
 
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,11 +133,10 @@ def create_run(folder: Path | None, name: str, recipe_text: str, resolved: Mappi
             with files.disk_errors(folder):
                 folder.mkdir(parents=True)
         except FileExistsError:
-            raise UserError(
-                "already exists",
-                where=str(folder),
-                mend=f"name another folder with --out, or go on with that run: luthier train --resume {folder}",
-            ) from None
+            mend = "name another folder with --out"
+            if (folder / MANIFEST).exists():
+                mend += f", or go on with that run: luthier train --resume {shlex.quote(str(folder))}"
+            raise UserError("already exists", where=str(folder), mend=mend) from None
     run = Run(folder)
     files.write_text(folder / RECIPE, recipe_text)
     files.write_json(folder / RESOLVED, resolved)

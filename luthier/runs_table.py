@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.text_table import columns
+
 
 def show_list(lines: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """One run a line."""
@@ -42,9 +44,3 @@ def show_comparison(compared: Mapping[str, Any]) -> str:
 
 def shown(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) and abs(value) >= 0.001 else str(value)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Cells in aligned columns."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -32,10 +32,10 @@ class Terminal(Progress):
         from rich.progress import Progress as Bars
         from rich.progress import TimeRemainingColumn
 
-        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if total:
             columns += [BarColumn(bar_width=24), MofNCompleteColumn()]
-        columns += [TextColumn("{task.fields[note]}"), TimeElapsedColumn()]
+        columns += [TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn()]
         if total:
             columns += [TextColumn("left"), TimeRemainingColumn()]
         with Bars(*columns, console=self.console, transient=True) as bars:
@@ -49,7 +49,7 @@ class Terminal(Progress):
                 bars.update(task, completed=done, note=last)
 
             yield tell
-        self.console.print(_done(title, time.monotonic() - started, last))
+        self.say(_done(title, time.monotonic() - started, last))
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -69,7 +69,7 @@ class PlainLines(Progress):
             now = time.monotonic()
             if now - last_line >= LINE_EVERY and done:
                 last_line = now
-                left = f", {_clock((now - started) / done * (total - done))} left" if total else ""
+                left = f", {clock((now - started) / done * (total - done))} left" if total else ""
                 of = f" of {total:,}" if total else ""
                 self.say(f"{title}: {done:,}{of}{', ' + last if last else ''}{left}")
 
@@ -83,10 +83,10 @@ class PlainLines(Progress):
 
 
 def _done(title: str, seconds: float, note: str) -> str:
-    return f"{title}: done in {_clock(seconds)}{' (' + note + ')' if note else ''}"
+    return f"{title}: done in {clock(seconds)}{' (' + note + ')' if note else ''}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s" if seconds < 10 else f"{rest}s"
 

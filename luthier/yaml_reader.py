@@ -32,6 +32,7 @@ for _tag, _pattern, _first in (
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
+
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     """Decimal unless it says 0x or 0o: a leading zero is no octal mark."""
     return int(node.value, 0 if node.value[:2] in ("0x", "0o") else 10)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from luthier.errors import UserError
 from luthier.models.network import Network
 
 BATCH_TOKENS = 1024
@@ -34,6 +35,12 @@ class Running:
     """Attention mask over all tokens so far."""
     memory: Any
     """transformers' key-value cache."""
+
+    def room(self, window: int | None, most: int) -> dict[int, int]:
+        """How many tokens each prompt's answer may have, by the prompt's number."""
+        lengths = self.mask_EL.sum(dim=1).tolist()
+        left = [most if window is None else max(0, min(most, window - length)) for length in lengths]
+        return dict(zip(self.indices, left, strict=True))
 
     def advance(self, network: Network, token_E: torch.Tensor) -> None:
         """Append one token to every row and compute the scores after it."""
@@ -68,6 +75,17 @@ def shared_start(prompts: Sequence[Sequence[int]]) -> int:
     return shared
 
 
+def sees_everything(network: Network, length: int) -> bool:
+    """Whether every token of so long a text sees all that came before it.
+
+    Where it sees only a stretch (sliding windows, chunks), padding between the shared start and the rest would fill a
+    part of that stretch.
+    """
+    config = network.model.config.get_text_config()
+    stretches = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    return all(length <= stretch for stretch in stretches if isinstance(stretch, int))
+
+
 @torch.inference_mode()
 def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -> Iterator[Running]:
     """Yield the prompts in batches of like length, each ready for its next token; longest first.
@@ -76,7 +94,14 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
         room: Tokens that each row may still grow by, counted when a batch is sized.
     """
     device = network.device
+    longest = max(map(len, prompts), default=0)
+    if network.window is not None and longest > network.window:
+        raise UserError(
+            f"a prompt is {longest} tokens and the model's window is {network.window}", mend="shorten or remove the row"
+        )
     start = shared_start(prompts)
+    if not sees_everything(network, longest + room):
+        start = 0
     start_memory = None
     if start:
         head = torch.tensor([list(prompts[0][:start])], device=device)

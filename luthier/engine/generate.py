@@ -54,6 +54,7 @@ def generate(
     """Answer every prompt.
 
     Args:
+        max_new_tokens: Longest answer; one that reaches the end of the model's window is cut there.
         stop_ids: Tokens that end an answer.
         on_text: Called with each new piece of text; for a single prompt.
         progress: Called with the number of prompts answered so far.
@@ -64,21 +65,26 @@ def generate(
         generator.manual_seed(sampling.seed)
     done = 0
     for running in prefill(network, prompts, room=max_new_tokens):
-        for count in range(max_new_tokens):
+        room = running.room(network.window, max_new_tokens)
+        for _ in range(max_new_tokens):
             token_E = draw(running.logits_EV, sampling, generator)
             going = []
             for row, token in enumerate(token_E.tolist()):
                 answer = answers[running.indices[row]]
-                if token in stop_ids:
+                if len(answer.tokens) >= room[running.indices[row]]:
+                    done += 1
+                elif token in stop_ids:
                     answer.finished = True
                     done += 1
                 else:
                     answer.tokens.append(token)
-                    going.append(row)
+                    if len(answer.tokens) < room[running.indices[row]]:
+                        going.append(row)
+                    else:
+                        done += 1
                     if on_text is not None:
                         _tell(network.tokenizer, answer, on_text)
-            if not going or count + 1 == max_new_tokens:
-                done += len(going)
+            if not going:
                 break
             if len(going) < len(token_E):
                 running.keep(going)

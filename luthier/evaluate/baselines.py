@@ -151,13 +151,15 @@ def _messages(asked: Asked, example: Example, examples: Sequence[Example]) -> di
     several = asked.prompt_format.multi_label
     wording = asked.instruction or (INSTRUCTION_SEVERAL if several else INSTRUCTION)
     wording = wording.replace("{labels}", ", ".join(asked.prompt_format.labels))
-    messages = []
+    if not examples:
+        return {"messages": [{"role": "user", "content": f"{wording}\n\nText: {example.fields['text']}"}]}
+    # Small models answer best when examples are bare turns under one instruction (figures in LOG.md).
+    messages = [{"role": "system", "content": wording}]
     for each in examples:
         label = each.fields["label"]
         answer = (", ".join(label) or "none") if several else label
-        messages += [{"role": "user", "content": f"{wording}\n\nText: {each.fields['text']}"}]
-        messages += [{"role": "assistant", "content": answer}]
-    return {"messages": [*messages, {"role": "user", "content": f"{wording}\n\nText: {example.fields['text']}"}]}
+        messages += [{"role": "user", "content": each.fields["text"]}, {"role": "assistant", "content": answer}]
+    return {"messages": [*messages, {"role": "user", "content": example.fields["text"]}]}
 
 
 def _fits(asked: Asked, examples: Sequence[Example]) -> bool:

@@ -14,8 +14,9 @@ class EvaluateSettings(Settings):
     """Metrics to report; the first decides. The default depends on the task."""
     baselines: list[str] | None = None
     """What tuning must beat: majority, zero_shot, few_shot. The default is all that fit the task and model."""
-    shots: int = Field(8, ge=1)
-    """Examples in the prompt of the few_shot baseline, taken from the training split."""
+    shots: int | None = Field(None, ge=1)
+    """Examples in the prompt of the few_shot baseline, taken from the training split; the default is 4, or one for
+    each label up to 16."""
     prompt: str | None = None
     """Instruction that the prompted baselines put before a text to classify; {labels} stands for the label names."""
     max_rows: int | None = Field(None, ge=1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.evaluate.outcome import show_difference, show_p, show_value
+from luthier.text_table import columns
 
 
 def table(verdict: Mapping[str, Any]) -> str:
@@ -26,5 +27,4 @@ def table(verdict: Mapping[str, Any]) -> str:
                 show_p(row["p"]) if row else "",
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return columns(lines)

@@ -6,10 +6,12 @@ In: what `find_model` found, and what the task needs. Out: a `Network`, the same
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
-from luthier.models.find import FoundModel, describe_model
+from luthier.models.describe import describe_model
+from luthier.models.find import FoundModel, find_model
 from luthier.models.settings import ModelSettings
 from luthier.tasks import Head
 
@@ -51,7 +53,7 @@ def choose_dtype(settings: ModelSettings, device: str) -> torch.dtype:
     return torch.float32
 
 
-def load_tokenizer(folder: Any) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, with a padding token whatever it brought."""
     import transformers
 
@@ -119,6 +121,10 @@ def load_network(
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
     prefix = f"{model.base_model_prefix}."
+    if head == "classes":  # a label head learns even where the files hold one that fits: its labels may be others
+        label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
+    else:
+        label_head = set()
     damaged = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
     if damaged:
         raise UserError(
@@ -131,12 +137,24 @@ def load_network(
         model.to(device).eval(),
         tokenizer,
         head=head,
-        new_parameters=new,
+        new_parameters=new | label_head,
         folder=found.folder,
         base_name=found.path,
         base_revision=found.revision,
         base_fingerprint=found.fingerprint,
     )
+
+
+def base_folder(name: str, revision: str | None, fingerprint: str) -> Path:
+    """The files of the base model that something was tuned from. Raises `UserError` when they are others now."""
+    found = find_model(name, revision)
+    if found.fingerprint != fingerprint:
+        raise UserError(
+            "this is another version of the base model than the one that was tuned",
+            where=found.path,
+            mend=f"restore the base model whose fingerprint is {fingerprint}",
+        )
+    return found.folder
 
 
 def refuse_encoder(found: FoundModel) -> None:

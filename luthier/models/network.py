@@ -8,6 +8,8 @@ Shape letters: E examples, N tokens of all examples, T tokens of the longest, D 
 
 from __future__ import annotations
 
+import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from torch import nn
 
 from luthier.records import Batch
 from luthier.tasks import Head
+
+UNUSED = ("mask_emb", "lm_loss.bias", "rel_attn.seg_embed", "rel_attn.r_s_bias")
+"""Ends of parameter names: XLNet's mask embedding, and what it adds for a second segment."""
 
 
 class Network:
@@ -28,7 +33,7 @@ class Network:
         *,
         head: Head,
         new_parameters: set[str],
-        folder: Path,
+        folder: Path | None,
         base_name: str,
         base_revision: str | None,
         base_fingerprint: str,
@@ -37,12 +42,14 @@ class Network:
         self.tokenizer = tokenizer
         self.head: Head = head
         self.new_parameters = new_parameters
-        """Names of parameters that the base model's files did not hold: the new head. They learn in any selection."""
+        """Names of parameters that learn in any selection: the label head, and what the base model's files did not
+        hold (a BERT pooler)."""
         self.unused_parameters: set[str] = {
-            name for name, _ in model.named_parameters() if name.endswith(("mask_emb", "lm_loss.bias"))
+            name for name, _ in model.named_parameters() if name.endswith(UNUSED)
         }
-        """Never touched by a forward pass (XLNet's mask embedding): nothing can teach them, so nothing asks them to."""
+        """Never touched by a forward pass: nothing can teach them, so nothing asks them to."""
         self.folder = folder
+        """The base model's own files; None until they are asked for, where what was loaded are tuned weights."""
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_fingerprint = base_fingerprint
@@ -57,12 +64,19 @@ class Network:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    @property
+    def window(self) -> int | None:
+        """Most tokens the model takes at once; None where its positions have no end."""
+        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return value if value is not None and value > 0 else None
+
     # What the model computes
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
         tokens_ET, mask_ET = self.padded(batch)
-        hidden_ETD = self.model.base_model(input_ids=tokens_ET, attention_mask=mask_ET).last_hidden_state
+        out = self.model.base_model(input_ids=tokens_ET, attention_mask=mask_ET, use_cache=False)
+        hidden_ETD = out.last_hidden_state
         return hidden_ETD[mask_ET.bool()]
 
     def token_logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
@@ -84,17 +98,24 @@ class Network:
         return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
 
     def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch as a rectangle: token ids [E, T] and attention mask [E, T], padded on the tokenizer's side."""
+        """The batch as a rectangle: token ids [E, T] and attention mask [E, T].
+
+        Padded on the right, so that positions count from each row's first token; on the left only for a model that
+        wants it and counts no positions from the left (XLNet, whose head reads the last column).
+        """
         lengths_E = batch.lengths_E
         longest = int(lengths_E.max())
         column_T = torch.arange(longest, device=lengths_E.device)
-        if self.tokenizer.padding_side == "left":
+        if self.tokenizer.padding_side == "left" and not self._counts_positions():
             mask_ET = column_T[None, :] >= (longest - lengths_E)[:, None]
         else:
             mask_ET = column_T[None, :] < lengths_E[:, None]
         tokens_ET = torch.full(mask_ET.shape, self.tokenizer.pad_token_id, device=lengths_E.device)
         tokens_ET[mask_ET] = batch.tokens_N
         return tokens_ET, mask_ET.long()
+
+    def _counts_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.model.base_model.forward).parameters
 
     # How the model is built
 
@@ -126,6 +147,14 @@ class Network:
     def base_state(self) -> dict[str, torch.Tensor]:
         """The base model's tensors by parameter name, read again from its files on first use."""
         if self._base_state is None:
-            base = type(self.model).from_pretrained(self.folder, config=self.model.config, dtype=self.dtype)
+            from luthier.models.load import base_folder
+
+            if self.folder is None:
+                self.folder = base_folder(self.base_name, self.base_revision, self.base_fingerprint)
+            config = copy.deepcopy(self.model.config)
+            with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
+                base = type(self.model).from_pretrained(
+                    self.folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
+                )
             self._base_state = {name: p.detach() for name, p in base.named_parameters()}
         return self._base_state

@@ -48,6 +48,7 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
                 "revision": network.base_revision,
                 "fingerprint": network.base_fingerprint,
             },
+            new_parameters=sorted(network.new_parameters),
             luthier_version=__version__,
         )
 
@@ -114,8 +115,14 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     network = load_network(
         found, settings, head=about["head"], labels=prompt_format.labels, multi_label=prompt_format.multi_label
     )
+    if not is_adapter:  # what was read are tuned weights: what they were tuned from is elsewhere
+        base = about["base"]
+        network.folder = None
+        network.base_name, network.base_revision = base["path"], base["revision"]
+        network.base_fingerprint = base["fingerprint"]
+        network.new_parameters = set(about["new_parameters"])
+    selection.apply(network)
     if is_adapter:
-        selection.apply(network)
         _load_adapter(network, folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)

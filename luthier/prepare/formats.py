@@ -184,13 +184,13 @@ def columns_of(table: Table) -> list[str]:
 
 
 def read_cells(text: str, file: str, format: str, header: Sequence[str] | None) -> Table:
-    """A CSV or TSV file. A TSV file is read with or without quoting, whichever leaves fewer broken rows."""
+    """A CSV or TSV file. TSV is read with or without quoting, whichever leaves fewer broken, then more whole rows."""
     first = text.lstrip("\r\n").split("\n", 1)[0]
     if format == "tsv":
         table = cells_to_table(quoted_cells(text, "\t"), file, "tsv", header)
-        if '"' in text and table.bad:
+        if '"' in text:
             plain = cells_to_table(plain_cells(text), file, "tsv, quotes taken as they stand", header)
-            table = min(table, plain, key=lambda each: len(each.bad))
+            table = min(table, plain, key=lambda each: (len(each.bad), -len(each.rows)))
         return table
     separator = "," if "," in first else ";" if ";" in first else "\t" if "\t" in first else ","
     words = "csv" if separator == "," else f"csv, separated by {separator!r}"

@@ -1,4 +1,4 @@
-"""The last blocks of the model learn, with the norm after them and the head; all below is frozen."""
+"""The last blocks of the model learn, with the norm after them and a new head; all below is frozen."""
 
 from __future__ import annotations
 

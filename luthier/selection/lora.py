@@ -85,7 +85,13 @@ class Lora(Selection):
 
     def adapter_config(self, network: Network) -> dict[str, object]:
         layers = lora_layers(network)
-        heads = sorted({name.rsplit(".", 1)[0] for name in network.new_parameters})
+        prefix = f"{network.model.base_model_prefix}."
+        heads = sorted(  # a head is named as a whole, as PEFT names it; inside the base model (a pooler), the layer
+            {
+                name.rpartition(".")[0] if name.startswith(prefix) else name.partition(".")[0]
+                for name in network.new_parameters
+            }
+        )
         return {
             "peft_type": "LORA",
             "task_type": "SEQ_CLS" if network.head == "classes" else "CAUSAL_LM",

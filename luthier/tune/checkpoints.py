@@ -74,8 +74,12 @@ class Checkpoints:
         folder = self.latest()
         if folder is None:
             return None
-        facts = files.read_json(folder / FACTS)
-        if facts["fingerprint"] != self.fingerprint:
+        try:
+            facts = files.read_json(folder / FACTS)
+            step, fingerprint, hooks = int(facts["step"]), facts["fingerprint"], facts["hooks"]
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder, error) from None
+        if fingerprint != self.fingerprint:
             raise UserError(
                 "this checkpoint belongs to another recipe, other data or another base model",
                 where=str(folder),
@@ -84,11 +88,9 @@ class Checkpoints:
         try:
             optimizer.load_weights(load_file(folder / WEIGHTS))
             optimizer.load_state(load_file(folder / STATE))
-        except (SafetensorError, KeyError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint is damaged ({error})", where=str(folder), mend="remove this folder and resume again"
-            ) from None
-        return int(facts["step"]), facts["hooks"]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(folder, error) from None
+        return step, hooks
 
     def remove(self) -> None:
         """Free the disk once the run is complete."""
@@ -96,3 +98,9 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint is damaged ({error})", where=str(folder), mend="remove this folder and resume again"
+    )

@@ -5,6 +5,7 @@ In: steps and validation figures. Out: decisions; all state is a small JSON-able
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,22 +44,39 @@ class Best:
 
     metric: str
     higher_is_better: bool
+    is_share: bool = False
+    """Whether the metric is a share of rows (0 to 1)."""
+    rows: int = 1
+    """Rows that a validation looks at: they decide how large a change is chance."""
     value: float | None = None
+    loss: float = math.inf
     step: int = 0
     since: int = 0
     """Validations since the best one."""
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def update(self, step: int, figures: dict[str, float], min_change: float = 0.0) -> bool:
-        """Take in one validation; True when it is the best so far. Equal values keep the earlier step."""
+        """Take in one validation; True when it is the best so far.
+
+        A share such as accuracy moves by chance on few rows. Within one standard error of the best value the loss,
+        which is finer, decides (in the spirit of the one-standard-error rule, Breiman et al. 1984).
+        """
         self.history.append({"step": step, **figures})
-        value = figures[self.metric]
-        gain = None if self.value is None else (value - self.value) * (1 if self.higher_is_better else -1)
-        if gain is None or gain > min_change:
-            self.value, self.step, self.since = value, step, 0
-            return True
-        self.since += 1
-        return False
+        value, loss = figures[self.metric], figures["loss"]
+        gain = math.inf if self.value is None else (value - self.value) * (1 if self.higher_is_better else -1)
+        chance = self.chance()
+        better = gain > max(min_change, chance) or (chance > 0 and abs(gain) <= chance and loss < self.loss)
+        if better:
+            self.value, self.loss, self.step, self.since = value, loss, step, 0
+        else:
+            self.since += 1
+        return better
+
+    def chance(self) -> float:
+        """One standard error of the best value; zero for figures that are not shares of rows."""
+        if self.value is None or not self.is_share:
+            return 0.0
+        return math.sqrt(max(0.0, self.value * (1 - self.value)) / self.rows)
 
     def should_stop(self, settings: EarlyStopping | None) -> bool:
         return settings is not None and self.since >= settings.patience

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from luthier.errors import UserError
 from luthier.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
     from luthier.models.network import Network
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class OptimizerSettings(Settings):
@@ -52,6 +55,7 @@ class Optimizer:
             else:
                 self.masters[name] = parameter.detach().float().requires_grad_(True)
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect(name)))
+        self._fused = network.device.type in ("cpu", "cuda")
         matrices = [m for m in self.masters.values() if m.dim() >= 2]
         vectors = [m for m in self.masters.values() if m.dim() < 2]
         self._adam = torch.optim.AdamW(
@@ -62,7 +66,7 @@ class Optimizer:
             lr=settings.learning_rate or 0.0,
             betas=(settings.beta1, settings.beta2),
             eps=settings.adam_epsilon,
-            fused=network.device.type in ("cpu", "cuda"),
+            fused=self._fused,
         )
 
     def _collect(self, name: str):  # type: ignore[no-untyped-def]
@@ -86,6 +90,11 @@ class Optimizer:
 
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            raise UserError(
+                f"the gradient's norm became {float(norm)}",
+                mend="lower train.learning_rate (a third is a good next try); the last checkpoint is intact",
+            )
         limit = self.settings.max_gradient_norm
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(self.masters.values(), limit, norm)
@@ -106,6 +115,11 @@ class Optimizer:
         return {name: master.detach() for name, master in self.masters.items()}
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take the weights' place. Raises `ValueError` for names or shapes that are not what learns."""
+        wrong = sorted(self.masters.keys() ^ weights.keys())
+        wrong += sorted(n for n in self.masters.keys() & weights.keys() if self.masters[n].shape != weights[n].shape)
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors do not fit: {', '.join(wrong[:3])}")
         for name, master in self.masters.items():
             master.data.copy_(weights[name])
         self._copy_back()
@@ -119,6 +133,18 @@ class Optimizer:
         }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up AdamW's state. Raises `ValueError` for a state that is not of these tensors."""
+        expected = {f"{kind}/{name}": m for name, m in self.masters.items() for kind in ADAM_STATE} if state else {}
+        wrong = sorted(expected.keys() ^ state.keys())
+        wrong += sorted(
+            key
+            for key in expected.keys() & state.keys()
+            if not key.startswith("step/") and expected[key].shape != state[key].shape
+        )
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors do not fit: {', '.join(wrong[:3])}")
         for key, tensor in state.items():
             kind, _, name = key.partition("/")
-            self._adam.state[self.masters[name]][kind] = tensor.clone()
+            master = self.masters[name]
+            on_host = kind == "step" and not self._fused
+            self._adam.state[master][kind] = tensor.clone() if on_host else tensor.to(master.device, copy=True)

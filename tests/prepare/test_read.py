@@ -106,6 +106,11 @@ def test_quotes_in_csv_and_tsv(tmp_path: Path) -> None:
     raw = read(tmp_path, source="raw.tsv")
     assert {'"oh" she said', '"b', 'c"'} <= {one.fields["text"] for split in raw.splits.values() for one in split}
     assert raw.facts["files"]["raw.tsv"]["format"] == "tsv, quotes taken as they stand"
+    write(tmp_path / "swallows.tsv", 'label\ttext\nx\t"b\ny\tc"\nx\td\ny\te\n')
+    assert read(tmp_path, source="swallows.tsv").facts["rows_read"] == 4
+    write(tmp_path / "quoted.tsv", 'text\tlabel\n"a ""b""\nc"\tx\nd\ty\ne\tx\nf\ty\n')
+    quoted = read(tmp_path, source="quoted.tsv")
+    assert 'a "b"\nc' in {one.fields["text"] for split in quoted.splits.values() for one in split}
 
 
 def test_header_and_bins(tmp_path: Path) -> None:
