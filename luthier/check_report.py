@@ -5,13 +5,14 @@ In: `Prepared`. Out: one JSON-able dictionary, and the same as text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from luthier.pipeline import estimate_of
 from luthier.planning import Prepared
+from luthier.terminal import clock
 
 BARS = 8
 WIDTH = 32
@@ -22,7 +23,6 @@ def report(prepared: Prepared) -> dict[str, Any]:
     needed = estimate_of(prepared)
     facts = prepared.data.facts
     lengths = [len(row.tokens) for row in prepared.rows]
-    counts, edges = np.histogram(lengths, bins=min(BARS, max(1, max(lengths) - min(lengths))))
     resolved = prepared.recipe.resolved()
     return {
         "model": {
@@ -42,10 +42,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
             "p50": int(np.percentile(lengths, 50)),
             "p95": int(np.percentile(lengths, 95)),
             "longest": max(lengths),
-            "histogram": [
-                [int(low), int(high), int(count)]
-                for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-            ],
+            "histogram": histogram(lengths),
         },
         "max_length": prepared.prompt_format.max_length,
         "truncated_rows": {name: split.truncated for name, split in prepared.tokenised.items()},
@@ -58,38 +55,42 @@ def report(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def histogram(lengths: Sequence[int]) -> list[list[int]]:
+    """Lowest length, highest length and rows of each of a few equal bands."""
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // BARS)
+    counts = np.bincount([(length - low) // width for length in lengths])
+    return [[low + band * width, low + (band + 1) * width - 1, int(count)] for band, count in enumerate(counts)]
+
+
 def show(found: Mapping[str, Any]) -> str:
     """The report as text."""
     model, tokens, data = found["model"], found["tokens"], found["data"]
     (selection,) = found["selection"]
     share = found["learned_parameters"] / max(1, model["parameters"])
+    window = f", window {model['window']:,} tokens" if model["window"] else ""
     lines = [
-        f"model      {model['path']}: {model['kind']}, {model['parameters'] / 1e6:.1f} M parameters",
-        f"learns     {selection}: about {found['learned_parameters'] / 1e6:.2f} M parameters ({share:.1%})",
+        f"model      {model['path']}: {model['kind']}, {millions(model['parameters'])} parameters{window}",
+        f"learns     {selection}: about {millions(found['learned_parameters'])} parameters ({share:.1%})",
+        f"data       {data['source']}: {data['rows_read']:,} rows, "
+        + ", ".join(f"{ours} from {theirs}" for ours, theirs in shown_columns(data).items()),
         "rows       " + ", ".join(f"{name} {count:,}" for name, count in found["rows"].items()),
+        *balance(found["labels"].get("train") or {}),
+        f"tokens     mean {tokens['mean']:.0f}, 95% up to {tokens['p95']}, longest {tokens['longest']} (train)",
     ]
-    labels = found["labels"].get("train") or {}
-    if labels:
-        total = sum(labels.values())
-        shown = sorted(labels.items(), key=lambda item: -item[1])
-        more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
-        lines.append("labels     " + ", ".join(f"{n} {c / total:.0%}" for n, c in shown[:10]) + more + " (train)")
-    lines.append(
-        f"tokens     mean {tokens['mean']:.0f}, 95% under {tokens['p95']}, longest {tokens['longest']} (train)"
-    )
     highest = max(count for _, _, count in tokens["histogram"])
     lines += [
-        f"           {low:>5}-{high:<5} {'█' * max(1 if count else 0, round(WIDTH * count / highest))} {count:,}"
+        f"{low:>9}-{high:<5} {'█' * (max(1, round(WIDTH * count / highest)) if count else 0)} {count:,}"
         for low, high, count in tokens["histogram"]
     ]
-    cut = sum(found["truncated_rows"].values())
-    lines.append(f"truncated  {cut:,} rows at max_length {found['max_length']}")
+    cut = {name: count for name, count in found["truncated_rows"].items() if count}
+    where = ": " + ", ".join(f"{name} {count:,}" for name, count in cut.items()) if cut else ""
+    lines.append(f"truncated  {sum(cut.values()) or 'no'} rows at max_length {found['max_length']}{where}")
     lines.append(f"copies     {copies(data)}")
     free = found["memory_available_bytes"]
-    lines.append(
-        f"memory     about {found['memory_bytes'] / 2**30:.1f} GiB" + (f" of {free / 2**30:.1f} free" if free else "")
-    )
-    lines.append(f"time       about {found['training_seconds'] / 60:.1f} minutes of training, {found['steps']:,} steps")
+    needs = f"about {found['memory_bytes'] / 2**30:.1f} GiB"
+    lines.append(f"memory     {needs}" + (f" of {free / 2**30:.1f} free" if free else ""))
+    lines.append(f"time       about {clock(found['training_seconds'])} of training, {found['steps']:,} steps")
     lines += [f"warning    {warning}" for warning in found["warnings"]]
     if not found["memory_suffices"]:
         lines.append(
@@ -98,11 +99,29 @@ def show(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shown_columns(data: Mapping[str, Any]) -> dict[str, str]:
+    columns = data["columns"].items()
+    return {ours: theirs if isinstance(theirs, str) else " + ".join(theirs) for ours, theirs in columns}
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def balance(labels: Mapping[str, int]) -> list[str]:
+    """Each label's share of train, the commonest first."""
+    if not labels:
+        return []
+    total = sum(labels.values())
+    shown = sorted(labels.items(), key=lambda item: -item[1])
+    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+    return ["labels     " + ", ".join(f"{name} {count / total:.0%}" for name, count in shown[:10]) + more + " (train)"]
+
+
 def copies(data: Mapping[str, Any]) -> str:
-    """Exact copies and rows found in two splits, in words."""
-    parts = [
-        f"{value:,} {key.replace('_', ' ')}"
-        for key, value in data.items()
-        if isinstance(value, int) and any(word in key for word in ("duplicate", "copies", "leak", "conflict"))
-    ]
-    return ", ".join(parts) or "none"
+    """Exact copies, rows found in two splits, texts with two labels: how many of each were dropped."""
+    parts = [f"{data['duplicates_dropped']:,} exact copies"] if data["duplicates_dropped"] else []
+    parts += [f"{count:,} {what}" for what, count in data["leakage"].items()]
+    if data["conflicts"]["rows_dropped"]:
+        parts.append(f"{data['conflicts']['rows_dropped']:,} rows whose text has another label elsewhere")
+    return f"dropped: {', '.join(parts)}" if parts else "none, and no row is in two splits"

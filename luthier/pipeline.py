@@ -95,7 +95,7 @@ def train(
         if not ignore_memory:
             refuse_too_little_memory(estimate_of(prepared))
         run = start_run(prepared, out, overrides)
-    with resumable(run), gone_if_nothing_learned(run):
+    with gone_if_nothing_learned(run), resumable(run):
         tune(prepared, run, progress)
         judge(prepared, run, progress)
     return run

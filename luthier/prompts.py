@@ -64,9 +64,7 @@ class PromptFormat:
         return loaded
 
 
-def choose_format(
-    task: str, tokenizer: Any, labels: Sequence[str], multi_label: bool, max_length: int
-) -> PromptFormat:
+def choose_format(task: str, tokenizer: Any, labels: Sequence[str], multi_label: bool, max_length: int) -> PromptFormat:
     """The format of a new run: the tokenizer's own chat template, or the plain one."""
     template = None if task == "classify" else choose_template(tokenizer)
     return PromptFormat(task, tuple(labels), multi_label, max_length, template)

@@ -28,9 +28,15 @@ class Terminal(Progress):
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int, str], None]]:
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bars
-        from rich.progress import TimeRemainingColumn
 
         columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if total:

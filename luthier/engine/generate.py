@@ -33,7 +33,8 @@ class Sampling:
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens that hold this share of the probability (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Draw from the likeliest tokens that hold this share of the probability (Holtzman et al. 2020, arXiv:1904.09751).
+    """
     seed: int | None = None
 
 
@@ -66,24 +67,21 @@ def generate(
     done = 0
     for running in prefill(network, prompts, room=max_new_tokens):
         room = running.room(network.window, max_new_tokens)
+        done += len(running.indices)
         for _ in range(max_new_tokens):
             token_E = draw(running.logits_EV, sampling, generator)
             going = []
             for row, token in enumerate(token_E.tolist()):
                 answer = answers[running.indices[row]]
-                if len(answer.tokens) >= room[running.indices[row]]:
-                    done += 1
-                elif token in stop_ids:
+                left = room[running.indices[row]] - len(answer.tokens)
+                if left and token in stop_ids:
                     answer.finished = True
-                    done += 1
-                else:
+                elif left:
                     answer.tokens.append(token)
-                    if len(answer.tokens) < room[running.indices[row]]:
-                        going.append(row)
-                    else:
-                        done += 1
                     if on_text is not None:
                         _tell(network.tokenizer, answer, on_text)
+                    if left > 1:
+                        going.append(row)
             if not going:
                 break
             if len(going) < len(token_E):

@@ -15,12 +15,14 @@ from typing import Any
 from luthier.engine.generate import choose, generate
 from luthier.evaluate.predict import Advance, predict_answers
 from luthier.models.network import Network
-from luthier.prompts import PLAIN_TEMPLATE, PromptFormat, Turns, prompt_row
+from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
 from luthier.records import Example, Prediction
 
 INSTRUCTION = "Classify the text with one of these labels: {labels}. Answer with the label only."
 INSTRUCTION_SEVERAL = "Which of these labels apply to the text: {labels}? Answer with those labels only, or none."
 NEW_TOKENS_FOR_LABELS = 32
+JOINTS = 8
+"""Tokens that texts may come to when put together, beyond those that each has alone."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,21 @@ def majority(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
 
 def zero_shot(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     """The base model, asked in words."""
-    return _prompted(asked, [], advance), "the untouched model, asked in words"
+    predictions, cut = _prompted(asked, [], advance)
+    return predictions, "the untouched model, asked in words" + cut
 
 
 def few_shot(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     """The base model with examples from the training split in its prompt; as many as fit its window."""
     examples = balanced(asked.train, asked.shots)
-    while examples and not _fits(asked, examples):
+    longest = _long_prompt(asked) if asked.window is not None else 0
+    while examples and not _fits(asked, examples, longest):
         examples = examples[:-1]
     note = f"the untouched model with {len(examples)} training examples in its prompt"
     if len(examples) < asked.shots:
         note += f" ({asked.shots} were asked for; no more fit its window)"
-    return _prompted(asked, examples, advance), note
+    predictions, cut = _prompted(asked, examples, advance)
+    return predictions, note + cut
 
 
 BASELINES: dict[str, Baseline] = {
@@ -106,38 +111,58 @@ def balanced(train: Sequence[Example], shots: int) -> list[Example]:
     return chosen
 
 
-def _prompted(asked: Asked, examples: Sequence[Example], advance: Advance) -> list[Prediction]:
+def _prompted(asked: Asked, examples: Sequence[Example], advance: Advance) -> tuple[list[Prediction], str]:
+    """Predictions, and a remark where texts had to be cut to fit the window."""
     assert asked.network is not None
     network = asked.network
     network.model.eval()
     if asked.prompt_format.task != "classify":
         shown = [replace(e, fields=_messages(asked, e, examples)) for e in asked.test]
-        return predict_answers(network, shown, asked.prompt_format, asked.max_new_tokens, advance)
+        return predict_answers(network, shown, asked.prompt_format, asked.max_new_tokens, advance), ""
     chat = _chat_format(asked)
     turns = Turns(network.tokenizer, chat)
-    prompts = [
-        list(prompt_row(_messages(asked, example, examples), network.tokenizer, chat).tokens) for example in asked.test
-    ]
     labels = asked.prompt_format.labels
+    choices = [[*ids, turns.end_id] for ids in network.tokenizer(list(labels), add_special_tokens=False)["input_ids"]]
+    room = NEW_TOKENS_FOR_LABELS if asked.prompt_format.multi_label else max(map(len, choices))
+    prompts, cut = _label_prompts(asked, examples, chat, room)
     if asked.prompt_format.multi_label:
         answers = generate(
             network, prompts, max_new_tokens=NEW_TOKENS_FOR_LABELS, stop_ids=turns.stop_ids, progress=advance
         )
         named = [sorted(label for label in labels if label.lower() in answer.text.lower()) for answer in answers]
-        return [_prediction(asked, example, value) for example, value in zip(asked.test, named, strict=True)]
-    choices = [[*ids, turns.end_id] for ids in network.tokenizer(list(labels), add_special_tokens=False)["input_ids"]]
+        return [_prediction(asked, example, value) for example, value in zip(asked.test, named, strict=True)], cut
     chosen = choose(network, prompts, choices, advance)
     predictions = []
     for example, shares in zip(asked.test, chosen, strict=True):
         by_label = {labels[index]: share for index, share in sorted(shares.items())}
         predicted = max(by_label, key=by_label.__getitem__)
         predictions.append(replace(_prediction(asked, example, predicted), probabilities=by_label))
-    return predictions
+    return predictions, cut
+
+
+def _label_prompts(
+    asked: Asked, examples: Sequence[Example], chat: PromptFormat, room: int
+) -> tuple[list[list[int]], str]:
+    """The prompt of each test row; a text too long for the model's window loses its end, and that is said."""
+    assert asked.network is not None
+    tokenizer = asked.network.tokenizer
+    prompts, cut = [], 0
+    for example in asked.test:
+        prompt = list(prompt_row(_messages(asked, example, examples), tokenizer, chat).tokens)
+        if asked.window is not None and len(prompt) + room > asked.window:
+            cut += 1
+            ids = tokenizer(example.fields["text"], add_special_tokens=False)["input_ids"]
+            while ids and len(prompt) + room > asked.window:
+                ids = ids[: asked.window - room - len(prompt)]  # by so many too long, and once more if joints shift
+                shorter = replace(example, fields={**example.fields, "text": tokenizer.decode(ids)})
+                prompt = list(prompt_row(_messages(asked, shorter, examples), tokenizer, chat).tokens)
+        prompts.append(prompt)
+    return prompts, f"; {cut:,} texts were cut to fit its window" if cut else ""
 
 
 def _chat_format(asked: Asked) -> PromptFormat:
     assert asked.network is not None
-    template = asked.network.tokenizer.chat_template or PLAIN_TEMPLATE
+    template = choose_template(asked.network.tokenizer)
     return PromptFormat("chat", max_length=asked.window or 2**20, chat_template=template)
 
 
@@ -162,14 +187,24 @@ def _messages(asked: Asked, example: Example, examples: Sequence[Example]) -> di
     return {"messages": [*messages, {"role": "user", "content": example.fields["text"]}]}
 
 
-def _fits(asked: Asked, examples: Sequence[Example]) -> bool:
-    """Whether these examples leave room in the window for the longest test row and its answer."""
+def _long_prompt(asked: Asked) -> int:
+    """Tokens of the longest prompt without examples; texts to label can be cut, so there the longest 5% don't count."""
+    lengths = sorted(_prompt_tokens(asked, example, []) for example in asked.test)
+    return lengths[int(0.95 * (len(lengths) - 1))] if asked.prompt_format.task == "classify" else lengths[-1]
+
+
+def _prompt_tokens(asked: Asked, example: Example, examples: Sequence[Example]) -> int:
+    assert asked.network is not None
+    chat = _chat_format(asked) if asked.prompt_format.task == "classify" else asked.prompt_format
+    return len(prompt_row(_messages(asked, example, examples), asked.network.tokenizer, chat).tokens)
+
+
+def _fits(asked: Asked, examples: Sequence[Example], longest: int) -> bool:
+    """Whether these examples leave room in the window for a prompt so long and its answer."""
     if asked.window is None or asked.network is None:
         return True
-    longest = max(asked.test, key=lambda example: len(str(example.fields)))
-    chat = _chat_format(asked) if asked.prompt_format.task == "classify" else asked.prompt_format
-    prompt = prompt_row(_messages(asked, longest, examples), asked.network.tokenizer, chat).tokens
-    return len(prompt) + asked.max_new_tokens <= asked.window
+    added = _prompt_tokens(asked, asked.test[0], examples) - _prompt_tokens(asked, asked.test[0], [])
+    return longest + added + JOINTS + asked.max_new_tokens <= asked.window
 
 
 def _prediction(asked: Asked, example: Example, predicted: Any) -> Prediction:

@@ -140,7 +140,7 @@ def load_network(
         new_parameters=new | label_head,
         folder=found.folder,
         base_name=found.path,
-        base_revision=found.revision,
+        base_revision=found.revision if found.source == "hub" else None,
         base_fingerprint=found.fingerprint,
     )
 

@@ -44,9 +44,7 @@ class Network:
         self.new_parameters = new_parameters
         """Names of parameters that learn in any selection: the label head, and what the base model's files did not
         hold (a BERT pooler)."""
-        self.unused_parameters: set[str] = {
-            name for name, _ in model.named_parameters() if name.endswith(UNUSED)
-        }
+        self.unused_parameters: set[str] = {name for name, _ in model.named_parameters() if name.endswith(UNUSED)}
         """Never touched by a forward pass: nothing can teach them, so nothing asks them to."""
         self.folder = folder
         """The base model's own files; None until they are asked for, where what was loaded are tuned weights."""

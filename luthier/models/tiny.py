@@ -43,25 +43,40 @@ def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, see
     }
     if family == "gpt2":
         config = transformers.GPT2Config(
-            n_embd=32, n_layer=layers, n_head=4, n_positions=256, **{k: size[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")}
+            n_embd=32,
+            n_layer=layers,
+            n_head=4,
+            n_positions=256,
+            **{k: size[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")},
         )
     elif family == "xlnet":
         config = transformers.XLNetConfig(
-            vocab_size=size["vocab_size"], d_model=32, n_layer=layers, n_head=4, d_inner=64, pad_token_id=size["pad_token_id"]
+            vocab_size=size["vocab_size"],
+            d_model=32,
+            n_layer=layers,
+            n_head=4,
+            d_inner=64,
+            pad_token_id=size["pad_token_id"],
         )
     elif family == "distilbert":
         config = transformers.DistilBertConfig(
-            vocab_size=size["vocab_size"], dim=32, n_layers=layers, n_heads=4, hidden_dim=64, max_position_embeddings=256,
+            vocab_size=size["vocab_size"],
+            dim=32,
+            n_layers=layers,
+            n_heads=4,
+            hidden_dim=64,
+            max_position_embeddings=256,
             pad_token_id=size["pad_token_id"],
         )
     elif family == "gemma3":
         config = transformers.Gemma3TextConfig(**size, num_key_value_heads=2, head_dim=8, sliding_window=16)
+    elif family == "mistral":
+        config = transformers.MistralConfig(**size, num_key_value_heads=2, sliding_window=None)
     elif family == "qwen3":
         config = transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8)
     else:
         config = {
             "llama": transformers.LlamaConfig,
-            "mistral": transformers.MistralConfig,
             "bert": transformers.BertConfig,
             "roberta": transformers.RobertaConfig,
         }[family](**size)
@@ -85,7 +100,10 @@ def _tokenizer(family: str, chat: bool) -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator(CORPUS * 4, trainer)
     ids = {token: raw.token_to_id(token) for token in special}

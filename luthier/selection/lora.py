@@ -109,7 +109,6 @@ class Lora(Selection):
             "use_dora": False,
         }
 
-
     def _peft_targets(self, network: Network) -> list[str]:
         """The last parts of the layers' names where these name no other layer, else the whole names."""
         from luthier.kernels.lora import is_linear

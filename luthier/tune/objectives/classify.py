@@ -37,9 +37,9 @@ class Classify(Objective):
         label, weight_E = batch.example_streams["label"], batch.example_streams["weight"]
         if label.dim() == 2:
             target_EC = label.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-            loss_E = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits_EC, target_EC, reduction="none"
-            ).mean(dim=1)
+            loss_E = torch.nn.functional.binary_cross_entropy_with_logits(logits_EC, target_EC, reduction="none").mean(
+                dim=1
+            )
         else:
             loss_E = torch.nn.functional.cross_entropy(
                 logits_EC, label.long(), reduction="none", label_smoothing=self.label_smoothing

@@ -1,0 +1,180 @@
+"""What every objective must pass, on every head and kind of model it fits. A new row of OBJECTIVES is picked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.batches import collate, micro_batches
+from luthier.models.network import Network
+from luthier.records import Row
+from luthier.tune.objectives import OBJECTIVES, Objective
+from tests import tiny as make
+
+FAMILIES = {
+    "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
+    "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral"),
+}
+CASES = [(name, family) for name, kind in OBJECTIVES.items() for family in FAMILIES[kind.head]]
+Case = tuple[Objective, Network, list[Row]]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Case:
+    name, family = request.param
+    objective = OBJECTIVES[name]()
+    net = make.network(tiny(family), objective.head)
+    return objective, net, make.rows(net)
+
+
+def gradients(objective: Objective, net: Network, groups: Sequence[Sequence[Row]]) -> dict[str, torch.Tensor]:
+    """Of the mean loss over all the groups, as the loop accumulates it."""
+    net.model.zero_grad(set_to_none=True)
+    batches = [collate(group) for group in groups]
+    weight = sum(objective.weight(batch) for batch in batches)
+    for batch in batches:
+        (objective.loss(net, batch).sum / weight).backward()
+    return {name: p.grad.clone() for name, p in net.model.named_parameters() if p.grad is not None}
+
+
+def loss_of(objective: Objective, net: Network, rows: Sequence[Row]) -> float:
+    with torch.no_grad():
+        return float(objective.loss(net, collate(rows)).sum)
+
+
+def without_weight(row: Row) -> Row:
+    token_streams = {n: [0.0] * len(v) if n == "weight" else v for n, v in row.token_streams.items()}
+    return replace(row, token_streams=token_streams, example_streams={**row.example_streams, "weight": 0.0})
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert ours.keys() == theirs.keys()
+    scale = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in theirs.values()]))
+    for name, gradient in theirs.items():
+        assert torch.linalg.vector_norm(ours[name] - gradient) <= tolerance * scale, name
+
+
+def test_padding_does_not_change_the_loss(case: Case) -> None:
+    objective, net, rows = case
+    short = min(rows, key=lambda row: len(row.tokens))
+    others = [row for row in rows if row is not short]
+    assert max(len(row.tokens) for row in others) > 2 * len(short.tokens)
+    alone = loss_of(objective, net, [short])
+    among = loss_of(objective, net, rows) - loss_of(objective, net, others)
+    hidden = loss_of(objective, net, [short, *map(without_weight, others)])
+    assert hidden == pytest.approx(alone, rel=1e-5)
+    assert among == pytest.approx(alone, rel=1e-4)  # a difference of large sums
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(budget=st.integers(1, 400), shuffle=st.randoms(use_true_random=False))
+def test_cutting_a_batch_up_does_not_change_the_gradient(case: Case, budget: int, shuffle: object) -> None:
+    objective, net, rows = case
+    mixed = list(rows)
+    shuffle.shuffle(mixed)  # type: ignore[attr-defined]
+    whole = gradients(objective, net, [rows])
+    groups = micro_batches(mixed, budget)
+    shuffle.shuffle(groups)  # type: ignore[attr-defined]
+    assert_close(gradients(objective, net, groups), whole)
+
+
+def test_no_weight_means_no_gradient_at_all(case: Case) -> None:
+    objective, net, rows = case
+    net.model.zero_grad(set_to_none=True)
+    batch = collate([without_weight(row) for row in rows])
+    assert objective.weight(batch) == 0
+    objective.loss(net, batch).sum.backward()
+    assert all(not p.grad.any() for p in net.model.parameters() if p.grad is not None)
+
+    weighed, silent = rows[:3], [without_weight(row) for row in rows[3:]]
+    assert_close(gradients(objective, net, [[*silent, *weighed]]), gradients(objective, net, [weighed]))
+
+
+def reference_sft(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        total = total + (losses * torch.tensor(row.token_streams["weight"])[1:]).sum()
+    return total
+
+
+def reference_classify(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        label = torch.tensor([row.example_streams["label"]])
+        total = total + torch.nn.functional.cross_entropy(logits, label) * row.example_streams["weight"]
+    return total
+
+
+REFERENCES = {"sft": reference_sft, "classify": reference_classify}
+
+
+def test_equals_a_plain_reference(case: Case) -> None:
+    """A new objective needs a reference of its own here: that is the point."""
+    objective, net, rows = case
+    name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
+    net.model.zero_grad(set_to_none=True)
+    reference = REFERENCES[name](net, rows)
+    weight = objective.weight(collate(rows))
+    (reference / weight).backward()
+    theirs = {n: p.grad.clone() for n, p in net.model.named_parameters() if p.grad is not None}
+    assert loss_of(objective, net, rows) == pytest.approx(float(reference.detach()), rel=1e-5)
+    assert_close(gradients(objective, net, [rows]), theirs)
+
+
+def test_reads_only_streams_it_names(case: Case) -> None:
+    objective, net, rows = case
+    bare = [
+        replace(
+            row,
+            token_streams={n: v for n, v in row.token_streams.items() if n in objective.token_streams},
+            example_streams={n: v for n, v in row.example_streams.items() if n in objective.example_streams},
+        )
+        for row in rows
+    ]
+    assert loss_of(objective, net, bare) == loss_of(objective, net, rows)
+
+
+def test_several_labels_equal_a_plain_reference(tiny: Callable[..., Path]) -> None:
+    objective = OBJECTIVES["classify"]()
+    net = make.network(tiny("bert"), "classes", multi_label=True)
+    rows = make.rows(net, multi_label=True)
+    total = 0.0
+    for row in rows:
+        logits = net.model(input_ids=torch.tensor([list(row.tokens)])).logits[0]
+        target = torch.tensor(row.example_streams["label"])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+        total += float(loss.detach()) * row.example_streams["weight"]
+    assert loss_of(objective, net, rows) == pytest.approx(total, rel=1e-5)
+
+
+def test_long_rows_are_scored_in_chunks(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.tune.objectives import sft
+
+    objective = OBJECTIVES["sft"]()
+    net = make.network(tiny("llama"), "language")
+    rows = make.rows(net)
+    whole = gradients(objective, net, [rows])
+    monkeypatch.setattr(sft, "CHUNK", 5)
+    assert_close(gradients(objective, net, [rows]), whole)
+
+
+def test_a_tokenizer_that_pads_on_the_left_changes_nothing(tiny: Callable[..., Path]) -> None:
+    """GPT-2 counts positions from the left: padding there would shift every text."""
+    for head in ("classes", "language"):
+        net = make.network(tiny("gpt2"), head)  # type: ignore[arg-type]
+        objective = make.fitting_objective(net)
+        rows = make.rows(net)
+        before = loss_of(objective, net, rows)
+        net.tokenizer.padding_side = "left"
+        assert loss_of(objective, net, rows) == before

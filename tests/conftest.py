@@ -1,0 +1,56 @@
+"""What all tests share: tiny models made once a session, and a cache folder of the session's own.
+
+Tests marked `real` keep the user's cache, so that the real small models are fetched once and not once a run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost 10 to 60 times on a busy machine
+
+import pytest
+
+USERS_HOME = os.environ.get("LUTHIER_HOME")
+SESSION_HOME = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SESSION_HOME] = tempfile.TemporaryDirectory(prefix="luthier-tests-", ignore_cleanup_errors=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[SESSION_HOME].cleanup()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture of the test, so that fixtures of wider scope see the right cache too."""
+    if item.get_closest_marker("real") is None:
+        os.environ["LUTHIER_HOME"] = item.config.stash[SESSION_HOME].name
+    elif USERS_HOME is None:
+        os.environ.pop("LUTHIER_HOME", None)
+    else:
+        os.environ["LUTHIER_HOME"] = USERS_HOME
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny("llama")` is the folder of a tiny model of that family, made on first use."""
+    from luthier.models.load import quiet
+    from luthier.models.tiny import make_tiny_model
+
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def folder(family: str, **options: Any) -> Path:
+        key = (family, *sorted(options.items()))
+        if key not in made:
+            quiet()
+            made[key] = make_tiny_model(tmp_path_factory.mktemp(family) / family, family, **options)
+        return made[key]
+
+    return folder

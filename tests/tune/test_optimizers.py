@@ -1,0 +1,110 @@
+"""AdamW on 32-bit masters: small updates of 16-bit weights are kept, gradients are summed in 32 bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.batches import collate
+from luthier.errors import UserError
+from luthier.models.network import Network
+from luthier.tune.objectives import OBJECTIVES
+from luthier.tune.optimizers import Optimizer, OptimizerSettings
+from tests import tiny as make
+
+
+@pytest.fixture
+def half(tiny: Callable[..., Path]) -> Network:
+    """A network held in bfloat16, all of which learns."""
+    net = make.network(tiny("llama"), "language", dtype="bfloat16")
+    make.small("full").apply(net)
+    return net
+
+
+def test_masters_have_32_bits_and_weights_16(half: Network) -> None:
+    optimizer = Optimizer(half, OptimizerSettings())
+    before = {name: p.detach().clone() for name, p in half.model.named_parameters()}
+    make.run_steps(half, optimizer, make.rows(half), 3)
+    assert optimizer.masters.keys() == before.keys()
+    for name, parameter in half.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and optimizer.masters[name].dtype == torch.float32
+        assert torch.equal(parameter, optimizer.masters[name].to(torch.bfloat16))
+        assert parameter.grad is None and optimizer.masters[name].grad is None, "gradients are forgotten"
+    assert any(not torch.equal(p, before[n]) for n, p in half.model.named_parameters())
+
+
+def test_updates_below_the_resolution_add_up(half: Network) -> None:
+    """A norm's weight is 1; bfloat16 resolves 1/128 there, and one step is 1/5000 of that."""
+    optimizer = Optimizer(half, OptimizerSettings(max_gradient_norm=None))
+    norm = half.model.model.norm.weight
+    name = next(n for n, p in half.model.named_parameters() if p is norm)
+    start, rate, steps = norm.detach().clone(), 2e-4, 60
+    assert torch.equal((start.float() - rate).to(torch.bfloat16), start), "one step alone is rounded away"
+    for _ in range(steps):
+        (norm.sum() * 3.0).backward()
+        optimizer.step(rate)
+    assert torch.allclose(optimizer.masters[name], start.float() - steps * rate, atol=1e-5)
+    assert torch.equal(norm, (start.float() - steps * rate).to(torch.bfloat16)) and not torch.equal(norm, start)
+
+
+def test_gradients_of_micro_batches_are_summed_in_32_bits(half: Network) -> None:
+    optimizer = Optimizer(half, OptimizerSettings())
+    norm = half.model.model.norm.weight
+    name = next(n for n, p in half.model.named_parameters() if p is norm)
+    for share in (1.0, *[1 / 512] * 64):  # in 16 bits each small share would be lost
+        (norm.sum() * share).backward()
+    gradient = optimizer.masters[name].grad
+    assert gradient is not None and torch.equal(gradient, torch.full_like(gradient, 1.0 + 64 / 512))
+
+
+def test_a_32_bit_model_is_its_own_master(tiny: Callable[..., Path]) -> None:
+    net = make.network(tiny("llama"), "language")
+    make.small("lora").apply(net)
+    optimizer = Optimizer(net, OptimizerSettings())
+    assert all(optimizer.masters[name] is p for name, p in net.model.named_parameters() if p.requires_grad)
+
+
+def test_equals_torchs_own_adamw_with_clipping(tiny: Callable[..., Path]) -> None:
+    ours, theirs = (make.network(tiny("llama"), "language") for _ in range(2))
+    for net in (ours, theirs):
+        make.small("last_layers").apply(net)
+    settings = OptimizerSettings(weight_decay=0.1, max_gradient_norm=0.5)
+    optimizer = Optimizer(ours, settings)
+    learning = [p for p in theirs.model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-2)
+    objective, batch = OBJECTIVES["sft"](), collate(make.rows(ours))
+    for _ in range(3):
+        for net in (ours, theirs):
+            objective.loss(net, batch).sum.backward()
+        norm = optimizer.step(1e-2)
+        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(learning, 0.5)), rel=1e-5)
+        reference.step()
+        reference.zero_grad()
+    for mine, plain in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_moves_nothing(half: Network, bad: float) -> None:
+    optimizer = Optimizer(half, OptimizerSettings())
+    before = {name: weight.clone() for name, weight in optimizer.weights().items()}
+    (half.model.model.norm.weight.sum() * bad).backward()
+    with pytest.raises(UserError, match="gradient's norm"):
+        optimizer.step(1e-3)
+    assert all(torch.equal(weight, before[name]) for name, weight in optimizer.weights().items())
+
+
+def test_what_gets_no_gradient_is_named_by_the_loop(tiny: Callable[..., Path]) -> None:
+    net = make.network(tiny("llama"), "language")
+    make.small("lora").apply(net)
+    net.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(UserError, match="1 tensors should learn and the loss does not reach them: idle"):
+        make.run_steps(net, Optimizer(net, OptimizerSettings()), make.rows(net), 1)
