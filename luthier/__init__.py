@@ -1,8 +1,8 @@
 """Luthier fine-tunes language models on your data and proves whether it helped.
 
-    import luthier
-    run = luthier.train({"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "data": "reviews.csv", "task": "classify"})
-    print(run.verdict["sentence"])
+import luthier
+run = luthier.train({"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "data": "reviews.csv", "task": "classify"})
+print(run.verdict["sentence"])
 """
 
 from typing import TYPE_CHECKING, Any

@@ -60,7 +60,7 @@ class BatchPlan:
         """Indices of the rows of step 1, 2, ...; each epoch is a shuffle of its own, its last step may be smaller."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         order = _order(self.seed, epoch, self.rows)
-        return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()  # type: ignore[no-any-return]
+        return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
 
 
 @lru_cache(maxsize=2)

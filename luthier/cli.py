@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     def recipe_arguments(sub: argparse.ArgumentParser, nargs: str | None = None) -> None:
-        sub.add_argument("recipe", nargs=nargs, help="recipe file (YAML)")  # type: ignore[arg-type]
+        sub.add_argument("recipe", nargs=nargs, help="recipe file (YAML)")
         sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the recipe")
 
     sub = command("init", run_init, "Write a commented recipe for your own file.")

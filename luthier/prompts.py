@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,16 @@ def label_stream(example: Example, prompt_format: PromptFormat) -> Any:
     return prompt_format.labels.index(label) if label is not None else -1
 
 
+def _pieces_of(example: Example, turns: Turns) -> list[tuple[str, bool]]:
+    try:
+        return turns.pieces(example.fields["messages"])
+    except UserError as error:
+        raise UserError([replace(problem, where=example.place) for problem in error.problems]) from None
+
+
 def _encode_messages(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:
     turns = Turns(tokenizer, prompt_format)
-    pieces = [turns.pieces(example.fields["messages"]) for example in examples]
+    pieces = [_pieces_of(example, turns) for example in examples]
     flat = [text for example_pieces in pieces for text, _ in example_pieces]
     tokens = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
     encoded: list[Encoded] = []
@@ -177,6 +184,14 @@ def _encode_messages(examples: Sequence[Example], tokenizer: Any, prompt_format:
             weight[0] = 0.0  # nothing comes before the first token to predict it from
         encoded.append((ids, {"weight": weight}, {"weight": example.weight}))
     return encoded
+
+
+def without_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The conversation with its system turn at the head of the first user turn."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return [dict(message) for message in messages]
+    content = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{"role": "user", "content": content}, *(dict(message) for message in messages[2:])]
 
 
 class Turns:
@@ -199,10 +214,26 @@ class Turns:
         self.stop_ids = {self.end_id, tokenizer.eos_token_id}
 
     def render(self, messages: Sequence[Mapping[str, str]], ask: bool) -> str:
-        """The conversation as text; with `ask`, up to where the assistant's answer starts."""
-        return self.tokenizer.apply_chat_template(
-            list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=ask
-        )
+        """The conversation as text; with `ask`, up to where the assistant's answer starts.
+
+        A template that knows no system turn (Gemma's) gets its words at the head of the first user turn.
+
+        Raises:
+            UserError: the template refuses the conversation.
+        """
+        import jinja2
+
+        options = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": ask}
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), **options)
+        except jinja2.TemplateError as error:
+            try:
+                return self.tokenizer.apply_chat_template(without_system(messages), **options)
+            except jinja2.TemplateError:
+                raise UserError(
+                    f"the model's chat template refuses a conversation ({error})",
+                    mend="most templates want user and assistant in turn, beginning with user",
+                ) from None
 
     def pieces(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
         """The conversation's text in pieces, each with whether it is learned.

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
@@ -112,8 +112,17 @@ def _choice(name: str, table: Mapping[str, type[Settings]], doc: str) -> type[Ch
     return create_model(name, __base__=Choice, __doc__=doc, **fields)
 
 
-SelectionChoice = _choice("SelectionChoice", SELECTIONS, "What learns.")
-ObjectiveChoice = _choice("ObjectiveChoice", OBJECTIVES, "What the loss is.")
+if TYPE_CHECKING:
+
+    class SelectionChoice(Choice):
+        """What learns; made below, from the table."""
+
+    class ObjectiveChoice(Choice):
+        """What the loss is; made below, from the table."""
+
+else:
+    SelectionChoice = _choice("SelectionChoice", SELECTIONS, "What learns.")
+    ObjectiveChoice = _choice("ObjectiveChoice", OBJECTIVES, "What the loss is.")
 
 
 class Recipe(Settings):
@@ -125,9 +134,9 @@ class Recipe(Settings):
     """The rows to learn from and to be tested on."""
     task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
     """What the model should do; picks the objective, metrics and baselines."""
-    selection: SelectionChoice = Field(default_factory=lambda: SelectionChoice(lora={}))  # type: ignore[valid-type]
+    selection: SelectionChoice = Field(default_factory=lambda: SelectionChoice.model_validate("lora"))
     """What learns."""
-    objective: ObjectiveChoice | None = None  # type: ignore[valid-type]
+    objective: ObjectiveChoice | None = None
     """What the loss is; by default what the task picks."""
     train: TrainSettings = TrainSettings()
     """How the weights are moved."""
@@ -149,13 +158,13 @@ class Recipe(Settings):
 
     @property
     def chosen_selection(self) -> Selection:
-        return self.selection.chosen  # type: ignore[no-any-return, attr-defined]
+        return self.selection.chosen
 
     @property
     def chosen_objective(self) -> Objective:
         if self.objective is None:
             return OBJECTIVES[TASKS[self.task].objective]()
-        return self.objective.chosen  # type: ignore[no-any-return, attr-defined]
+        return self.objective.chosen
 
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""
@@ -163,10 +172,10 @@ class Recipe(Settings):
         objective = self.chosen_objective
         name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
         tree = self.model_dump(mode="json", exclude={"selection", "objective"})
-        tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}  # type: ignore[attr-defined]
+        tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}
         tree["objective"] = {name: objective.model_dump(mode="json")}
         tree["train"]["learning_rate"] = rate
-        return _strict(tree)  # type: ignore[no-any-return]
+        return _strict(tree)
 
 
 def _strict(value: Any) -> Any:
@@ -453,8 +462,10 @@ def _short(value: Any) -> str:
 def schema() -> dict[str, Any]:
     """JSON schema of the recipe, for editors: completion, types, descriptions."""
     tree = Recipe.model_json_schema()
+    for key, info in Recipe.model_fields.items():  # left out by pydantic where the section's class says the same
+        tree["properties"][key]["description"] = info.description or ""
     for key, inner in (("model", "path"), ("data", "source")):
-        described = tree["properties"][key].get("description", "")
+        described = tree["properties"][key]["description"]
         reference = tree["properties"][key].get("$ref") or tree["properties"][key]["allOf"][0]["$ref"]
         tree["properties"][key] = {
             "description": f"{described} A string is short for {{{inner}: ...}}.",
@@ -464,7 +475,7 @@ def schema() -> dict[str, Any]:
         options = tree["properties"][key].get("anyOf", [tree["properties"][key]])
         references = [{"$ref": option["$ref"]} for option in options if "$ref" in option]
         tree["properties"][key] = {
-            "description": tree["properties"][key].get("description", ""),
+            "description": tree["properties"][key]["description"],
             "anyOf": [{"enum": list(table)}, *references],
         }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Luthier recipe", **tree}

@@ -52,16 +52,16 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return files.read_json(self.folder / MANIFEST)  # type: ignore[no-any-return]
+        return files.read_json(self.folder / MANIFEST)
 
     @property
     def resolved(self) -> dict[str, Any]:
-        return files.read_json(self.folder / RESOLVED)  # type: ignore[no-any-return]
+        return files.read_json(self.folder / RESOLVED)
 
     @property
     def verdict(self) -> dict[str, Any]:
         """Every figure of the evaluation. Raises `UserError` when the run has none yet."""
-        return files.read_json(self.folder / VERDICT)  # type: ignore[no-any-return]
+        return files.read_json(self.folder / VERDICT)
 
     @property
     def complete(self) -> bool:

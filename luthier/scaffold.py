@@ -174,7 +174,7 @@ def guess_labels(table: Table, ask: Ask | None) -> Guess | None:
     if len(known) != 1 and len(labels) > 1 and ask is not None:
         label = choose(ask, "Which column is the label?", labels, label)
     text = max(texts, key=lambda column: (named(column, TEXT_WORDS), mean_length(values(table, column))))
-    why = f"'{label}' has {len(set(values(table, label)))} different short values"
+    why = f"'{label}' has {len(names_in(values(table, label)))} different short values"
     if len(labels) > 1 and len(known) != 1 and ask is None:
         why += f" ({', '.join(column for column in labels if column != label)} would do as well: check this)"
     return Guess("classify", {"text": text, "label": label}, why)
@@ -223,9 +223,18 @@ def values(table: Table, column: str) -> list[Any]:
     return [label_text(cell) if not isinstance(cell, list | dict) else cell for cell in cells if cell not in (None, "")]
 
 
+def parts(cells: Sequence[Any]) -> list[Any]:
+    """Every label in these cells, those that are lists taken apart."""
+    return [label_text(part) for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
+
+
+def names_in(cells: Sequence[Any]) -> list[str]:
+    return sorted({str(part) for part in parts(cells)})
+
+
 def looks_like_labels(cells: Sequence[Any]) -> bool:
     """Few different short values, each coming again; or lists of such (several labels a row)."""
-    flat = [label_text(part) for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
+    flat = parts(cells)
     if not flat or not all(isinstance(value, str) and len(value) <= LONGEST_LABEL for value in flat):
         return False
     kinds = set(flat)
@@ -352,12 +361,7 @@ def summary(table: Table, guess: Guess, model: str) -> str:
         "columns  " + ", ".join(f"{ours} from '{theirs}'" for ours, theirs in guess.columns.items()),
     ]
     if "label" in guess.columns:
-        flat = [
-            part
-            for cell in values(table, guess.columns["label"])
-            for part in (cell if isinstance(cell, list) else [cell])
-        ]
-        names = sorted({str(label_text(part)) for part in flat})
+        names = names_in(values(table, guess.columns["label"]))
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         lines.append(f"labels   {', '.join(names[:10])}{more}")
     return "\n".join([*lines, f"model    {model}"])

@@ -98,7 +98,7 @@ def _value(node: yaml.Node, path: tuple[Any, ...], lines: Lines, loader: _Loader
     if isinstance(node, yaml.SequenceNode):
         return [_value(child, (*path, index), lines, loader, name) for index, child in enumerate(node.value)]
     try:
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     except (ValueError, yaml.YAMLError):
         raise UserError(f"{node.value!r} can't be read", where=f"{name}, line {node.start_mark.line + 1}") from None
 

@@ -58,7 +58,7 @@ def test_a_folder_is_replaced_only_when_all_went_well(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_previous_file(small_disk: Path) -> None:
     path = small_disk / "value.txt"
     files.write_text(path, "old" * 1000)
-    with pytest.raises(UserError, match="disk is full .* the previous version is whole") as caught:
+    with pytest.raises(UserError, match=r"disk is full .* the previous version is whole") as caught:
         files.write_text(path, "new" * 100_000)
     assert str(path) in str(caught.value) and "free some space" in str(caught.value)
     assert path.read_text() == "old" * 1000

@@ -67,7 +67,7 @@ def shared_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts have in common, at least one token of each left over."""
     if len(prompts) < 2:
         return 0
-    low, high = min(prompts), max(prompts)  # in dictionary order: what these two share, all share
+    low, high = min(map(list, prompts)), max(map(list, prompts))  # in dictionary order: what these two share, all share
     shared = 0
     limit = min(len(prompt) for prompt in prompts) - 1
     while shared < limit and low[shared] == high[shared]:

@@ -21,14 +21,13 @@ class LoraLinear(nn.Module):
         super().__init__()
         transposed = isinstance(base, Conv1D)
         outputs, inputs = (base.weight.shape[1], base.weight.shape[0]) if transposed else tuple(base.weight.shape)
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.base = base
         self.transposed = transposed
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.on = True
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs, **like))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **like))
+        self.lora_A = nn.Parameter(base.weight.new_empty(rank, inputs))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     @property

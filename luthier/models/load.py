@@ -45,7 +45,7 @@ def choose_dtype(settings: ModelSettings, device: str) -> torch.dtype:
     import torch
 
     if settings.dtype != "auto":
-        return getattr(torch, settings.dtype)  # type: ignore[no-any-return]
+        return getattr(torch, settings.dtype)
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
@@ -145,8 +145,8 @@ def load_network(
     )
 
 
-def base_folder(name: str, revision: str | None, fingerprint: str) -> Path:
-    """The files of the base model that something was tuned from. Raises `UserError` when they are others now."""
+def find_base(name: str, revision: str | None, fingerprint: str) -> FoundModel:
+    """The base model that something was tuned from. Raises `UserError` when they are others now."""
     found = find_model(name, revision)
     if found.fingerprint != fingerprint:
         raise UserError(
@@ -154,7 +154,7 @@ def base_folder(name: str, revision: str | None, fingerprint: str) -> Path:
             where=found.path,
             mend=f"restore the base model whose fingerprint is {fingerprint}",
         )
-    return found.folder
+    return found
 
 
 def refuse_encoder(found: FoundModel) -> None:

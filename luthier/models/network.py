@@ -145,10 +145,10 @@ class Network:
     def base_state(self) -> dict[str, torch.Tensor]:
         """The base model's tensors by parameter name, read again from its files on first use."""
         if self._base_state is None:
-            from luthier.models.load import base_folder
+            from luthier.models.load import find_base
 
             if self.folder is None:
-                self.folder = base_folder(self.base_name, self.base_revision, self.base_fingerprint)
+                self.folder = find_base(self.base_name, self.base_revision, self.base_fingerprint).folder
             config = copy.deepcopy(self.model.config)
             with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
                 base = type(self.model).from_pretrained(

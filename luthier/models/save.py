@@ -95,7 +95,7 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     Raises:
         UserError: not a model folder of Luthier, a changed prompt format, or an adapter whose base model is another.
     """
-    from luthier.models.load import load_network
+    from luthier.models.load import find_base, load_network
 
     if not (folder / FORMAT_FILE).exists():
         raise UserError(f"holds no {FORMAT_FILE}: not a model that Luthier saved", where=str(folder))
@@ -105,18 +105,12 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     selection = SELECTIONS[name].model_validate(values)
     is_adapter = (folder / ADAPTER_CONFIG).exists()
     settings = settings or ModelSettings(path=about["base"]["path"], revision=about["base"]["revision"])
-    found = find_model(about["base"]["path"], about["base"]["revision"]) if is_adapter else find_model(str(folder))
-    if is_adapter and found.fingerprint != about["base"]["fingerprint"]:
-        raise UserError(
-            f"this adapter was trained on another version of {found.path}",
-            where=str(folder),
-            mend=f"restore the base model whose fingerprint is {about['base']['fingerprint']}",
-        )
+    base = about["base"]
+    found = find_base(base["path"], base["revision"], base["fingerprint"]) if is_adapter else find_model(str(folder))
     network = load_network(
         found, settings, head=about["head"], labels=prompt_format.labels, multi_label=prompt_format.multi_label
     )
     if not is_adapter:  # what was read are tuned weights: what they were tuned from is elsewhere
-        base = about["base"]
         network.folder = None
         network.base_name, network.base_revision = base["path"], base["revision"]
         network.base_fingerprint = base["fingerprint"]
@@ -129,9 +123,15 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
 
 
 def _load_adapter(network: Network, folder: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"the adapter is damaged ({error})", where=str(folder / ADAPTER_WEIGHTS), mend="restore it from the run"
+        ) from None
     learned = {_peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
     wrong = sorted(learned.keys() ^ tensors.keys())
     wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)

@@ -97,8 +97,8 @@ def _tokenizer(family: str, chat: bool) -> Any:
 
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<mask>"]
     raw = tokenizers.Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=special,

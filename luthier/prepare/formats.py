@@ -78,6 +78,8 @@ def read_table(data: bytes, file: str, format: str | None, header: Sequence[str]
         raise UserError("the file's suffix does not say what format it is", where=file, mend=mend)
     if data[:2] == b"\x1f\x8b":
         data = unzip(data, file)
+    if not data.strip():
+        raise UserError("is empty", where=file, mend="check that the data was written, or name another file")
     if format == "parquet":
         table = read_parquet(data, file)
     elif format in ("csv", "tsv"):
@@ -85,8 +87,7 @@ def read_table(data: bytes, file: str, format: str | None, header: Sequence[str]
     else:
         table = read_json_rows(decode(data, file), file, format)
     if not table.rows and not table.bad:
-        what = "is empty" if not data.strip() else "holds no row"
-        raise UserError(what, where=file, mend="check that the data was written, or name another file")
+        raise UserError("holds no row", where=file, mend="check that the data was written, or name another file")
     return table
 
 

@@ -64,4 +64,4 @@ def _hash(tensor: torch.Tensor) -> str:
     import torch
 
     data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.dim() else tensor.detach().cpu().reshape(1)
-    return hashlib.blake2b(data.contiguous().view(torch.uint8).numpy(), digest_size=16).hexdigest()
+    return hashlib.blake2b(data.contiguous().view(torch.uint8).numpy().data, digest_size=16).hexdigest()

@@ -52,8 +52,9 @@ def test_the_same_seed_gives_the_same_run(tiny: Callable[..., Path]) -> None:
 
 
 def test_the_loss_falls(tiny: Callable[..., Path]) -> None:
-    net, optimizer = fresh(tiny("llama"))
-    steps = make.run_steps(net, optimizer, make.rows(net), 12, learning_rate=2e-2)
+    net = make.network(tiny("llama"), "language")
+    make.small("full").apply(net)
+    steps = make.run_steps(net, Optimizer(net, OptimizerSettings()), make.rows(net), 12)
     assert steps[-1].loss < 0.8 * steps[0].loss
     assert [step.step for step in steps] == list(range(1, 13))
 

@@ -1,0 +1,69 @@
+"""Rules of the code base that matter, as tests."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import luthier
+
+PACKAGE = Path(luthier.__file__).parent
+STAGES = ("prepare", "tune", "evaluate")
+GROUND = ("engine", "selection", "kernels", "models")
+ABOVE = ("pipeline", "planning", "check", "check_report", "cli", "chat", "recipe", "init")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Every module of ours that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name == "luthier" or name.startswith("luthier.")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_do_not_import_each_other(stage: str) -> None:
+    others = tuple(f"luthier.{name}" for name in (*STAGES, *ABOVE) if name != stage)
+    for file in (PACKAGE / stage).rglob("*.py"):
+        wrong = {name for name in imports(file) for other in others if name == other or name.startswith(f"{other}.")}
+        assert not wrong, f"{file.relative_to(PACKAGE)} imports {sorted(wrong)}"
+
+
+def test_the_ground_floor_imports_no_stage() -> None:
+    above = tuple(f"luthier.{name}" for name in (*STAGES, *ABOVE))
+    for folder in GROUND:
+        for file in (PACKAGE / folder).rglob("*.py"):
+            wrong = {name for name in imports(file) for other in above if name == other or name.startswith(f"{other}.")}
+            assert not wrong, f"{file.relative_to(PACKAGE)} imports {sorted(wrong)}"
+
+
+def test_imports_are_quick() -> None:
+    """`luthier --help` must answer in well under a second, and reading a recipe must need no weights."""
+    heavy = ("torch", "transformers", "datasets", "sklearn", "pyarrow")
+    code = "import sys, luthier, luthier.recipe, luthier.cli; print([m for m in sys.modules if m in %r])" % (heavy,)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_say_what_they_are_for(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), "a file opens with what it is for"
+
+
+def test_only_the_command_line_prints() -> None:
+    speakers = {"cli.py", "terminal.py"}
+    for file in FILES:
+        if file.name in speakers:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not called, f"{file.relative_to(PACKAGE)} prints"
