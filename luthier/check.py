@@ -67,7 +67,7 @@ def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int,
 
 def learned_parameters(recipe: Recipe, facts: ModelFacts) -> tuple[int, int]:
     """About how many parameters learn, and how many layers the backward pass crosses."""
-    name, chosen = recipe.selection.name, recipe.chosen_selection  # type: ignore[attr-defined]
+    name, chosen = recipe.selection.name, recipe.chosen_selection
     body = max(1, facts.parameters - facts.vocabulary * facts.hidden_size)
     if name == "full":
         return facts.parameters, facts.layers

@@ -21,10 +21,22 @@ from luthier import files, yaml_reader
 from luthier.check import Estimate, estimate, refuse_too_little_memory
 from luthier.errors import Stopped, UserError
 from luthier.planning import Prepared, Rows, prepare
+from luthier.prepare.facts import account
 from luthier.prepare.read import Dataset
 from luthier.progress import Progress
 from luthier.recipe import read_recipe
-from luthier.runs import MANIFEST, METRICS, RESOLVED, VERDICT, Run, create_run, flatten, machine, peak_memory
+from luthier.runs import (
+    MANIFEST,
+    METRICS,
+    RESOLVED,
+    VERDICT,
+    Run,
+    create_run,
+    flatten,
+    machine,
+    page_facts,
+    peak_memory,
+)
 from luthier.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -370,14 +382,13 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     if not run.complete:
         changes |= {"status": "complete", "seconds": round((datetime.now(UTC) - started).total_seconds(), 1)}
     manifest, log = run.manifest | changes, run.log
-    shown = {k: v for k, v in manifest.items() if k not in ("data", "data_facts", "fingerprint", "working_folder")}
     report = ReportData(
         verdict=verdict,
         title=f"{prepared.found.path} on {prepared.data.facts['source']}",
         steps=[row for row in log if row["kind"] == "step"],
         validations=[row for row in log if row["kind"] == "validation"],
-        data=prepared.data.facts,
-        manifest=shown,
+        data=account(prepared.data.facts),
+        manifest=page_facts(manifest),
         resolved=recipe.resolved(),
         command=f"luthier train {run.folder / RESOLVED}",
     )
@@ -389,7 +400,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             base_model=prepared.found.path,
             license=manifest["model"].get("license") or "",
             dataset=str(prepared.data.facts["source"]),
-            data=prepared.data.facts,
+            data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
             command=report.command,

@@ -478,4 +478,4 @@ def schema() -> dict[str, Any]:
             "description": tree["properties"][key]["description"],
             "anyOf": [{"enum": list(table)}, *references],
         }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Luthier recipe", **tree}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **tree, "title": "Luthier recipe"}

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from luthier.evaluate.baselines import BASELINES
-from luthier.evaluate.metrics import METRICS
+from luthier.evaluate.metrics import CLASSIFY, GENERATE, METRICS, MULTI_LABEL, Metric
 from luthier.recipe import ALIASES, Recipe, schema
 from luthier.selection import SELECTIONS
 from luthier.settings import Settings
@@ -22,6 +22,7 @@ from luthier.tasks import TASKS
 from luthier.tune.objectives import OBJECTIVES
 
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+USED_FOR = {CLASSIFY: "`classify`", MULTI_LABEL: "`classify` with several labels", GENERATE: "`generate`, `chat`"}
 PLAIN = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
 
 
@@ -137,10 +138,14 @@ def task_table() -> str:
 
 def metric_table() -> str:
     rows = [
-        [f"`{name}`", metric.description, ", ".join(metric.tasks), "yes" if metric.right_or_wrong else "no"]
+        [f"`{name}`", metric.description, ", ".join(USED_FOR[task] for task in metric.tasks), compared_by(metric)]
         for name, metric in METRICS.items()
     ]
-    return table(["Metric", "What it is", "For", "Right or wrong, row by row"], rows)
+    return table(["Metric", "What it is", "Tasks", "Compared by"], rows)
+
+
+def compared_by(metric: Metric) -> str:
+    return "McNemar's test" if metric.right_or_wrong else "paired bootstrap"
 
 
 def baseline_table() -> str:
@@ -152,12 +157,15 @@ def baseline_table() -> str:
 
 
 def alias_table() -> str:
-    """Each key of a recipe with the other names it is known by."""
+    """Each key of a recipe with the other names it is known by, and those known by their own name at the top."""
     others: dict[str, list[str]] = {}
     for alias, key in ALIASES.items():
-        if alias != key.rpartition(".")[2]:
+        if not key.endswith(f".{alias}"):
             others.setdefault(key, []).append(f"`{alias}`")
-    return table(["Key", "Also understood"], [[f"`{key}`", ", ".join(names)] for key, names in others.items()])
+    own = [f"`{alias}`" for alias, key in ALIASES.items() if key.endswith(f".{alias}")]
+    rows = [[f"`{key}`", ", ".join(names)] for key, names in others.items()]
+    top = f"Understood at the top level by their own names: {', '.join(own)}."
+    return f"{table(['Key', 'Also understood'], rows)}\n\n{top}"
 
 
 if __name__ == "__main__":

@@ -151,6 +151,33 @@ def list_runs(folder: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (run.manifest.get("started", ""), str(run.folder)))
 
 
+def page_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest for a person to read: model, what learned, time, memory, machine."""
+    model, learned, training = manifest["model"], manifest.get("learned", {}), manifest.get("training", {})
+    about = manifest["machine"]
+    return {
+        "model": model["path"],
+        "kind": f"{model['kind']} ({model['model_type']})",
+        "parameters": model["parameters"],
+        "parameters that learned": learned.get("parameters_learned"),
+        "tensors that learned, all moved": learned.get("tensors_learned"),
+        "tensors frozen, all bit-identical": learned.get("tensors_frozen"),
+        "steps": manifest.get("steps"),
+        "best_step": manifest.get("best_step"),
+        "best step chosen by": manifest.get("select_by"),
+        "training_seconds": training.get("seconds"),
+        "tokens a second": training.get("tokens_per_second"),
+        "whole run_seconds": manifest.get("seconds"),
+        "peak_memory_bytes": manifest.get("peak_memory_bytes"),
+        "device": f"{about['accelerator'] or about['processor']}, {about['threads']} threads",
+        "dtype": training.get("dtype"),
+        "system": about["system"],
+        "seed": manifest["seed"],
+        "versions": {"luthier": about["luthier"], "python": about["python"], **about["libraries"]},
+        "fingerprints": {"base model": model["fingerprint"], "prompt": manifest["prompt_format"], **manifest["data"]},
+    }
+
+
 def compare_runs(a: Run, b: Run) -> dict[str, Any]:
     """What differs between two runs: settings, and every metric of the tuned models."""
     settings_a, settings_b = flatten(a.resolved), flatten(b.resolved)

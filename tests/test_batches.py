@@ -20,7 +20,9 @@ lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
 
 
 def made(of_lengths: list[int]) -> list[Row]:
-    return [Row(f"{i:03d}", list(range(i, i + n)), {"weight": [1.0] * n}, {"label": i}) for i, n in enumerate(of_lengths)]
+    return [
+        Row(f"{i:03d}", list(range(i, i + n)), {"weight": [1.0] * n}, {"label": i}) for i, n in enumerate(of_lengths)
+    ]
 
 
 @given(plans)

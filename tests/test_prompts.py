@@ -20,7 +20,8 @@ TRIMMING = CHAT_TEMPLATE.replace("message['content']", "message['content'] | tri
 THINKING = CHAT_TEMPLATE.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
 FORGETTING = CHAT_TEMPLATE.replace(
     "{{ message['content'] }}",
-    "{{ message['content'].split('/')[-1] if message['role'] == 'assistant' and not loop.last else message['content'] }}",
+    "{% set rewritten = message['role'] == 'assistant' and not loop.last %}"
+    "{{ message['content'].split('/')[-1] if rewritten else message['content'] }}",
 )
 NO_ENDING = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 TEMPLATES = {
@@ -32,7 +33,16 @@ TEMPLATES = {
     "no ending": NO_ENDING,
 }
 texts = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(
-    ["  two spaces before", "after  ", "\n\nlines\n", "über ﬁn 日本語 🎻👩‍👩‍👧", "\u00a0\u200bz", "<|im_end|>", "a/b/c", "{{ x }}"]
+    [
+        "  two spaces before",
+        "after  ",
+        "\n\nlines\n",
+        "über ﬁn 日本語 🎻👩‍👩‍👧",
+        "\u00a0\u200bz",
+        "<|im_end|>",
+        "a/b/c",
+        "{{ x }}",
+    ]
 )
 answers = texts.filter(lambda text: text.strip() != "")
 
@@ -82,9 +92,7 @@ def test_the_prompt_is_the_start_of_the_row_it_was_learned_from(
 @pytest.mark.parametrize("name", ["chat", "plain", "trimming"])
 @settings(max_examples=25, deadline=None)
 @given(contents=st.lists(answers.map(lambda t: t.replace("<|im_end|>", "x")), min_size=4, max_size=6))
-def test_every_answer_and_its_end_are_learned_and_nothing_else(
-    tokenizer: Any, name: str, contents: list[str]
-) -> None:
+def test_every_answer_and_its_end_are_learned_and_nothing_else(tokenizer: Any, name: str, contents: list[str]) -> None:
     contents = contents[: len(contents) // 2 * 2]
     (row,) = learn(spoken(*contents), tokenizer, chat(TEMPLATES[name])).rows
     trim = str.strip if name == "trimming" else str

@@ -100,7 +100,7 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
             f"a prompt is {longest} tokens and the model's window is {network.window}", mend="shorten or remove the row"
         )
     start = shared_start(prompts)
-    if not sees_everything(network, longest + room):
+    if not (network.takes_positions() and sees_everything(network, longest + room)):
         start = 0
     start_memory = None
     if start:

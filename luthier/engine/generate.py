@@ -90,7 +90,10 @@ def generate(
             running.advance(network, token_E)
         progress(done)
     for answer in answers:
+        told = answer.text
         answer.text = network.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        if on_text is not None and len(answer.text) > len(told):
+            on_text(answer.text[len(told) :])  # cut in the middle of a character
     return answers
 
 

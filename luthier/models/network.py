@@ -104,7 +104,7 @@ class Network:
         lengths_E = batch.lengths_E
         longest = int(lengths_E.max())
         column_T = torch.arange(longest, device=lengths_E.device)
-        if self.tokenizer.padding_side == "left" and not self._counts_positions():
+        if self.tokenizer.padding_side == "left" and not self.takes_positions():
             mask_ET = column_T[None, :] >= (longest - lengths_E)[:, None]
         else:
             mask_ET = column_T[None, :] < lengths_E[:, None]
@@ -112,7 +112,8 @@ class Network:
         tokens_ET[mask_ET] = batch.tokens_N
         return tokens_ET, mask_ET.long()
 
-    def _counts_positions(self) -> bool:
+    def takes_positions(self) -> bool:
+        """Whether it can be told each token's position; else it counts columns, padding among them."""
         return "position_ids" in inspect.signature(self.model.base_model.forward).parameters
 
     # How the model is built

@@ -20,8 +20,10 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-DECODERS = ("llama", "gpt2", "qwen3", "gemma3", "mistral")
+DECODERS = ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")
 ENCODERS = ("bert", "roberta", "xlnet", "distilbert")
+WINDOW = 256
+"""Tokens that a tiny model takes at once."""
 
 
 def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, seed: int = 0, chat: bool = True) -> Path:
@@ -30,56 +32,7 @@ def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, see
     import transformers
 
     tokenizer = _tokenizer(family, chat and family in DECODERS)
-    size: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 256,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    if family == "gpt2":
-        config = transformers.GPT2Config(
-            n_embd=32,
-            n_layer=layers,
-            n_head=4,
-            n_positions=256,
-            **{k: size[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")},
-        )
-    elif family == "xlnet":
-        config = transformers.XLNetConfig(
-            vocab_size=size["vocab_size"],
-            d_model=32,
-            n_layer=layers,
-            n_head=4,
-            d_inner=64,
-            pad_token_id=size["pad_token_id"],
-        )
-    elif family == "distilbert":
-        config = transformers.DistilBertConfig(
-            vocab_size=size["vocab_size"],
-            dim=32,
-            n_layers=layers,
-            n_heads=4,
-            hidden_dim=64,
-            max_position_embeddings=256,
-            pad_token_id=size["pad_token_id"],
-        )
-    elif family == "gemma3":
-        config = transformers.Gemma3TextConfig(**size, num_key_value_heads=2, head_dim=8, sliding_window=16)
-    elif family == "mistral":
-        config = transformers.MistralConfig(**size, num_key_value_heads=2, sliding_window=None)
-    elif family == "qwen3":
-        config = transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8)
-    else:
-        config = {
-            "llama": transformers.LlamaConfig,
-            "bert": transformers.BertConfig,
-            "roberta": transformers.RobertaConfig,
-        }[family](**size)
+    config = _config(family, tokenizer, layers)
     torch.manual_seed(seed)
     kind = transformers.AutoModelForCausalLM if family in DECODERS else transformers.AutoModelForMaskedLM
     if family == "xlnet":
@@ -88,6 +41,45 @@ def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, see
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _config(family: str, tokenizer: Any, layers: int) -> Any:
+    import transformers
+
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    size: dict[str, Any] = vocabulary | {
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": WINDOW,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    ends = {name: size[name] for name in ("bos_token_id", "eos_token_id")}
+    if family == "gpt2":
+        return transformers.GPT2Config(**vocabulary, **ends, n_embd=32, n_layer=layers, n_head=4, n_positions=WINDOW)
+    if family == "mpt":
+        return transformers.MptConfig(
+            **vocabulary, **ends, d_model=32, n_layers=layers, n_heads=4, expansion_ratio=2, max_seq_len=WINDOW
+        )
+    if family == "xlnet":
+        return transformers.XLNetConfig(**vocabulary, d_model=32, n_layer=layers, n_head=4, d_inner=64)
+    if family == "distilbert":
+        return transformers.DistilBertConfig(
+            **vocabulary, dim=32, n_layers=layers, n_heads=4, hidden_dim=64, max_position_embeddings=WINDOW
+        )
+    if family == "gemma3":  # a window so short that tests cross it, in every second layer
+        kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+        return transformers.Gemma3TextConfig(
+            **size, num_key_value_heads=2, head_dim=8, sliding_window=16, layer_types=kinds
+        )
+    if family == "mistral":
+        return transformers.MistralConfig(**size, num_key_value_heads=2, sliding_window=None)
+    if family == "qwen3":
+        return transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8)
+    kinds = {"llama": transformers.LlamaConfig, "bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}
+    return kinds[family](**size)
 
 
 def _tokenizer(family: str, chat: bool) -> Any:

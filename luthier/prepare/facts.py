@@ -76,3 +76,30 @@ def warnings(facts: Mapping[str, Any], settings: DataSettings, labels: Sequence[
     if facts["moved_for_rare_labels"]:
         found.append(f"{facts['moved_for_rare_labels']} rows were moved between splits so that rare labels are in each")
     return found
+
+
+def account(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a person to read: what was read, what was left out and why, and what each split holds."""
+    left_out = {"exact copies": facts["duplicates_dropped"], "conflicting labels": facts["conflicts"]["rows_dropped"]}
+    left_out |= facts["rows_skipped"] | {f"band {band}": rows for band, rows in facts["bins_dropped"].items()}
+    left_out |= facts["leakage"]
+    columns = {
+        ours: theirs if isinstance(theirs, str) else ", ".join(theirs) for ours, theirs in facts["columns"].items()
+    }
+    splits = {}
+    for name, split in facts["splits"].items():
+        shown = dict(sorted(split["labels"].items(), key=lambda item: -item[1])[:8])
+        splits[name] = {"rows": split["rows"], **shown}
+    return {
+        "source": facts["source"] if isinstance(facts["source"], str) else ", ".join(facts["source"].values()),
+        "rows_read": facts["rows_read"],
+        "columns": "; ".join(f"{ours} from {theirs}" for ours, theirs in columns.items()),
+        "rows left out": {reason: rows for reason, rows in left_out.items() if rows} or "none",
+        "splits": splits,
+        "how each split was made": {name: how_made(split) for name, split in facts["splits"].items()},
+    } | ({"warnings": "; ".join(facts["warnings"])} if facts["warnings"] else {})
+
+
+def how_made(split: Mapping[str, Any]) -> str:
+    before, rows = split["rows_before_max_rows"], split["rows"]
+    return split["from"] + (f"; {rows:,} of {before:,} rows taken" if rows < before else "")

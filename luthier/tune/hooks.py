@@ -29,7 +29,7 @@ class ValidationSettings(Settings):
     validate_every: int | None = Field(None, ge=1)
     """Steps between validations; the default is three times an epoch."""
     validation_rows: int = Field(160, ge=1)
-    """Rows used, the same ones every time: together with max_new_tokens this bounds the time."""
+    """Rows used, the same ones every time: together with validation_new_tokens this bounds the time."""
     validation_new_tokens: int = Field(64, ge=1)
     """Longest generated answer while validating."""
     select_by: str | None = None

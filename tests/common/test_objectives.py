@@ -19,7 +19,7 @@ from tests import tiny as make
 
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
-    "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral"),
+    "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
 CASES = [(name, family) for name, kind in OBJECTIVES.items() for family in FAMILIES[kind.head]]
 Case = tuple[Objective, Network, list[Row]]

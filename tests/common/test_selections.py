@@ -20,7 +20,7 @@ from tests import tiny as make
 
 FAMILIES = [
     *(("classes", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
-    *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mistral")),
+    *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")),
 ]
 CASES = [(name, head, family) for name in SELECTIONS for head, family in FAMILIES]
 
@@ -115,7 +115,9 @@ def test_save_load_gives_the_same_output(tuned: Tuned, tmp_path: Path) -> None:
     assert {name: parameter.requires_grad for name, parameter in saved.network.model.named_parameters()} == mask
     assert make.prompt_format(saved.network) == prompt_format, "the template travels with the tokenizer"
     with saved.selection.off(saved.network):
-        assert torch.equal(make.output(saved.network, tuned.rows), expected_off(tuned)), "off is the base, not the tuned"
+        assert torch.equal(make.output(saved.network, tuned.rows), expected_off(tuned)), (
+            "off is the base, not the tuned"
+        )
     assert torch.equal(make.output(saved.network, tuned.rows), tuned.adapted)
 
 

@@ -73,9 +73,7 @@ def test_prompted_baselines_answer_with_labels(labelled: tuple[Network, PromptFo
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot"])
-def test_texts_beyond_the_window_are_cut_and_that_is_said(
-    labelled: tuple[Network, PromptFormat], name: str
-) -> None:
+def test_texts_beyond_the_window_are_cut_and_that_is_said(labelled: tuple[Network, PromptFormat], name: str) -> None:
     net, form = labelled
     some = make.examples("classes", count=30)
     endless = replace(some[0], id="endless", fields={"text": "a warm and funny film 🎻 " * 200, "label": "no"})

@@ -29,10 +29,10 @@ def fresh(tiny: Callable[..., Path], selection: str = "lora", dtype: Any = "floa
     return net, Optimizer(net, OptimizerSettings())
 
 
-@pytest.mark.parametrize(("selection", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("last_layers", "float32")])
-def test_eight_steps_are_four_and_four(
-    tiny: Callable[..., Path], tmp_path: Path, selection: str, dtype: str
-) -> None:
+@pytest.mark.parametrize(
+    ("selection", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("last_layers", "float32")]
+)
+def test_eight_steps_are_four_and_four(tiny: Callable[..., Path], tmp_path: Path, selection: str, dtype: str) -> None:
     net, optimizer = fresh(tiny, selection, dtype)
     rows = make.rows(net)
     whole = make.run_steps(net, optimizer, rows, 8)
