@@ -79,10 +79,9 @@ def show(found: Mapping[str, Any]) -> str:
         f"tokens     mean {tokens['mean']:.0f}, 95% up to {tokens['p95']}, longest {tokens['longest']} (train)",
     ]
     highest = max(count for _, _, count in tokens["histogram"])
-    lines += [
-        f"{low:>9}-{high:<5} {'█' * (max(1, round(WIDTH * count / highest)) if count else 0)} {count:,}"
-        for low, high, count in tokens["histogram"]
-    ]
+    for low, high, count in tokens["histogram"]:
+        bar = "█" * (max(1, round(WIDTH * count / highest)) if count else 0)
+        lines.append(f"{low:>9}{f'-{high}' if high > low else '':<6} {bar} {count:,}")
     cut = {name: count for name, count in found["truncated_rows"].items() if count}
     where = ": " + ", ".join(f"{name} {count:,}" for name, count in cut.items()) if cut else ""
     lines.append(f"truncated  {sum(cut.values()) or 'no'} rows at max_length {found['max_length']}{where}")
@@ -90,7 +89,9 @@ def show(found: Mapping[str, Any]) -> str:
     free = found["memory_available_bytes"]
     needs = f"about {found['memory_bytes'] / 2**30:.1f} GiB"
     lines.append(f"memory     {needs}" + (f" of {free / 2**30:.1f} free" if free else ""))
-    lines.append(f"time       about {clock(found['training_seconds'])} of training, {found['steps']:,} steps")
+    seconds = found["training_seconds"]
+    takes = f"about {clock(seconds)}" if seconds >= 1 else "less than a second"
+    lines.append(f"time       {takes} of training, {found['steps']:,} steps")
     lines += [f"warning    {warning}" for warning in found["warnings"]]
     if not found["memory_suffices"]:
         lines.append(

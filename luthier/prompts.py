@@ -223,7 +223,13 @@ class Turns:
         """
         import jinja2
 
-        options = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": ask}
+        # Llama 3's template writes today's date, and so another prompt each day, unless it is given one.
+        options = {
+            "chat_template": self.template,
+            "tokenize": False,
+            "add_generation_prompt": ask,
+            "date_string": "26 Jul 2024",
+        }
         try:
             return self.tokenizer.apply_chat_template(list(messages), **options)
         except jinja2.TemplateError as error:

@@ -210,7 +210,9 @@ class Source:
 
     def place(self, path: tuple[Any, ...]) -> str:
         dotted = ".".join(str(part) for part in path)
-        if any(path[:end] in self.overridden for end in range(1, len(path) + 1)):
+        written = any(path[:end] in self.lines for end in range(1, len(path) + 1))
+        above = not written and any(given[: len(path)] == path for given in self.overridden)
+        if above or any(path[:end] in self.overridden for end in range(1, len(path) + 1)):
             return f"command line, {dotted}"
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from luthier.progress import Progress
 
 QUICK = 1.5
-"""Seconds under which a stage is not worth a line in a log."""
+"""Seconds under which a finished stage is not worth a line."""
 LINE_EVERY = 10.0
 """Seconds between plain lines of one stage."""
 
@@ -55,7 +55,9 @@ class Terminal(Progress):
                 bars.update(task, completed=done, note=last)
 
             yield tell
-        self.say(_done(title, time.monotonic() - started, last))
+        took = time.monotonic() - started
+        if took >= QUICK:
+            self.say(_done(title, took, last))
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -45,7 +45,7 @@ NOT_RUN = {
     "pip install": "would change the environment that the tests run in",
 }
 """Commands of the pages that no test can run, and why. Those of make must be targets of the Makefile."""
-page_ids = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+page_ids = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,11 @@ def sub_commands() -> dict[str, Any]:
 
 @page_ids
 def test_commands_in_the_text_are_spelt_right(page: Path) -> None:
-    for span in re.findall(r"`(luthier [^`]+)`", prose(page)):
-        cli.parse([word for word in shlex.split(span)[1:] if word != "..."])
+    for span in re.findall(r"`luthier ([^`]+)`", prose(page)):
+        name, *given = shlex.split(span)
+        assert name in sub_commands(), f"{page.name}: luthier {name}"
+        if given:
+            cli.parse([name, *given])
 
 
 @page_ids
@@ -253,7 +256,7 @@ def test_the_index_names_every_page() -> None:
     assert [page.name for page in DOCS if page.name != "README.md" and f"({page.name})" not in index] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@page_ids
 def test_a_page_opens_by_saying_what_it_is_for(page: Path) -> None:
     title, _, opening, *_ = page.read_text(encoding="utf-8").splitlines()
     assert title.startswith("# ") and opening.strip().endswith((".", ","))

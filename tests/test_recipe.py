@@ -86,6 +86,7 @@ def test_an_override_of_a_selection_replaces_another_one(tmp_path: Path) -> None
 def test_a_bad_override_is_placed_on_the_command_line(tmp_path: Path) -> None:
     text = THREE + "train: {epochs: 5}\n"
     assert said(tmp_path, text, "train.epochs=many").startswith("command line, train.epochs: 'many' is not a number")
+    assert said(tmp_path, text, "trian.x=1").startswith("command line, trian: unknown key 'trian'")
     assert "key.path=value" in said(tmp_path, text, "train.epochs")
 
 

@@ -70,9 +70,9 @@ def _config(family: str, tokenizer: Any, layers: int) -> Any:
             **vocabulary, dim=32, n_layers=layers, n_heads=4, hidden_dim=64, max_position_embeddings=WINDOW
         )
     if family == "gemma3":  # a window so short that tests cross it, in every second layer
-        kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+        attention = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
         return transformers.Gemma3TextConfig(
-            **size, num_key_value_heads=2, head_dim=8, sliding_window=16, layer_types=kinds
+            **size, num_key_value_heads=2, head_dim=8, sliding_window=16, layer_types=attention
         )
     if family == "mistral":
         return transformers.MistralConfig(**size, num_key_value_heads=2, sliding_window=None)

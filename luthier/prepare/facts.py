@@ -96,10 +96,12 @@ def account(facts: Mapping[str, Any]) -> dict[str, Any]:
         "columns": "; ".join(f"{ours} from {theirs}" for ours, theirs in columns.items()),
         "rows left out": {reason: rows for reason, rows in left_out.items() if rows} or "none",
         "splits": splits,
-        "how each split was made": {name: how_made(split) for name, split in facts["splits"].items()},
+        "how each split was made": {
+            name: how_made(facts["split_from"][name], split) for name, split in facts["splits"].items()
+        },
     } | ({"warnings": "; ".join(facts["warnings"])} if facts["warnings"] else {})
 
 
-def how_made(split: Mapping[str, Any]) -> str:
+def how_made(origin: str, split: Mapping[str, Any]) -> str:
     before, rows = split["rows_before_max_rows"], split["rows"]
-    return split["from"] + (f"; {rows:,} of {before:,} rows taken" if rows < before else "")
+    return origin + (f"; {rows:,} of {before:,} rows taken" if rows < before else "")

@@ -49,7 +49,10 @@ class Best:
     rows: int = 1
     """Rows that a validation looks at: they decide how large a change is chance."""
     value: float | None = None
-    loss: float = math.inf
+    """The metric at the best step."""
+    loss: float | None = None
+    top: float | None = None
+    """The metric's best value at any step."""
     step: int = 0
     since: int = 0
     """Validations since the best one."""
@@ -58,25 +61,30 @@ class Best:
     def update(self, step: int, figures: dict[str, float], min_change: float = 0.0) -> bool:
         """Take in one validation; True when it is the best so far.
 
-        A share such as accuracy moves by chance on few rows. Within one standard error of the best value the loss,
-        which is finer, decides (in the spirit of the one-standard-error rule, Breiman et al. 1984).
+        A share such as accuracy moves by chance on few rows. Among the steps within one standard error of the best
+        value the loss, which is finer, decides (in the spirit of the one-standard-error rule, Breiman et al. 1984).
         """
         self.history.append({"step": step, **figures})
         value, loss = figures[self.metric], figures["loss"]
-        gain = math.inf if self.value is None else (value - self.value) * (1 if self.higher_is_better else -1)
-        chance = self.chance()
-        better = gain > max(min_change, chance) or (chance > 0 and abs(gain) <= chance and loss < self.loss)
+        sign = 1 if self.higher_is_better else -1
+        self.top = value if self.top is None else sign * max(sign * self.top, sign * value)
+        chance = self.chance(self.top)
+        if self.value is None or self.loss is None:
+            better = True
+        elif chance:
+            near, best_is_near = (sign * (self.top - each) <= chance for each in (value, self.value))
+            better = near and (not best_is_near or loss < self.loss)
+        else:
+            better = sign * (value - self.value) > min_change
         if better:
             self.value, self.loss, self.step, self.since = value, loss, step, 0
         else:
             self.since += 1
         return better
 
-    def chance(self) -> float:
-        """One standard error of the best value; zero for figures that are not shares of rows."""
-        if self.value is None or not self.is_share:
-            return 0.0
-        return math.sqrt(max(0.0, self.value * (1 - self.value)) / self.rows)
+    def chance(self, share: float) -> float:
+        """One standard error of a share of the rows; zero for figures that are no shares."""
+        return math.sqrt(max(0.0, share * (1 - share)) / self.rows) if self.is_share else 0.0
 
     def should_stop(self, settings: EarlyStopping | None) -> bool:
         return settings is not None and self.since >= settings.patience
