@@ -21,6 +21,8 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    # Before torch is loaded: on a busy machine, threads that wait by spinning slow a run down many times (LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         parsed = parse(arguments)
         command: Callable[[argparse.Namespace], int | None] = parsed.run_command

@@ -26,6 +26,8 @@ from luthier.cli import main
 from luthier.files import read_json, read_json_lines
 
 STEPS = 12
+SLOW, QUICK = ("evaluate.resamples=200000",), ("evaluate.resamples=200",)
+"""So that there is time to stop an evaluation; what decides the weights is the same."""
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -141,11 +143,12 @@ def reference(folder: Path) -> Path:
 @pytest.mark.parametrize("at", [1, 4, 8, STEPS])
 def test_killed_and_resumed_is_never_killed(folder: Path, reference: Path, at: int) -> None:
     run = folder / f"killed-{at}"
-    started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), folder=folder)
+    slow, quick = (SLOW, QUICK) if at == STEPS else ((), ())
+    started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), *slow, folder=folder)
     wait_for(lambda: steps(run) >= at, started.process.is_alive)
     started.kill()
     assert read_json(run / "manifest.json")["status"] == "running"
-    train(folder, "--resume", str(run))
+    train(folder, "--resume", str(run), *quick)
     same(run, reference)
 
 
@@ -154,11 +157,11 @@ def test_killed_twice_and_while_evaluating(folder: Path, reference: Path) -> Non
     started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), folder=folder)
     wait_for(lambda: steps(run) >= 5, started.process.is_alive)
     started.kill()
-    started = Started("train", "--resume", str(run), folder=folder)
+    started = Started("train", "--resume", str(run), *SLOW, folder=folder)
     wait_for(lambda: bool(read_json(run / "manifest.json").get("trained")), started.process.is_alive)
     started.kill()
     assert not (run / "report.html").exists()
-    train(folder, "--resume", str(run))
+    train(folder, "--resume", str(run), *QUICK)
     same(run, reference)
     train(folder, "--resume", str(run))  # a complete run is shown, not made again
     same(run, reference)
@@ -186,16 +189,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, reference: Path) -> No
 
 def test_ctrl_c_while_evaluating_says_how_to_go_on(folder: Path, reference: Path) -> None:
     run = folder / "stopped"
-    started = Started(
-        "train", str(folder / "recipe.yaml"), "--out", str(run), "evaluate.resamples=200000", folder=folder
-    )
+    started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), *SLOW, folder=folder)
     wait_for(lambda: run.exists() and (run / "manifest.json").exists(), started.process.is_alive)
     wait_for(lambda: bool(read_json(run / "manifest.json").get("trained")), started.process.is_alive)
     assert started.process.pid is not None
     os.kill(started.process.pid, signal.SIGINT)
     assert started.end() == 130, started.said.read_text()
     assert f"go on with: luthier train --resume {run}" in started.said.read_text()
-    train(folder, "--resume", str(run), "evaluate.resamples=200")
+    train(folder, "--resume", str(run), *QUICK)
     same(run, reference)
     assert read_json(run / "resolved.json") == read_json(reference / "resolved.json")
 
