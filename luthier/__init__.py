@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING, Any
 from luthier.version import __version__
 
 if TYPE_CHECKING:
-    from luthier.pipeline import evaluate, merge, prepare, train
+    from luthier.check_report import check
+    from luthier.errors import UserError
+    from luthier.pipeline import train
     from luthier.runs import Run
 
-__all__ = ["Run", "__version__", "evaluate", "merge", "prepare", "train"]
+__all__ = ["Run", "UserError", "__version__", "check", "train"]
+
+# No name here may be that of a folder below (evaluate, prepare): importing the folder would take the name over.
+HOMES = {
+    "Run": "luthier.runs",
+    "UserError": "luthier.errors",
+    "check": "luthier.check_report",
+    "train": "luthier.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Stages are imported when first asked for, so that `import luthier` stays fast."""
-    if name == "Run":
-        from luthier.runs import Run
+    """Public names are imported when first asked for, so that `import luthier` stays fast."""
+    import importlib
 
-        return Run
-    if name in __all__:
-        from luthier import pipeline
-
-        return getattr(pipeline, name)
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module 'luthier' has no attribute '{name}'")

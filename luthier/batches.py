@@ -68,17 +68,26 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def micro_batches(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+def micro_batches(rows: Sequence[Row], token_budget: int, padding_worth: int | None = None) -> list[list[Row]]:
     """Rows grouped by like length so that each group, padded to its longest, stays within the budget.
 
     A single row longer than the budget is a group of its own.
+
+    Args:
+        padding_worth: Padding tokens that a group may hold before starting another one costs less; None for no limit.
     """
     groups: list[list[Row]] = []
+    padding = 0
     for row in sorted(rows, key=lambda row: (-len(row.tokens), row.id)):
-        if groups and len(groups[-1][0].tokens) * (len(groups[-1]) + 1) <= token_budget:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
+        if groups:
+            longest = len(groups[-1][0].tokens)
+            padding += longest - len(row.tokens)
+            fits = longest * (len(groups[-1]) + 1) <= token_budget
+            if fits and (padding_worth is None or padding <= padding_worth):
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+        padding = 0
     return groups
 
 

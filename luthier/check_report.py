@@ -6,16 +6,26 @@ In: `Prepared`. Out: one JSON-able dictionary, and the same as text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.pipeline import estimate_of
-from luthier.planning import Prepared
+from luthier.planning import Prepared, prepare
 from luthier.terminal import clock
 
 BARS = 8
 WIDTH = 32
+
+
+def check(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    """Validate recipe, model and data without training; see `luthier.planning.prepare` for the options.
+
+    Raises:
+        UserError: with every problem at once.
+    """
+    return report(prepare(recipe, overrides, **options))
 
 
 def report(prepared: Prepared) -> dict[str, Any]:
@@ -26,7 +36,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
     resolved = prepared.recipe.resolved()
     return {
         "model": {
-            "path": prepared.found.path,
+            "path": prepared.recipe.model.path,
             "kind": prepared.facts.kind,
             "parameters": prepared.facts.parameters,
             "window": prepared.facts.window,

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import files, yaml_reader
-from luthier.check import Estimate, estimate, refuse_too_little_memory
 from luthier.errors import Stopped, UserError
+from luthier.estimates import Estimate, estimate, refuse_too_little_memory
 from luthier.planning import Prepared, Rows, prepare
 from luthier.prepare.facts import account
 from luthier.prepare.read import Dataset
@@ -180,7 +180,7 @@ def write_start(prepared: Prepared, run: Run) -> None:
             "fingerprint": prepared.fingerprint,
             "working_folder": str(prepared.base.resolve()),
             "model": {
-                "path": prepared.found.path,
+                "path": prepared.recipe.model.path,
                 "revision": prepared.found.revision,
                 "fingerprint": prepared.found.fingerprint,
                 **{k: v for k, v in asdict(prepared.facts).items() if v is not None},
@@ -384,7 +384,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     manifest, log = run.manifest | changes, run.log
     report = ReportData(
         verdict=verdict,
-        title=f"{prepared.found.path} on {prepared.data.facts['source']}",
+        title=f"{recipe.model.path} on {prepared.data.facts['source']}",
         steps=[row for row in log if row["kind"] == "step"],
         validations=[row for row in log if row["kind"] == "validation"],
         data=account(prepared.data.facts),
@@ -397,16 +397,18 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         folder / "README.md",
         CardData(
             verdict=verdict,
-            base_model=prepared.found.path,
+            base_model=recipe.model.path,
             license=manifest["model"].get("license") or "",
             dataset=str(prepared.data.facts["source"]),
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
+            adapter=(run.model_folder / "adapter_config.json").exists(),
             command=report.command,
         ),
     )
     if out is None:
+        files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
         run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
     return verdict
 
@@ -492,9 +494,17 @@ def test_examples(prepared: Prepared) -> list[Example]:
 
 
 def evaluate(
-    run: Path | str, overrides: Sequence[str] = (), *, out: Path | str | None = None, progress: Progress | None = None
+    run: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    rows: Rows | None = None,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge a finished run again, perhaps with other `evaluate.*` settings or, into another folder, on other data.
+
+    Args:
+        rows: The rows from Python that the run was made with, if it was.
 
     Raises:
         UserError: the run has no model yet, or an override would change what was trained.
@@ -514,9 +524,24 @@ def evaluate(
             )
     if out is not None and Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / VERDICT).exists():
         raise UserError("holds other files", where=str(out), mend="name a new folder, or one with an earlier verdict")
+    if rows is None and not overridden_data(overrides) and made_from_rows(opened):
+        raise UserError(
+            "was made from rows given in Python, which are not kept in the run",
+            where=str(opened.folder),
+            mend="judge it from Python with the same rows: Run.open(folder).evaluate(rows=rows)",
+        )
     base = Path(opened.manifest["working_folder"])
-    prepared = prepare(opened.folder / RESOLVED, overrides, base=base, progress=progress)
+    prepared = prepare(opened.folder / RESOLVED, overrides, rows=rows, base=base, progress=progress)
     return judge(prepared, opened, progress, Path(out) if out else None)
+
+
+def made_from_rows(run: Run) -> bool:
+    data = run.resolved["data"]
+    return data.get("source") is None and not data.get("splits")
+
+
+def overridden_data(overrides: Sequence[str]) -> bool:
+    return any(override.startswith(("data.source=", "data.splits")) for override in overrides)
 
 
 def merge(run: Path | str, folder: Path | str) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,6 +85,18 @@ class Run:
         from luthier.models.save import load_saved
 
         return load_saved(self.model_folder)
+
+    def evaluate(self, overrides: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        """Judge the model again; see `luthier.pipeline.evaluate` for the options. Returns the verdict."""
+        from luthier import pipeline
+
+        return pipeline.evaluate(self.folder, overrides, **options)
+
+    def merge(self, folder: Path | str) -> Path:
+        """Write the model as plain weights that `from_pretrained` loads. Returns the folder."""
+        from luthier import pipeline
+
+        return pipeline.merge(self.folder, folder)
 
     def update_manifest(self, **changes: Any) -> None:
         files.write_json(self.folder / MANIFEST, self.manifest | changes)

@@ -91,7 +91,7 @@ def test_a_chat_model_is_tuned_judged_and_read_by_peft(tmp_path: Path) -> None:
     rendered = tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False)
     assert rendered == list(tokens)  # the template that was saved makes the same ids by itself
 
-    luthier.merge(run.folder, tmp_path / "merged")
+    run.merge(tmp_path / "merged")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     with torch.no_grad():
         assert torch.allclose(ours, merged(input_ids=input_ids).logits, atol=1e-3)

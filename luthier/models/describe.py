@@ -64,6 +64,11 @@ class ModelFacts:
     tied_embeddings: bool
     """The output matrix is the input embedding."""
 
+    @property
+    def body_parameters(self) -> int:
+        """Without the token embeddings, which cost no arithmetic to look up."""
+        return max(1, self.parameters - self.vocabulary * self.hidden_size)
+
 
 def describe_model(folder: Path) -> ModelFacts:
     config = read_json(folder / "config.json")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from luthier.settings import Settings
 
 if TYPE_CHECKING:
+    from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
 
 
@@ -31,6 +32,11 @@ class Selection(Settings):
     def off(self, network: Network) -> contextlib.AbstractContextManager[None]:
         """Inside the block the network runs as the base model did (its new head, if any, stays as it is)."""
         return base_weights(network)
+
+    def size(self, facts: ModelFacts) -> tuple[int, int]:
+        """About how many parameters learn, and how many blocks a backward pass crosses: for estimates of memory and
+        time before weights are loaded. By default all of both, which never promises too little."""
+        return facts.parameters, facts.layers
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:
         """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""

@@ -8,6 +8,7 @@ from luthier.errors import UserError
 from luthier.selection.base import Selection, learn_only
 
 if TYPE_CHECKING:
+    from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
 
 
@@ -18,6 +19,10 @@ class LastLayers(Selection):
 
     layers: int = 4
     """How many transformer blocks learn, counted from the output."""
+
+    def size(self, facts: ModelFacts) -> tuple[int, int]:
+        layers = min(self.layers, facts.layers)
+        return facts.body_parameters * layers // max(1, facts.layers), layers
 
     def apply(self, network: Network) -> None:
         blocks_name, blocks = network.blocks()

@@ -19,6 +19,9 @@ from luthier.tune.objectives.base import Objective
 from luthier.tune.optimizers import Optimizer
 from luthier.tune.schedules import ScheduleSettings, rate_share
 
+PADDING_WORTH = {"cpu": 32}
+"""Padding tokens that cost about as much as starting another micro-batch, by device (LOG.md)."""
+
 
 def train(
     network: Network,
@@ -45,7 +48,8 @@ def train(
         network.model.train()
         torch.manual_seed(plan.seed * 1_000_003 + number)
         chosen = [rows[index] for index in plan.rows_of(number)]
-        batches = [collate(group, network.device) for group in micro_batches(chosen, micro_batch_tokens)]
+        groups = micro_batches(chosen, micro_batch_tokens, PADDING_WORTH.get(network.device.type))
+        batches = [collate(group, network.device) for group in groups]
         weight = sum(objective.weight(batch) for batch in batches)
         if weight <= 0:
             raise UserError(f"step {number} holds no row with weight: there is nothing to divide its loss by")

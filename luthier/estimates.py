@@ -46,7 +46,7 @@ def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int,
 
     device = choose_device(recipe.model)
     dtype = choose_dtype(recipe.model, device)
-    learned, backward_layers = learned_parameters(recipe, facts)
+    learned, backward_layers = recipe.chosen_selection.size(facts)
     longest = max((len(row.tokens) for row in rows), default=1)
     budget = max(recipe.train.micro_batch_tokens, longest)
     tokens = min(budget, longest * recipe.train.batch_size)
@@ -57,25 +57,12 @@ def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int,
     peak = RUNTIME_BYTES + weights + learning + int(tokens * per_token * dtype.itemsize) + head
 
     share = min(1.0, backward_layers / max(1, facts.layers))
-    body = max(1, facts.parameters - facts.vocabulary * facts.hidden_size)
+    body = facts.body_parameters
     flops_a_token = 2 * body + 2 * body * share + 2 * min(learned, body)
     mean = sum(len(row.tokens) for row in rows) / max(1, len(rows))
     trained_tokens = steps * recipe.train.batch_size * mean
     seconds = trained_tokens * flops_a_token / (matrix_rate(device, dtype) * BUSY_SHARE)
     return Estimate(peak, available_memory(device), seconds, learned)
-
-
-def learned_parameters(recipe: Recipe, facts: ModelFacts) -> tuple[int, int]:
-    """About how many parameters learn, and how many layers the backward pass crosses."""
-    name, chosen = recipe.selection.name, recipe.chosen_selection
-    body = max(1, facts.parameters - facts.vocabulary * facts.hidden_size)
-    if name == "full":
-        return facts.parameters, facts.layers
-    if name == "last_layers":
-        layers = min(chosen.layers, facts.layers)  # type: ignore[attr-defined]
-        return body * layers // max(1, facts.layers), layers
-    # LoRA on all linear layers: a pair of rank x width matrices beside about seven of them a layer.
-    return chosen.rank * facts.hidden_size * 24 * facts.layers, facts.layers  # type: ignore[attr-defined]
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
