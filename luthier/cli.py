@@ -21,8 +21,6 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    # Before torch is loaded: on a busy machine, threads that wait by spinning slow a run down many times (LOG.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         parsed = parse(arguments)
         command: Callable[[argparse.Namespace], int | None] = parsed.run_command
@@ -170,7 +168,19 @@ def run_check(arguments: argparse.Namespace) -> int | None:
     return None
 
 
+def wait_politely() -> None:
+    """On a busy machine have torch's waiting threads sleep; to be called before torch is loaded.
+
+    Waiting threads spin by default: quickest when the cores are free, many times slower when they are not (LOG.md).
+    """
+    import psutil
+
+    if "OMP_WAIT_POLICY" not in os.environ and psutil.cpu_percent(interval=0.2) > 50:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def run_train(arguments: argparse.Namespace) -> int | None:
+    wait_politely()
     from luthier import pipeline, terminal
 
     split_overrides(arguments)
@@ -192,6 +202,7 @@ def run_train(arguments: argparse.Namespace) -> int | None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int | None:
+    wait_politely()
     from luthier import pipeline, terminal
 
     verdict = pipeline.evaluate(
