@@ -384,7 +384,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     manifest, log = run.manifest | changes, run.log
     report = ReportData(
         verdict=verdict,
-        title=f"{recipe.model.path} on {prepared.data.facts['source']}",
+        title=recipe.title or f"{recipe.model.path} on {account(prepared.data.facts)['source']}",
         steps=[row for row in log if row["kind"] == "step"],
         validations=[row for row in log if row["kind"] == "validation"],
         data=account(prepared.data.facts),
@@ -398,6 +398,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         CardData(
             verdict=verdict,
             base_model=recipe.model.path,
+            title=report.title,
             license=manifest["model"].get("license") or "",
             dataset=str(prepared.data.facts["source"]),
             data=account(prepared.data.facts),

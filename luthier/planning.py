@@ -63,7 +63,7 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """What a checkpoint must agree with: everything that decides the weights."""
-        resolved = {key: value for key, value in self.recipe.resolved().items() if key != "evaluate"}
+        resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
         rows = files.fingerprint(*[row.id for row in self.rows], *[str(list(row.tokens)) for row in self.rows])
         chosen_by = self.recipe.train.select_by or self.metrics[0]
         return files.fingerprint(repr(resolved), rows, self.found.fingerprint, chosen_by)

@@ -128,6 +128,8 @@ else:
 class Recipe(Settings):
     """One run: which model, which data, which task, and how."""
 
+    title: str | None = None
+    """What the report and the model card are headed with; by default model and data."""
     model: ModelSettings
     """The pretrained model to start from."""
     data: DataSettings
