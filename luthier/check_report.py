@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from luthier.pipeline import estimate_of
 from luthier.planning import Prepared, prepare
 from luthier.terminal import clock
 
@@ -30,7 +29,7 @@ def check(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (),
 
 def report(prepared: Prepared) -> dict[str, Any]:
     """Everything worth knowing before a run; raises nothing that `prepare` did not raise already."""
-    needed = estimate_of(prepared)
+    needed = prepared.estimate()
     facts = prepared.data.facts
     lengths = [len(row.tokens) for row in prepared.rows]
     resolved = prepared.recipe.resolved()

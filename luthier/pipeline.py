@@ -7,51 +7,31 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier import files, yaml_reader
 from luthier.errors import Stopped, UserError
-from luthier.estimates import Estimate, estimate, refuse_too_little_memory
+from luthier.estimates import refuse_too_little_memory
+from luthier.judging import judge
 from luthier.planning import Prepared, Rows, prepare
-from luthier.prepare.facts import account
 from luthier.prepare.read import Dataset
 from luthier.progress import Progress
 from luthier.recipe import read_recipe
 from luthier.runs import (
     MANIFEST,
-    METRICS,
     RESOLVED,
     VERDICT,
     Run,
     create_run,
     flatten,
     machine,
-    page_facts,
-    peak_memory,
 )
-from luthier.tasks import TASKS
-
-if TYPE_CHECKING:
-    from luthier.evaluate.verdict import SystemResult
-    from luthier.models.network import Network
-    from luthier.models.save import Saved
-    from luthier.records import Example
-    from luthier.tune.hooks import Best
-
-
-def estimate_of(prepared: Prepared) -> Estimate:
-    """Memory and time that this run needs."""
-    return estimate(
-        prepared.recipe, prepared.facts, prepared.rows, prepared.plan.steps, prepared.prompt_format.max_length
-    )
+from luthier.tuning import tune
 
 
 def train(
@@ -105,7 +85,7 @@ def train(
             create_run(Path(out), "", "", {})  # says how to go on, before anything is read
         prepared = prepare(recipe, overrides, rows=rows, progress=progress)
         if not ignore_memory:
-            refuse_too_little_memory(estimate_of(prepared))
+            refuse_too_little_memory(prepared.estimate())
         run = start_run(prepared, out, overrides)
     with gone_if_nothing_learned(run), resumable(run):
         tune(prepared, run, progress)
@@ -202,298 +182,6 @@ def split_fingerprint(data: Dataset, name: str) -> str:
     return files.fingerprint(*sorted(example.id for example in data.splits[name]))
 
 
-def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
-    """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself."""
-    from luthier.models.load import load_network
-    from luthier.models.save import save_model
-    from luthier.tune.checkpoints import Checkpoints
-    from luthier.tune.hooks import Best, validation_steps
-    from luthier.tune.loop import train as train_loop
-    from luthier.tune.moved import MovedCheck
-    from luthier.tune.optimizers import Optimizer
-
-    files.remove_unfinished(run.folder)
-    if run.manifest.get("trained"):
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-        return
-    recipe, plan, settings = prepared.recipe, prepared.plan, prepared.recipe.train
-    objective, selection = recipe.chosen_objective, recipe.chosen_selection
-    with progress.stage("loading the model"):
-        network = load_network(
-            prepared.found,
-            recipe.model,
-            head=objective.head,
-            labels=prepared.data.labels,
-            multi_label=prepared.data.multi_label,
-            seed=recipe.seed,
-        )
-        selection.apply(network)
-        optimizer = Optimizer(network, settings)
-        moved = MovedCheck(network, optimizer)
-    rate = settings.learning_rate or selection.learning_rate
-    best = best_of(prepared)
-    checkpoints = Checkpoints(run.folder / "checkpoints", prepared.fingerprint)
-    start_file = run.folder / "checkpoints" / "start.json"
-    at = 0
-    if (resumed := checkpoints.resume(optimizer)) is not None:
-        at, hooks = resumed
-        best = Best(**hooks["best"])
-        moved.restore(files.read_json(start_file))
-        progress.say(f"resuming after step {at} of {plan.steps}")
-    else:
-        files.write_json(start_file, moved.state())
-    log = run.folder / METRICS
-    kept = [row for row in run.log if row["step"] <= at]
-    files.write_text(log, "".join(f"{files.json_line(row)}\n" for row in kept))
-
-    def save(step: int) -> None:
-        checkpoints.save(optimizer, step, {"best": best.state()})
-        checkpoints.keep_only_best(best.step)
-
-    validate_at = validation_steps(plan.steps, plan.steps_per_epoch, settings.validate_every)
-    steps = train_loop(
-        network,
-        objective,
-        optimizer,
-        prepared.rows,
-        plan,
-        settings,
-        learning_rate=rate,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        after=at,
-    )
-    started, tokens, busy = time.perf_counter(), 0, 0.0
-    stopped_early = bool(kept) and best.should_stop(settings.early_stopping)
-    with stop_requests() as requested, progress.stage("training", plan.steps) as tell:
-        for step in () if stopped_early else steps:
-            tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
-            files.append_json_line(log, {"kind": "step", **asdict(step)})
-            shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
-            tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")
-            if step.step in validate_at:
-                figures = validate(network, prepared)
-                files.append_json_line(log, {"kind": "validation", "step": step.step, **figures})
-                gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
-                if best.update(step.step, figures, gain):
-                    checkpoints.save_best(optimizer, step.step)
-                save(step.step)
-                if best.should_stop(settings.early_stopping):
-                    progress.say(f"stopped early: {best.metric} is no better since step {best.step}")
-                    break
-            if requested.is_set():
-                save(step.step)
-                raise Stopped(
-                    f"stopped after step {step.step} of {plan.steps}; everything is saved",
-                    f"go on with: luthier train --resume {shlex.quote(str(run.folder))}",
-                )
-    counts = moved.check(network, optimizer)
-    checkpoints.load_best(optimizer, best.step)
-    with progress.stage("saving the model"):
-        save_model(network, selection, prepared.prompt_format, run.model_folder)
-    run.update_manifest(
-        trained=True,
-        steps=at,
-        best_step=best.step,
-        select_by=best.metric,
-        learned=counts,
-        training={
-            "seconds": round(time.perf_counter() - started, 1),
-            "tokens_per_second": round(tokens / busy) if busy else None,
-            "device": str(network.device),
-            "dtype": str(network.dtype).removeprefix("torch."),
-        },
-        peak_memory_bytes=peak_memory(),
-    )
-    checkpoints.remove()
-
-
-def best_of(prepared: Prepared) -> Best:
-    """An empty record of the best validation, by the metric that chooses the best checkpoint."""
-    from luthier.evaluate.metrics import check_metric
-    from luthier.tune.hooks import Best
-
-    name = prepared.recipe.train.select_by or prepared.metrics[0]
-    rows = len(validation_examples(prepared))
-    if name == "loss":
-        return Best(name, higher_is_better=False, rows=rows)
-    metric = check_metric(name, prepared.metric_task)
-    return Best(name, metric.higher_is_better, metric.percent, rows)
-
-
-def validation_examples(prepared: Prepared) -> list[Example]:
-    """The rows that every validation of this run looks at."""
-    examples = sorted(prepared.data.splits["validation"], key=lambda example: example.id)
-    return examples[: prepared.recipe.train.validation_rows]
-
-
-def validate(network: Network, prepared: Prepared) -> dict[str, float]:
-    """Loss and task metrics on the fixed validation rows, from the model's own answers."""
-    from luthier.evaluate.metrics import score
-    from luthier.evaluate.predict import predict
-
-    settings = prepared.recipe.train
-    examples = validation_examples(prepared)
-    predictions = predict(network, examples, prepared.prompt_format, settings.validation_new_tokens)
-    losses = [p for p in predictions if p.loss is not None and p.loss_tokens]
-    total = sum(p.loss_tokens for p in losses)
-    figures = {"loss": sum(p.loss or 0.0 for p in losses) / max(1, total)}
-    metrics = {*prepared.metrics, *([settings.select_by] if settings.select_by not in (None, "loss") else [])}
-    for name in sorted(metrics):
-        figures[name] = score(predictions, name, prepared.data.labels or None)
-    return figures
-
-
-def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = None) -> dict[str, Any]:
-    """Evaluate the saved model and its baselines on the test split; write verdict, page and card.
-
-    The model is read back from its files, so what is judged is what will be used.
-    """
-    from luthier.evaluate.card import CardData, write_card
-    from luthier.evaluate.report import ReportData, write_report
-    from luthier.evaluate.verdict import build_verdict
-
-    folder = out or run.folder
-    recipe = prepared.recipe
-    with progress.stage("loading the tuned model"):
-        saved = run.load()
-    if saved.prompt_format.labels != prepared.prompt_format.labels:
-        raise UserError(
-            f"the data's labels are {list(prepared.prompt_format.labels)}, "
-            f"and the model was tuned for {list(saved.prompt_format.labels)}",
-            where=str(run.folder),
-            mend="evaluate on data with the same labels (data.label_names renames them)",
-        )
-    systems = [tuned_result(saved.network, prepared, progress), *baseline_results(saved, prepared, progress)]
-    with progress.stage("testing for significance"):
-        verdict = build_verdict(
-            prepared.metric_task,
-            systems,
-            prepared.metrics,
-            prepared.metrics[0],
-            labels=prepared.data.labels,
-            resamples=recipe.evaluate.resamples,
-            seed=recipe.seed,
-        )
-    files.write_json(folder / VERDICT, verdict)
-    lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
-    files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    started = datetime.fromisoformat(run.manifest["started"])
-    changes: dict[str, Any] = {"peak_memory_bytes": max(peak_memory(), run.manifest.get("peak_memory_bytes", 0))}
-    if not run.complete:
-        changes |= {"status": "complete", "seconds": round((datetime.now(UTC) - started).total_seconds(), 1)}
-    manifest, log = run.manifest | changes, run.log
-    report = ReportData(
-        verdict=verdict,
-        title=recipe.title or f"{recipe.model.path} on {account(prepared.data.facts)['source']}",
-        steps=[row for row in log if row["kind"] == "step"],
-        validations=[row for row in log if row["kind"] == "validation"],
-        data=account(prepared.data.facts),
-        manifest=page_facts(manifest),
-        resolved=recipe.resolved(),
-        command=f"luthier train {run.folder / RESOLVED}",
-    )
-    write_report(folder / "report.html", report)
-    write_card(
-        folder / "README.md",
-        CardData(
-            verdict=verdict,
-            base_model=recipe.model.path,
-            title=report.title,
-            license=manifest["model"].get("license") or "",
-            dataset=str(prepared.data.facts["source"]),
-            data=account(prepared.data.facts),
-            resolved=recipe.resolved(),
-            labels=prepared.data.labels,
-            adapter=(run.model_folder / "adapter_config.json").exists(),
-            command=report.command,
-        ),
-    )
-    if out is None:
-        files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
-        run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
-    return verdict
-
-
-def tuned_result(network: Network, prepared: Prepared, progress: Progress) -> SystemResult:
-    """The tuned model's answers on the test split."""
-    from luthier.evaluate.predict import predict
-    from luthier.evaluate.verdict import SystemResult
-
-    test = test_examples(prepared)
-    started = time.perf_counter()
-    with progress.stage("judging the tuned model", len(test)) as tell:
-        predictions = predict(
-            network, test, prepared.prompt_format, prepared.recipe.evaluate.max_new_tokens, lambda done: tell(done, "")
-        )
-    selection = next(iter(prepared.recipe.resolved()["selection"]))
-    return SystemResult(
-        "tuned", "tuned", predictions, time.perf_counter() - started, description=f"tuned with {selection}"
-    )
-
-
-def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> list[SystemResult]:
-    """Every baseline that fits task and model, on the same rows; one that does not fit is said so."""
-    from luthier.evaluate.baselines import BASELINES, Asked
-    from luthier.evaluate.verdict import SystemResult
-
-    settings = prepared.recipe.evaluate
-    names = TASKS[prepared.recipe.task].baselines if settings.baselines is None else settings.baselines
-    if prepared.facts.kind != "decoder":
-        for name in names:
-            if BASELINES[name].prompted:
-                progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")
-        names = [name for name in names if not BASELINES[name].prompted]
-    test = test_examples(prepared)
-    with base_network(saved, prepared, [n for n in names if BASELINES[n].prompted], progress) as network:
-        asked = Asked(
-            network=network,
-            prompt_format=prepared.prompt_format,
-            train=prepared.data.splits["train"],
-            test=test,
-            shots=settings.shots or min(16, max(4, len(prepared.data.labels))),
-            instruction=settings.prompt,
-            max_new_tokens=settings.max_new_tokens,
-            window=prepared.facts.window,
-        )
-        results = []
-        for name in names:
-            baseline = BASELINES[name]
-            started = time.perf_counter()
-            with progress.stage(f"judging {baseline.title}", len(test)) as tell:
-                predictions, note = baseline.run(asked, lambda done, tell=tell: tell(done, ""))  # type: ignore[misc]
-            seconds = time.perf_counter() - started
-            results.append(SystemResult(name, baseline.title, predictions, seconds, description=note))
-    return results
-
-
-@contextmanager
-def base_network(
-    saved: Saved, prepared: Prepared, prompted: Sequence[str], progress: Progress
-) -> Iterator[Network | None]:
-    """The untouched model with its language head, or None where no baseline needs it.
-
-    A tuned model that writes is that model with its tuning switched off; a classifier makes room for it.
-    """
-    from luthier.models.load import load_network
-
-    if not prompted:
-        yield None
-    elif saved.network.head == "language":
-        with saved.selection.off(saved.network):
-            yield saved.network
-    else:
-        saved.network.model = None  # its memory goes to the base model
-        with progress.stage("loading the base model"):
-            network = load_network(prepared.found, prepared.recipe.model, head="language")
-        yield network
-
-
-def test_examples(prepared: Prepared) -> list[Example]:
-    """The test rows that are judged, the same ones for every system and run."""
-    examples = sorted(prepared.data.splits["test"], key=lambda example: example.id)
-    return examples[: prepared.recipe.evaluate.max_rows]
-
-
 def evaluate(
     run: Path | str,
     overrides: Sequence[str] = (),
@@ -559,24 +247,3 @@ def merge(run: Path | str, folder: Path | str) -> Path:
     saved = Run.open(run).load()
     save_merged(saved.network, saved.selection, saved.prompt_format, folder)
     return folder
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """Inside the block, the first Ctrl-C or SIGTERM asks to stop after the step at hand; a second one stops at once."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from typing import Any
 from luthier import files
 from luthier.batches import BatchPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
+from luthier.estimates import Estimate, estimate
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
 from luthier.prepare.read import Dataset, read_data
@@ -59,6 +60,10 @@ class Prepared:
     def metrics(self) -> list[str]:
         default = MULTI_LABEL_METRICS if self.data.multi_label else TASKS[self.recipe.task].metrics
         return self.recipe.evaluate.metrics or list(default)
+
+    def estimate(self) -> Estimate:
+        """Memory and time that this run needs."""
+        return estimate(self.recipe, self.facts, self.rows, self.plan.steps, self.prompt_format.max_length)
 
     @property
     def fingerprint(self) -> str:

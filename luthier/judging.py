@@ -1,0 +1,179 @@
+"""The end of the pipeline: the saved model and its alternatives answer the test rows, and the verdict is written.
+
+In: `Prepared` and a run folder with a model. Out: verdict.json, predictions.jsonl, report.html and README.md there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import files
+from luthier.errors import UserError
+from luthier.planning import Prepared
+from luthier.prepare.facts import account
+from luthier.progress import Progress
+from luthier.runs import RESOLVED, VERDICT, Run, page_facts, peak_memory
+from luthier.tasks import TASKS
+
+if TYPE_CHECKING:
+    from luthier.evaluate.verdict import SystemResult
+    from luthier.models.network import Network
+    from luthier.models.save import Saved
+    from luthier.records import Example
+
+
+def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = None) -> dict[str, Any]:
+    """Evaluate the saved model and its baselines on the test split; write verdict, page and card.
+
+    The model is read back from its files, so what is judged is what will be used.
+    """
+    from luthier.evaluate.card import CardData, write_card
+    from luthier.evaluate.report import ReportData, write_report
+    from luthier.evaluate.verdict import build_verdict
+
+    folder = out or run.folder
+    recipe = prepared.recipe
+    with progress.stage("loading the tuned model"):
+        saved = run.load()
+    if saved.prompt_format.labels != prepared.prompt_format.labels:
+        raise UserError(
+            f"the data's labels are {list(prepared.prompt_format.labels)}, "
+            f"and the model was tuned for {list(saved.prompt_format.labels)}",
+            where=str(run.folder),
+            mend="evaluate on data with the same labels (data.label_names renames them)",
+        )
+    systems = [tuned_result(saved.network, prepared, progress), *baseline_results(saved, prepared, progress)]
+    with progress.stage("testing for significance"):
+        verdict = build_verdict(
+            prepared.metric_task,
+            systems,
+            prepared.metrics,
+            prepared.metrics[0],
+            labels=prepared.data.labels,
+            resamples=recipe.evaluate.resamples,
+            seed=recipe.seed,
+        )
+    files.write_json(folder / VERDICT, verdict)
+    lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
+    files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    started = datetime.fromisoformat(run.manifest["started"])
+    changes: dict[str, Any] = {"peak_memory_bytes": max(peak_memory(), run.manifest.get("peak_memory_bytes", 0))}
+    if not run.complete:
+        changes |= {"status": "complete", "seconds": round((datetime.now(UTC) - started).total_seconds(), 1)}
+    manifest, log = run.manifest | changes, run.log
+    report = ReportData(
+        verdict=verdict,
+        title=recipe.title or f"{recipe.model.path} on {account(prepared.data.facts)['source']}",
+        steps=[row for row in log if row["kind"] == "step"],
+        validations=[row for row in log if row["kind"] == "validation"],
+        data=account(prepared.data.facts),
+        manifest=page_facts(manifest),
+        resolved=recipe.resolved(),
+        command=f"luthier train {run.folder / RESOLVED}",
+    )
+    write_report(folder / "report.html", report)
+    write_card(
+        folder / "README.md",
+        CardData(
+            verdict=verdict,
+            base_model=recipe.model.path,
+            title=report.title,
+            license=manifest["model"].get("license") or "",
+            dataset=str(prepared.data.facts["source"]),
+            data=account(prepared.data.facts),
+            resolved=recipe.resolved(),
+            labels=prepared.data.labels,
+            adapter=(run.model_folder / "adapter_config.json").exists(),
+            command=report.command,
+        ),
+    )
+    if out is None:
+        files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
+        run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
+    return verdict
+
+
+def tuned_result(network: Network, prepared: Prepared, progress: Progress) -> SystemResult:
+    """The tuned model's answers on the test split."""
+    from luthier.evaluate.predict import predict
+    from luthier.evaluate.verdict import SystemResult
+
+    test = test_examples(prepared)
+    started = time.perf_counter()
+    with progress.stage("judging the tuned model", len(test)) as tell:
+        predictions = predict(
+            network, test, prepared.prompt_format, prepared.recipe.evaluate.max_new_tokens, lambda done: tell(done, "")
+        )
+    selection = next(iter(prepared.recipe.resolved()["selection"]))
+    return SystemResult(
+        "tuned", "tuned", predictions, time.perf_counter() - started, description=f"tuned with {selection}"
+    )
+
+
+def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> list[SystemResult]:
+    """Every baseline that fits task and model, on the same rows; one that does not fit is said so."""
+    from luthier.evaluate.baselines import BASELINES, Asked
+    from luthier.evaluate.verdict import SystemResult
+
+    settings = prepared.recipe.evaluate
+    names = TASKS[prepared.recipe.task].baselines if settings.baselines is None else settings.baselines
+    if prepared.facts.kind != "decoder":
+        for name in names:
+            if BASELINES[name].prompted:
+                progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")
+        names = [name for name in names if not BASELINES[name].prompted]
+    test = test_examples(prepared)
+    with base_network(saved, prepared, [n for n in names if BASELINES[n].prompted], progress) as network:
+        asked = Asked(
+            network=network,
+            prompt_format=prepared.prompt_format,
+            train=prepared.data.splits["train"],
+            test=test,
+            shots=settings.shots or min(16, max(4, len(prepared.data.labels))),
+            instruction=settings.prompt,
+            max_new_tokens=settings.max_new_tokens,
+            window=prepared.facts.window,
+        )
+        results = []
+        for name in names:
+            baseline = BASELINES[name]
+            started = time.perf_counter()
+            with progress.stage(f"judging {baseline.title}", len(test)) as tell:
+                predictions, note = baseline.run(asked, lambda done, tell=tell: tell(done, ""))  # type: ignore[misc]
+            seconds = time.perf_counter() - started
+            results.append(SystemResult(name, baseline.title, predictions, seconds, description=note))
+    return results
+
+
+@contextmanager
+def base_network(
+    saved: Saved, prepared: Prepared, prompted: Sequence[str], progress: Progress
+) -> Iterator[Network | None]:
+    """The untouched model with its language head, or None where no baseline needs it.
+
+    A tuned model that writes is that model with its tuning switched off; a classifier makes room for it.
+    """
+    from luthier.models.load import load_network
+
+    if not prompted:
+        yield None
+    elif saved.network.head == "language":
+        with saved.selection.off(saved.network):
+            yield saved.network
+    else:
+        saved.network.model = None  # its memory goes to the base model
+        with progress.stage("loading the base model"):
+            network = load_network(prepared.found, prepared.recipe.model, head="language")
+        yield network
+
+
+def test_examples(prepared: Prepared) -> list[Example]:
+    """The test rows that are judged, the same ones for every system and run."""
+    examples = sorted(prepared.data.splits["test"], key=lambda example: example.id)
+    return examples[: prepared.recipe.evaluate.max_rows]
