@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from luthier.tune.hooks import Best
 
 
+SAVE_EVERY_SECONDS = 600
+"""A checkpoint is written at every validation, and where those are further apart than this, in between."""
+
+
 def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself."""
     from luthier.models.load import load_network
@@ -71,9 +75,13 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     kept = [row for row in run.log if row["step"] <= at]
     files.write_text(log, "".join(f"{files.json_line(row)}\n" for row in kept))
 
+    saved_at = time.monotonic()
+
     def save(step: int) -> None:
+        nonlocal saved_at
         checkpoints.save(optimizer, step, {"best": best.state()})
         checkpoints.keep_only_best(best.step)
+        saved_at = time.monotonic()
 
     validate_at = validation_steps(plan.steps, plan.steps_per_epoch, settings.validate_every)
     steps = train_loop(
@@ -87,7 +95,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         micro_batch_tokens=settings.micro_batch_tokens,
         after=at,
     )
-    started, tokens, busy = time.perf_counter(), 0, 0.0
+    tokens, busy = 0, 0.0
     stopped_early = bool(kept) and best.should_stop(settings.early_stopping)
     with stop_requests() as requested, progress.stage("training", plan.steps) as tell:
         for step in () if stopped_early else steps:
@@ -105,8 +113,9 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
                 if best.should_stop(settings.early_stopping):
                     progress.say(f"stopped early: {best.metric} is no better since step {best.step}")
                     break
-            if requested.is_set():
+            elif requested.is_set() or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
                 save(step.step)
+            if requested.is_set():
                 raise Stopped(
                     f"stopped after step {step.step} of {plan.steps}; everything is saved",
                     f"go on with: luthier train --resume {shlex.quote(str(run.folder))}",
@@ -115,6 +124,8 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     checkpoints.load_best(optimizer, best.step)
     with progress.stage("saving the model"):
         save_model(network, selection, prepared.prompt_format, run.model_folder)
+    taken = [row for row in run.log if row["kind"] == "step"]  # before an interruption too
+    seconds = sum(row["seconds"] for row in taken)
     run.update_manifest(
         trained=True,
         steps=at,
@@ -122,8 +133,8 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         select_by=best.metric,
         learned=counts,
         training={
-            "seconds": round(time.perf_counter() - started, 1),
-            "tokens_per_second": round(tokens / busy) if busy else None,
+            "seconds": round(seconds, 1),
+            "tokens_per_second": round(sum(row["tokens"] for row in taken) / seconds),
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
         },

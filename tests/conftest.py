@@ -14,6 +14,12 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost 10 to 60 times on a busy machine
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time: what passed once passes again. `--hypothesis-profile explore` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("repeatable")
 
 USERS_HOME = os.environ.get("LUTHIER_HOME")
 SESSION_HOME = pytest.StashKey[tempfile.TemporaryDirectory]()
