@@ -91,6 +91,22 @@ def micro_batches(rows: Sequence[Row], token_budget: int, padding_worth: int | N
     return groups
 
 
+def end_to_end(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+    """Rows grouped by like length so that each group's tokens together stay within the budget, and the groups are of
+    about one size; for models that need no padding. A single row longer than the budget is a group of its own."""
+    total = sum(len(row.tokens) for row in rows)
+    even_share = total / max(1, math.ceil(total / token_budget))
+    groups: list[list[Row]] = []
+    filled = 0
+    for row in sorted(rows, key=lambda row: (-len(row.tokens), row.id)):
+        if not groups or filled >= even_share or filled + len(row.tokens) > token_budget:
+            groups.append([])
+            filled = 0
+        groups[-1].append(row)
+        filled += len(row.tokens)
+    return groups
+
+
 def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     """Rows end to end as one `Batch`; every row must carry the same streams."""
     import torch

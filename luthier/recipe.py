@@ -21,7 +21,7 @@ from luthier import yaml_reader
 from luthier.batches import BatchSettings
 from luthier.errors import Problem, UserError, nearest
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.models.settings import ModelSettings
+from luthier.models.settings import ModelSettings, TrunkSettings
 from luthier.prepare.read import DataSettings
 from luthier.selection import SELECTIONS, Selection
 from luthier.settings import Settings
@@ -76,7 +76,7 @@ ALIASES = {
 SPLIT_BATCH = ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-class TrainSettings(BatchSettings, OptimizerSettings, ScheduleSettings, ValidationSettings):
+class TrainSettings(BatchSettings, OptimizerSettings, ScheduleSettings, ValidationSettings, TrunkSettings):
     """How the weights are moved."""
 
 

@@ -35,6 +35,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself."""
     from luthier.models.load import load_network
     from luthier.models.save import save_model
+    from luthier.models.trunk import stored_trunk
     from luthier.tune.checkpoints import Checkpoints
     from luthier.tune.hooks import Best, validation_steps
     from luthier.tune.loop import train as train_loop
@@ -97,7 +98,12 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     )
     tokens, busy = 0, 0.0
     stopped_early = bool(kept) and best.should_stop(settings.early_stopping)
-    with stop_requests() as requested, progress.stage("training", plan.steps) as tell:
+    to_train = 0 if stopped_early else sum(len(row.tokens) for row in prepared.rows)
+    with (
+        stored_trunk(network, settings, to_train, progress.say) as trunk,
+        stop_requests() as requested,
+        progress.stage("training", plan.steps) as tell,
+    ):
         for step in () if stopped_early else steps:
             tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
             files.append_json_line(log, {"kind": "step", **asdict(step)})
@@ -137,6 +143,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
             "tokens_per_second": round(sum(row["tokens"] for row in taken) / seconds),
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
+            "trunk_tokens": trunk.store.counts() if trunk else None,
         },
         peak_memory_bytes=peak_memory(),
     )

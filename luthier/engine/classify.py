@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from luthier.batches import collate, micro_batches
+from luthier.batches import collate
 from luthier.models.network import Network
 from luthier.records import Batch, Row
 
@@ -60,5 +60,5 @@ def _batches(network: Network, rows: Sequence[Row]) -> Iterator[tuple[list[int],
     """Rows of like length together, each batch with the places of its rows in the whole."""
     network.model.eval()
     numbered = [Row(str(i), row.tokens, row.token_streams, row.example_streams) for i, row in enumerate(rows)]
-    for group in micro_batches(numbered, INFERENCE_TOKENS):
+    for group in network.micro_batches(numbered, INFERENCE_TOKENS):
         yield [int(row.id) for row in group], collate(group, network.device)

@@ -1,4 +1,4 @@
-"""A frozen linear layer with a low-rank adapter beside it: the plain version that a fused one must equal."""
+"""A frozen linear layer with a low-rank adapter beside it (Hu et al. 2021, arXiv:2106.09685, equation 3)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from luthier.kernels.projection import Adapter, is_linear, project
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can stand beside it: a linear layer, or GPT-2's transposed one."""
-    return isinstance(module, nn.Linear | Conv1D)
+__all__ = ["LoraLinear", "is_linear"]
 
 
 class LoraLinear(nn.Module):
@@ -39,7 +38,23 @@ class LoraLinear(nn.Module):
     def bias(self) -> torch.Tensor | None:
         return self.base.bias
 
+    @property
+    def drops(self) -> bool:
+        """Whether its adapter sees an input of its own: `project` has no place for that."""
+        return self.on and self.training and self.dropout.p > 0
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What `project` adds to the frozen product; None while it is off."""
+        return Adapter(self.lora_A, self.lora_B, self.scale) if self.on else None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.drops:
+            return self.forward_plain(x)
+        return project(x, [self])
+
+    def forward_plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The plain version."""
         out = self.base(x)
         if not self.on:
             return out

@@ -88,6 +88,7 @@ def load_network(
     import torch
     import transformers
 
+    from luthier.kernels.fast import speed_up
     from luthier.models.network import Network
 
     quiet()
@@ -133,11 +134,13 @@ def load_network(
             mend="fetch the model again; its files are incomplete or of another architecture",
         )
     model.config.use_cache = head == "language"
+    model = model.to(device).eval()
     return Network(
-        model.to(device).eval(),
+        model,
         tokenizer,
         head=head,
         new_parameters=new | label_head,
+        family=speed_up(model) if settings.kernels == "auto" else None,
         folder=found.folder,
         base_name=found.path,
         base_revision=found.revision if found.source == "hub" else None,

@@ -1,7 +1,8 @@
 """A transformers model as the rest of Luthier sees it: tokens of several examples in, hidden states or scores out.
 
 In: `Batch`es, which hold no padding. Out: flat hidden states, logits at chosen tokens, or one row of scores an example.
-This is the plain path, for any transformers model; it pads inside and takes the padding out again.
+Families that the kernels know run without padding; any other transformers model takes the plain path, which pads inside
+and takes the padding out again.
 
 Shape letters: E examples, N tokens of all examples, T tokens of the longest, D hidden size, V vocabulary, C classes.
 """
@@ -10,17 +11,32 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from luthier.records import Batch
+from luthier.batches import end_to_end, micro_batches
+from luthier.kernels.attention import Packing
+from luthier.kernels.cross_entropy import head_loss
+from luthier.kernels.fast import Family, label_scores, packed_hidden
+from luthier.records import Batch, Row
 from luthier.tasks import Head
+
+if TYPE_CHECKING:
+    from luthier.models.trunk import Trunk
 
 UNUSED = ("mask_emb", "lm_loss.bias", "rel_attn.seg_embed", "rel_attn.r_s_bias")
 """Ends of parameter names: XLNet's mask embedding, and what it adds for a second segment."""
+SCORE_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+"""Settings of families that scale or cap the scores of their head."""
+PADDING_WORTH = {"cpu": 32}
+"""Padding tokens that cost about as much as starting another micro-batch, by device (LOG.md)."""
+LOSS_CHUNK = 512
+"""Tokens whose scores over the vocabulary are held at once on the plain path."""
 
 
 class Network:
@@ -33,6 +49,7 @@ class Network:
         *,
         head: Head,
         new_parameters: set[str],
+        family: Family | None = None,
         folder: Path | None,
         base_name: str,
         base_revision: str | None,
@@ -41,6 +58,10 @@ class Network:
         self.model = model
         self.tokenizer = tokenizer
         self.head: Head = head
+        self.family = family
+        """How the kernels run it, examples end to end; None for the plain path."""
+        self.trunk: Trunk | None = None
+        """Where the output of its frozen blocks is kept, if it is."""
         self.new_parameters = new_parameters
         """Names of parameters that learn in any selection: the label head, and what the base model's files did not
         hold (a BERT pooler)."""
@@ -70,12 +91,55 @@ class Network:
 
     # What the model computes
 
+    def micro_batches(self, rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+        """Rows grouped as this model runs them, each group within the budget."""
+        if self.family is not None:
+            return end_to_end(rows, token_budget)
+        return micro_batches(rows, token_budget, PADDING_WORTH.get(self.device.type))
+
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        if self.family is not None:
+            return self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E))
         tokens_ET, mask_ET = self.padded(batch)
         out = self.model.base_model(input_ids=tokens_ET, attention_mask=mask_ET, use_cache=False)
         hidden_ETD = out.last_hidden_state
         return hidden_ETD[mask_ET.bool()]
+
+    def _packed_hidden(self, family: Family, batch: Batch, packing: Packing) -> torch.Tensor:
+        if self.trunk is None:
+            return packed_hidden(self.model, family, batch.tokens_N, packing)
+        with self.trunk.standing_in(self.trunk.states(batch)):
+            return packed_hidden(self.model, family, batch.tokens_N, packing)
+
+    def train_mode(self) -> None:
+        """Turn dropout on, but not in frozen blocks at the bottom and the embeddings below them: what they give is a
+        feature, the same in every epoch."""
+        self.model.train()
+        name, blocks = self.blocks()
+        depth = self.frozen_depth()
+        for block in blocks[:depth]:
+            block.eval()
+        if depth:
+            parent = self.model
+            for part in name.split("."):
+                for child_name, child in parent.named_children():
+                    if child_name == part:
+                        break
+                    child.eval()
+                parent = getattr(parent, part)
+
+    def frozen_depth(self) -> int:
+        """How many blocks, counted from the embeddings, lie below everything that learns."""
+        name, blocks = self.blocks()
+        above = set(self.parameters_after_blocks()) | self.new_parameters
+        depth = len(blocks)
+        for parameter, value in self.model.named_parameters():
+            if value.requires_grad and parameter not in above:
+                if not parameter.startswith(f"{name}."):
+                    return 0
+                depth = min(depth, int(parameter[len(name) + 1 :].partition(".")[0]))
+        return depth
 
     def token_logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """Next-token scores [M, V] from hidden states, with the model family's own scaling after its head."""
@@ -90,8 +154,28 @@ class Network:
             logits_MV = torch.tanh(logits_MV / cap) * cap
         return logits_MV
 
+    def token_loss(self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
+        """Sum of the tokens' negative log-likelihoods (nats) times their weights, the scores never held all at once."""
+        head = self.model.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+            return head_loss(hidden_MD, head.weight, target_M, weight_M)
+
+        def chunk_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            losses = nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+            return (losses * weight).sum()
+
+        chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
+        return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+    def _scores_are_scaled(self) -> bool:
+        config = self.model.config.get_text_config()
+        return any(getattr(config, name, None) is not None for name in SCORE_SCALES)
+
     def class_logits(self, batch: Batch) -> torch.Tensor:
         """One row of label scores an example, [E, C], from the model's own classification head."""
+        if self.family is not None:
+            packing = Packing.of(batch.lengths_E)
+            return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)
         tokens_ET, mask_ET = self.padded(batch)
         return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
 

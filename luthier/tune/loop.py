@@ -11,16 +11,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from luthier.batches import BatchPlan, collate, micro_batches
+from luthier.batches import BatchPlan, collate
 from luthier.errors import UserError
 from luthier.models.network import Network
 from luthier.records import Row, Step
 from luthier.tune.objectives.base import Objective
 from luthier.tune.optimizers import Optimizer
 from luthier.tune.schedules import ScheduleSettings, rate_share
-
-PADDING_WORTH = {"cpu": 32}
-"""Padding tokens that cost about as much as starting another micro-batch, by device (LOG.md)."""
 
 
 def train(
@@ -45,10 +42,10 @@ def train(
     """
     for number in range(after + 1, plan.steps + 1):
         started = time.perf_counter()
-        network.model.train()
+        network.train_mode()
         torch.manual_seed(plan.seed * 1_000_003 + number)
         chosen = [rows[index] for index in plan.rows_of(number)]
-        groups = micro_batches(chosen, micro_batch_tokens, PADDING_WORTH.get(network.device.type))
+        groups = network.micro_batches(chosen, micro_batch_tokens)
         batches = [collate(group, network.device) for group in groups]
         weight = sum(objective.weight(batch) for batch in batches)
         if weight <= 0:

@@ -158,14 +158,19 @@ def test_several_labels_equal_a_plain_reference(tiny: Callable[..., Path]) -> No
     assert loss_of(objective, net, rows) == pytest.approx(total, rel=1e-5)
 
 
-def test_long_rows_are_scored_in_chunks(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.tune.objectives import sft
+@pytest.mark.parametrize("family", ["llama", "mpt"])
+def test_long_rows_are_scored_in_chunks(
+    family: str, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.kernels import cross_entropy
+    from luthier.models import network
 
     objective = OBJECTIVES["sft"]()
-    net = make.network(tiny("llama"), "language")
+    net = make.network(tiny(family), "language")
     rows = make.rows(net)
     whole = gradients(objective, net, [rows])
-    monkeypatch.setattr(sft, "CHUNK", 5)
+    monkeypatch.setattr(cross_entropy, "CHUNK_VALUES", 5 * net.model.config.vocab_size)
+    monkeypatch.setattr(network, "LOSS_CHUNK", 5)
     assert_close(gradients(objective, net, [rows]), whole)
 
 

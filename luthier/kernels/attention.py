@@ -1,0 +1,399 @@
+"""Attention of several examples that lie end to end, each seeing itself alone.
+
+In: queries, keys and values [N, heads, D] of all tokens, and `Packing`, which knows where each example begins. Out:
+[N, heads * D]. On processors the scores of a block of queries are formed by plain matrix products, softmax is one pass
+over the keys that may be seen, and the backward pass forms them again instead of keeping them; at the lengths people
+train on this is several times quicker than torch's own backward (LOG.md). On CUDA it is torch's variable-length flash
+attention.
+
+Shape letters: N tokens of all examples, H query heads, K key-value heads, D head size, E examples, T tokens of the
+longest in a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from luthier.kernels import native
+from luthier.kernels.rotary import rotate_, rotate_plain
+
+ALONE = 128
+"""Examples of so many tokens or more are worth matrix products of their own; shorter ones share."""
+GROUP_WASTE = 1.25
+"""A group may hold this many times its real tokens, padding counted."""
+QUERIES = 256
+"""Queries whose scores are held at once; with causal attention, later keys are not even multiplied."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples of like length, as one block [E, T]."""
+
+    lengths_E: torch.Tensor
+    longest: int
+    start: int | None
+    """First token, where the examples lie end to end without padding; then the index tensors are not needed."""
+    tokens: torch.Tensor | None = None
+    """For each of the E * T places the token that stands there; padding repeats one."""
+    real: torch.Tensor | None = None
+    """Places that hold a token of their own."""
+    padding: torch.Tensor | None = None
+    """The other places."""
+
+    def take(self, x_NHD: torch.Tensor) -> torch.Tensor:
+        """[H, E, T, D] of this group, whose padding repeats other tokens."""
+        if self.start is not None:
+            count = len(self.lengths_E) * self.longest
+            part = x_NHD[self.start : self.start + count].transpose(0, 1)
+        else:
+            part = x_NHD.transpose(0, 1).index_select(1, self.tokens)  # type: ignore[arg-type]
+        return part.reshape(x_NHD.shape[1], len(self.lengths_E), self.longest, x_NHD.shape[2])
+
+    def take_gradient(self, x_NHD: torch.Tensor) -> torch.Tensor:
+        """The same with zeros for padding."""
+        part = self.take(x_NHD)
+        if self.padding is not None:
+            part.view(part.shape[0], -1, part.shape[3]).index_fill_(1, self.padding, 0.0)
+        return part
+
+    def put(self, x_NHD: torch.Tensor, value_HETD: torch.Tensor) -> None:
+        """Write this group's places of [N, H, D], padding left out."""
+        flat = value_HETD.reshape(value_HETD.shape[0], -1, value_HETD.shape[3]).transpose(0, 1)
+        if self.start is not None:
+            x_NHD[self.start : self.start + len(flat)] = flat
+        else:
+            x_NHD.index_copy_(0, self.tokens[self.real], flat.index_select(0, self.real))  # type: ignore[index, arg-type]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the examples of a batch begin and end; made once a batch, used by every layer."""
+
+    lengths: tuple[int, ...]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(cls, lengths: Sequence[int] | torch.Tensor) -> Packing:
+        if isinstance(lengths, torch.Tensor):
+            return cls(tuple(lengths.tolist()), lengths.device)
+        return cls(tuple(lengths))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        starts, at = [], 0
+        for length in self.lengths:
+            starts.append(at)
+            at += length
+        return tuple(starts)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Each token's place in its own example, from 0."""
+        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
+
+    @cached_property
+    def last(self) -> torch.Tensor:
+        """Each example's last token."""
+        return torch.tensor([s + n - 1 for s, n in zip(self.starts, self.lengths, strict=True)], device=self.device)
+
+    @cached_property
+    def first(self) -> torch.Tensor:
+        """Each example's first token."""
+        return torch.tensor(self.starts, device=self.device)
+
+    @cached_property
+    def boundaries(self) -> torch.Tensor:
+        """Starts of all examples and the end of the last, int32, as flash attention wants them."""
+        return torch.tensor([*self.starts, sum(self.lengths)], dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Long examples alone; short ones with others of about their length."""
+        groups: list[list[int]] = []
+        real = 0
+        for index in sorted(range(len(self.lengths)), key=lambda index: -self.lengths[index]):
+            length = self.lengths[index]
+            if groups and length < ALONE:
+                longest, count = self.lengths[groups[-1][0]], len(groups[-1])
+                if longest < ALONE and longest * (count + 1) <= GROUP_WASTE * (real + length):
+                    groups[-1].append(index)
+                    real += length
+                    continue
+            groups.append([index])
+            real = length
+        return tuple(self._group(sorted(members)) for members in groups)
+
+    def _group(self, members: list[int]) -> Group:
+        lengths_E = torch.tensor([self.lengths[index] for index in members])
+        longest = int(lengths_E.max())
+        together = members == list(range(members[0], members[0] + len(members)))
+        if together and bool((lengths_E == longest).all()):
+            return Group(lengths_E, longest, self.starts[members[0]])
+        start_E = torch.tensor([self.starts[index] for index in members])
+        column_T = torch.arange(longest)
+        tokens_ET = start_E[:, None] + torch.minimum(column_T[None, :], lengths_E[:, None] - 1)
+        real = (column_T[None, :] < lengths_E[:, None]).flatten()
+        return Group(lengths_E, longest, None, tokens_ET.flatten(), real.nonzero()[:, 0], (~real).nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """How a layer attends."""
+
+    scale: float
+    causal: bool
+    window: int = 0
+    """Keys that a query sees, its own among them; 0 for all."""
+    dropout: float = 0.0
+    """Share of attention that is zeroed."""
+
+
+def attention_plain(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, packing: Packing, how: AttentionSettings
+) -> torch.Tensor:
+    """The plain version: torch's own attention, one example after another."""
+    outs = []
+    repeats = query_NHD.shape[1] // key_NKD.shape[1]
+    for start, length in zip(packing.starts, packing.lengths, strict=True):
+        q, k, v = (x[start : start + length].transpose(0, 1)[None] for x in (query_NHD, key_NKD, value_NKD))
+        k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+        mask = None
+        if how.causal:
+            place = torch.arange(length, device=q.device)
+            mask = place[:, None] >= place[None, :]
+            if how.window:
+                mask &= place[:, None] - place[None, :] < how.window
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=how.scale, dropout_p=how.dropout
+        )
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def attention(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, packing: Packing, how: AttentionSettings
+) -> torch.Tensor:
+    """[N, H, D]: each example attends to itself alone."""
+    if native.fits(query_NHD, key_NKD, value_NKD):
+        return _Attention.apply(query_NHD, key_NKD, value_NKD, packing, how)
+    if _flash(query_NHD, how):
+        return _variable_length(query_NHD, key_NKD, value_NKD, packing, how)
+    return attention_plain(query_NHD, key_NKD, value_NKD, packing, how)
+
+
+def rotary_attention(
+    heads_NXD: torch.Tensor,
+    cosine_ND: torch.Tensor,
+    sine_ND: torch.Tensor,
+    query_heads: int,
+    packing: Packing,
+    how: AttentionSettings,
+) -> torch.Tensor:
+    """Rotary positions and attention of queries, keys and values that lie side by side, [N, H + 2 K, D].
+
+    `heads_NXD` is turned in place: it must be the caller's own, and nobody else's to use again.
+    """
+    if native.fits(heads_NXD, cosine_ND, sine_ND):
+        return _RotaryAttention.apply(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
+    key_heads = (heads_NXD.shape[1] - query_heads) // 2
+    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
+    query, key = rotate_plain(query, cosine_ND, sine_ND), rotate_plain(key, cosine_ND, sine_ND)
+    return attention(query, key, value, packing, how)
+
+
+def _flash(query_NHD: torch.Tensor, how: AttentionSettings) -> bool:
+    return query_NHD.is_cuda and query_NHD.dtype in (torch.bfloat16, torch.float16) and how.dropout == 0.0
+
+
+def _variable_length(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, packing: Packing, how: AttentionSettings
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(packing.lengths)
+    left = how.window - 1 if how.causal and how.window else -1
+    out = varlen_attn(
+        query_NHD,
+        key_NKD,
+        value_NKD,
+        packing.boundaries,
+        packing.boundaries,
+        longest,
+        longest,
+        scale=how.scale,
+        window_size=(left, 0 if how.causal else -1),
+        enable_gqa=query_NHD.shape[1] != key_NKD.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        packing: Packing,
+        how: AttentionSettings,
+    ) -> torch.Tensor:
+        out_NHD, kept = _attend(query_NHD, key_NKD, value_NKD, packing, how)
+        ctx.save_for_backward(query_NHD, key_NKD, value_NKD, *kept)
+        ctx.packing, ctx.how = packing, how
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query_NHD, key_NKD, value_NKD, *kept = ctx.saved_tensors
+        out = [torch.empty(x.shape, dtype=x.dtype) for x in (query_NHD, key_NKD, value_NKD)]
+        _attend_backward(gradients[0], query_NHD, key_NKD, value_NKD, kept, out, ctx.packing, ctx.how)
+        return *out, None, None
+
+
+class _RotaryAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        heads_NXD: torch.Tensor,
+        cosine_ND: torch.Tensor,
+        sine_ND: torch.Tensor,
+        query_heads: int,
+        packing: Packing,
+        how: AttentionSettings,
+    ) -> torch.Tensor:
+        turned = heads_NXD.shape[1] - (heads_NXD.shape[1] - query_heads) // 2
+        rotate_(heads_NXD[:, :turned], cosine_ND, sine_ND)
+        out_NHD, kept = _attend(*_split(heads_NXD, query_heads), packing, how)
+        ctx.save_for_backward(heads_NXD, cosine_ND, sine_ND, *kept)
+        ctx.query_heads, ctx.turned, ctx.packing, ctx.how = query_heads, turned, packing, how
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        heads_NXD, cosine_ND, sine_ND, *kept = ctx.saved_tensors
+        gradient_NXD = torch.empty_like(heads_NXD)
+        parts = _split(gradient_NXD, ctx.query_heads)
+        _attend_backward(gradients[0], *_split(heads_NXD, ctx.query_heads), kept, parts, ctx.packing, ctx.how)
+        rotate_(gradient_NXD[:, : ctx.turned], cosine_ND, sine_ND, back=True)
+        return gradient_NXD, None, None, None, None, None
+
+
+def _split(heads_NXD: torch.Tensor, query_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    key_heads = (heads_NXD.shape[1] - query_heads) // 2
+    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
+    return query, key, value
+
+
+def _attend(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, packing: Packing, how: AttentionSettings
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The output, and which attention was dropped, block by block."""
+    out_NHD = torch.empty(query_NHD.shape, dtype=query_NHD.dtype)
+    kept: list[torch.Tensor] = []
+    for group in packing.groups:
+        query, key, value = _matrices(group, query_NHD, key_NKD, value_NKD)
+        outs = []
+        for block in _blocks(group.longest, how):
+            probability = _probabilities(query, key, group, block, how)
+            if how.dropout:
+                kept.append(torch.rand(probability.shape) >= how.dropout)
+                probability = probability * kept[-1] / (1 - how.dropout)
+            outs.append(torch.bmm(probability, value[:, block.keys]))
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+        group.put(out_NHD, out.view(query_NHD.shape[1], len(group.lengths_E), group.longest, -1))
+    return out_NHD, kept
+
+
+def _attend_backward(
+    gradient_NHD: torch.Tensor,
+    query_NHD: torch.Tensor,
+    key_NKD: torch.Tensor,
+    value_NKD: torch.Tensor,
+    kept: list[torch.Tensor],
+    out: Sequence[torch.Tensor],
+    packing: Packing,
+    how: AttentionSettings,
+) -> None:
+    """Writes the gradients of queries, keys and values into `out`."""
+    heads, key_heads = query_NHD.shape[1], key_NKD.shape[1]
+    masks = iter(kept)
+    for group in packing.groups:
+        query, key, value = _matrices(group, query_NHD, key_NKD, value_NKD)
+        gradient = group.take_gradient(gradient_NHD).reshape(query.shape)
+        for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for block in _blocks(group.longest, how):
+            probability = _probabilities(query, key, group, block, how)
+            of_block = gradient[:, block.queries]
+            for_probability = torch.bmm(of_block, value[:, block.keys].transpose(1, 2))
+            used = probability
+            if how.dropout:
+                mask = next(masks)
+                used = probability * mask / (1 - how.dropout)
+                for_probability *= mask / (1 - how.dropout)
+            for_value[:, block.keys].baddbmm_(used.transpose(1, 2), of_block)
+            for_score = _softmax_backward(for_probability, probability, group, block, how)
+            torch.bmm(for_score, key[:, block.keys], out=for_query[:, block.queries])
+            for_key[:, block.keys].baddbmm_(for_score.transpose(1, 2), query[:, block.queries])
+        shape = (len(group.lengths_E), group.longest, query_NHD.shape[2])
+        group.put(out[0], for_query.view(heads, *shape))
+        for shared, to in ((for_key, out[1]), (for_value, out[2])):
+            group.put(to, shared.view(key_heads, heads // key_heads, *shape).sum(1))
+
+
+def _matrices(
+    group: Group, query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor
+) -> list[torch.Tensor]:
+    """Queries, keys and values of a group, one matrix [T, D] for each query head and example."""
+    repeats = query_NHD.shape[1] // key_NKD.shape[1]
+    taken = [group.take(query_NHD)]
+    for shared in (group.take(key_NKD), group.take(value_NKD)):
+        taken.append(shared.repeat_interleave(repeats, dim=0) if repeats > 1 else shared)
+    return [x.reshape(-1, x.shape[2], x.shape[3]) for x in taken]
+
+
+@dataclass(frozen=True)
+class _Block:
+    queries: slice
+    keys: slice
+    offset: int
+    """The first query's own key, counted from the first key of the block; -1 where every key is seen."""
+
+
+def _blocks(length: int, how: AttentionSettings) -> list[_Block]:
+    blocks = []
+    for start in range(0, length, QUERIES):
+        stop = min(length, start + QUERIES)
+        if how.causal:
+            first = max(0, start - how.window + 1) if how.window else 0
+            blocks.append(_Block(slice(start, stop), slice(first, stop), start - first))
+        else:
+            blocks.append(_Block(slice(start, stop), slice(0, length), -1))
+    return blocks
+
+
+def _probabilities(
+    query: torch.Tensor, key: torch.Tensor, group: Group, block: _Block, how: AttentionSettings
+) -> torch.Tensor:
+    scores = torch.bmm(query[:, block.queries], key[:, block.keys].transpose(1, 2))
+    native.call("causal_softmax", scores.dtype, scores, *_softmax_arguments(scores, group, block, how))
+    return scores
+
+
+def _softmax_backward(
+    gradient: torch.Tensor, probability: torch.Tensor, group: Group, block: _Block, how: AttentionSettings
+) -> torch.Tensor:
+    """In place of `gradient`."""
+    arguments = _softmax_arguments(gradient, group, block, how)
+    native.call("causal_softmax_backward", gradient.dtype, gradient, probability, *arguments)
+    return gradient
+
+
+def _softmax_arguments(scores: torch.Tensor, group: Group, block: _Block, how: AttentionSettings) -> list[Any]:
+    lengths_E = group.lengths_E if block.keys.start == 0 else group.lengths_E - block.keys.start
+    return [lengths_E, len(lengths_E), *scores.shape, how.scale, block.offset, how.window]

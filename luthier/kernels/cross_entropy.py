@@ -1,0 +1,76 @@
+"""Next-token cross-entropy straight from hidden states: scores over the vocabulary are held a chunk at a time.
+
+In: hidden states [M, D] of the tokens that carry loss, the head's weight [V, D], targets and weights [M]. Out: the
+weighted sum of losses. The gradient is formed while the scores are there, so they are computed once and kept nowhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from luthier.kernels import native
+
+CHUNK_VALUES = 1 << 24
+"""Scores held at once: 64 MiB in float32."""
+
+
+def head_loss_plain(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor
+) -> torch.Tensor:
+    """The plain version."""
+    logits_MV = torch.nn.functional.linear(hidden_MD, weight_VD).float()
+    return (torch.nn.functional.cross_entropy(logits_MV, target_M, reduction="none") * weight_M).sum()
+
+
+def head_loss(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor
+) -> torch.Tensor:
+    """Weighted sum of the tokens' negative log-likelihoods in nats, with gradient for hidden states and head."""
+    return _HeadLoss.apply(hidden_MD, weight_VD, target_M, weight_M.float())
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor
+    ) -> torch.Tensor:
+        for_hidden, for_head = ctx.needs_input_grad[:2]
+        gradient_MD = torch.empty_like(hidden_MD) if for_hidden else None
+        gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if for_head else None
+        total = torch.zeros((), device=hidden_MD.device)
+        size = max(1, CHUNK_VALUES // len(weight_VD))
+        for start in range(0, len(hidden_MD), size):
+            part = slice(start, start + size)
+            scores_CV = hidden_MD[part] @ weight_VD.T
+            total += _loss_and_gradient(scores_CV, target_M[part], weight_M[part]).sum()
+            if gradient_MD is not None:
+                torch.mm(scores_CV, weight_VD, out=gradient_MD[part])
+            if gradient_VD is not None:
+                gradient_VD += scores_CV.T @ hidden_MD[part]
+        ctx.save_for_backward(gradient_MD, gradient_VD)
+        ctx.head_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient_MD, gradient_VD = ctx.saved_tensors
+        for_hidden = None if gradient_MD is None else gradient_MD * gradients[0]
+        for_head = None if gradient_VD is None else (gradient_VD * gradients[0]).to(ctx.head_dtype)
+        return for_hidden, for_head, None, None
+
+
+def _loss_and_gradient(scores_CV: torch.Tensor, target_C: torch.Tensor, weight_C: torch.Tensor) -> torch.Tensor:
+    """The weighted losses [C]; the scores become their gradient, in place."""
+    if native.fits(scores_CV):
+        loss_C = torch.empty(len(scores_CV))
+        target_C, weight_C = target_C.contiguous(), weight_C.contiguous()
+        native.call("cross_entropy", scores_CV.dtype, scores_CV, target_C, weight_C, loss_C, *scores_CV.shape)
+        return loss_C
+    log_probability_CV = torch.log_softmax(scores_CV.float(), dim=-1)
+    loss_C = -log_probability_CV.gather(1, target_C[:, None]).squeeze(1) * weight_C
+    gradient_CV = log_probability_CV.exp_()
+    gradient_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= 1
+    scores_CV.copy_(gradient_CV.mul_(weight_C[:, None]))
+    return loss_C

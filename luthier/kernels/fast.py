@@ -1,0 +1,202 @@
+"""Which parts of a transformers model run on this project's kernels, and how examples are packed end to end.
+
+In: a loaded model. Out: the same model, whose norms, gated layers and attention compute the same by other means; names,
+parameters and files are untouched. A family that is not in `FAMILIES` keeps transformers' own code, padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
+from luthier.kernels.gated import gated
+from luthier.kernels.norm import rms_norm
+from luthier.kernels.projection import is_linear, join, plain_layer, project, project_plain
+
+ATTENTION = "luthier"
+"""The name under which transformers knows this project's attention."""
+NO_MASK = torch.zeros(1, 1, 1, 1)
+"""A mask of four dimensions is handed through by transformers as it is, and packed attention never looks at it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is special about a family's parts."""
+
+    head: Literal["last", "first"]
+    """Which token's hidden state a label head reads."""
+    norm_offset: float = 0.0
+    """Added to the weights of RMS norms."""
+    first_position: Callable[[Any], int] = lambda config: 0
+    """The position of an example's first token."""
+
+
+def _after_padding(config: Any) -> int:
+    return config.pad_token_id + 1
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("last"),
+    "mistral": Family("last"),
+    "qwen2": Family("last"),
+    "qwen3": Family("last"),
+    "gemma3_text": Family("last", norm_offset=1.0),
+    "gpt2": Family("last"),
+    "bert": Family("first"),
+    "roberta": Family("first", first_position=_after_padding),
+    "xlm-roberta": Family("first", first_position=_after_padding),
+    "distilbert": Family("first"),
+}
+"""By transformers' `model_type`; each is run packed against padded by the tests."""
+
+
+def family_of(model: Any) -> Family | None:
+    """How this model is packed; None where it runs on the plain path."""
+    config = model.config.get_text_config()
+    family = FAMILIES.get(config.model_type)
+    if family is None or getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_decoder", False):
+        return None
+    return family
+
+
+def speed_up(model: Any) -> Family | None:
+    """Let the model's parts run on kernels where its family is known; returns the family, None for the plain path."""
+    family = family_of(model)
+    if family is None:
+        return None
+    AttentionInterface.register(ATTENTION, _attention_of_transformers)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm"):
+            module.forward = partial(_norm_forward, module, family.norm_offset)
+        elif _children(module, "gate_proj", "up_proj", "down_proj") and (activation := _activation(module)):
+            join([module.gate_proj, module.up_proj])
+            module.forward = partial(_gated_forward, module, activation)
+        elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
+            join([module.q_proj, module.k_proj, module.v_proj])
+            module.forward = partial(_attention_forward, module, module.forward)
+    return family
+
+
+def packed_hidden(model: Any, family: Family, tokens_N: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Last hidden states [N, D] of examples that lie end to end."""
+    first = family.first_position(model.config.get_text_config())
+    out = model.base_model(
+        input_ids=tokens_N[None],
+        attention_mask=NO_MASK.to(tokens_N.device),
+        position_ids=packing.positions[None] + first,
+        use_cache=False,
+        packing=packing,
+    )
+    return out.last_hidden_state[0]
+
+
+def label_scores(model: Any, family: Family, hidden_ND: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """One row of label scores an example, [E, C], from the model's own head."""
+    read_E = packing.last if family.head == "last" else packing.first
+    hidden_ED = hidden_ND[read_E]
+    if family.head == "last":
+        return model.score(hidden_ED)
+    if hasattr(model, "pre_classifier"):  # DistilBERT
+        return model.classifier(model.dropout(torch.relu(model.pre_classifier(hidden_ED))))
+    pooler = getattr(model.base_model, "pooler", None)
+    if pooler is not None:
+        return model.classifier(model.dropout(pooler(hidden_ED[:, None])))
+    return model.classifier(hidden_ED[:, None])  # RoBERTa's head pools by itself
+
+
+def _norm_forward(module: Any, offset: float, hidden_states: torch.Tensor) -> torch.Tensor:
+    epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    return rms_norm(hidden_states, module.weight, epsilon, offset)
+
+
+def _gated_forward(module: Any, activation: str, hidden_states: torch.Tensor) -> torch.Tensor:
+    gate_up = _side_by_side(hidden_states, [module.gate_proj, module.up_proj])
+    return module.down_proj(gated(gate_up, activation))
+
+
+def _attention_forward(
+    module: Any,
+    original: Callable[..., Any],
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    *,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of packed examples with rotary positions; with a key-value memory, transformers' own code."""
+    if packing is None:
+        return original(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+    assert position_embeddings is not None
+    width = module.head_dim
+    cosine_ND, sine_ND = (angle[0] for angle in position_embeddings)
+    side_by_side = _side_by_side(hidden_states[0], [module.q_proj, module.k_proj, module.v_proj])
+    heads_NXD = side_by_side.view(len(side_by_side), -1, width)
+    query_heads = plain_layer(module.q_proj).out_features // width
+    if hasattr(module, "q_norm"):
+        key_heads = (heads_NXD.shape[1] - query_heads) // 2
+        query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
+        heads_NXD = torch.cat([module.q_norm(query), module.k_norm(key), value], dim=1)
+    dropout = module.attention_dropout if module.training else 0.0
+    how = AttentionSettings(module.scaling, module.is_causal, _window(module), dropout)
+    out_NHD = rotary_attention(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
+    return module.o_proj(out_NHD.flatten(1)[None]), None
+
+
+def _attention_of_transformers(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers' attention layers call, with [1, H, N, D]: packed examples here, all else to torch's own."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    how = AttentionSettings(scaling or query.shape[-1] ** -0.5, causal, kwargs.get("sliding_window") or 0, dropout)
+    query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attention(query_NHD, key_NKD, value_NKD, packing, how)[None], None
+
+
+def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
+    if any(getattr(layer, "drops", False) or not is_linear(plain_layer(layer)) for layer in layers):
+        return project_plain(x, layers)
+    return project(x, layers)
+
+
+def _window(module: Any) -> int:
+    """Keys that a query sees, its own among them; 0 for all."""
+    window = getattr(module, "sliding_window", None)
+    if window is None and not hasattr(module, "sliding_window"):
+        window = getattr(module.config, "sliding_window", None)
+    return window or 0
+
+
+def _children(module: nn.Module, *names: str) -> bool:
+    return all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+
+
+def _activation(module: Any) -> str | None:
+    """The name of a gated layer's activation as the kernels know it."""
+    function = getattr(module, "act_fn", None)
+    names = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh"}
+    return names.get(type(function).__name__)

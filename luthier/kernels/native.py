@@ -1,0 +1,142 @@
+"""Compiles and calls the functions of native.cpp.
+
+In: a function's name and tensors on the processor, in float32 or bfloat16. The library is compiled once for a machine
+(two seconds, by the C++ compiler that is there) and kept in the cache folder; without a compiler, nothing here is
+available and everybody takes the plain version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from luthier import files
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
+WIDE = "-mprefer-vector-width=512"
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+COMPILE_SECONDS = 120
+
+pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+SIGNATURES: dict[str, tuple[type, ...]] = {
+    "rms_norm": (pointer, pointer, pointer, pointer, integer, integer, real, real),
+    "rms_norm_backward": (pointer, pointer, pointer, pointer, pointer, integer, integer, real),
+    "silu": (pointer, pointer, integer, integer),
+    "silu_backward": (pointer, pointer, pointer, integer, integer),
+    "gelu_tanh": (pointer, pointer, integer, integer),
+    "gelu_tanh_backward": (pointer, pointer, pointer, integer, integer),
+    "rotate": (pointer, pointer, pointer, integer, integer, integer, integer, real),
+    "causal_softmax": (pointer, pointer, *4 * (integer,), real, integer, integer),
+    "causal_softmax_backward": (pointer, pointer, pointer, *4 * (integer,), real, integer, integer),
+    "cross_entropy": (pointer, pointer, pointer, pointer, integer, integer),
+}
+
+
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether the library is there and takes such tensors: on the processor, all of one dtype that it knows."""
+    first = tensors[0]
+    alike = all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+    return alike and first.dtype in DTYPES and library() is not None
+
+
+def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) -> None:
+    """Run a function of native.cpp; tensors are handed over as pointers, so their layout is the caller's care."""
+    loaded = library()
+    assert loaded is not None
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    loaded[f"{name}_{DTYPES[dtype]}"](*values)
+
+
+@lru_cache(maxsize=1)
+def library() -> dict[str, ctypes._CFuncPtr] | None:  # type: ignore[name-defined]
+    """The compiled functions by name; None where they can't be had (`why_not` says why)."""
+    try:
+        loaded = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError, NotAvailable) as error:
+        _reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        return None
+    functions = {}
+    for name, signature in SIGNATURES.items():
+        for dtype in DTYPES.values():
+            function = getattr(loaded, f"{name}_{dtype}")
+            function.argtypes, function.restype = signature, None
+            functions[f"{name}_{dtype}"] = function
+    return functions
+
+
+def why_not() -> str | None:
+    """Why there is no library; None where there is one."""
+    return None if library() is not None else _reasons[-1]
+
+
+class NotAvailable(Exception):
+    """The library can't be had on this machine."""
+
+
+_reasons: list[str] = []
+
+
+def _compiled() -> Path:
+    """The library's file for this processor, compiler and source, compiled now if it is not in the cache."""
+    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise NotAvailable("this machine has no C++ compiler")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=COMPILE_SECONDS).stdout
+    key = files.fingerprint(SOURCE.read_text(), *FLAGS, compiler, version, _processor(), torch.__version__)
+    target = files.cache_folder() / "kernels" / f"{key[:16]}.so"
+    if target.is_file():
+        return target
+    with files.whole_file(target) as temporary:
+        _compile(compiler, temporary)
+    return target
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Compile with threads where the compiler has OpenMP; linked to torch's own copy, so that there is one pool."""
+    wide = (WIDE,) if platform.machine() in ("x86_64", "AMD64") else ()
+    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    attempts = [(*wide, "-fopenmp"), ("-fopenmp-simd",), ()] if runtime else [(*wide, "-fopenmp-simd"), ()]
+    for extra in attempts:
+        compiled = target.with_suffix(".o")
+        try:
+            one = subprocess.run(
+                [compiler, *FLAGS, *extra, "-c", str(SOURCE), "-o", str(compiled)],
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_SECONDS,
+            )
+            if one.returncode:
+                continue
+            threads = [str(path) for path in runtime] if "-fopenmp" in extra else []
+            two = subprocess.run(
+                [compiler, "-shared", str(compiled), *threads, "-o", str(target)],
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_SECONDS,
+            )
+            if not two.returncode:
+                return
+        finally:
+            compiled.unlink(missing_ok=True)
+    raise NotAvailable(f"{compiler} can't compile the kernels")
+
+
+def _compilers() -> list[str]:
+    return [*os.environ.get("CXX", "").split()[:1], "g++", "c++", "clang++"]
+
+
+def _processor() -> str:
+    """What decides the machine code: the processor's features where the system lists them."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    return f"{platform.machine()} {platform.processor()}"

@@ -1,0 +1,238 @@
+"""Every kernel equals its plain version, in value and gradient, over random shapes.
+
+float32 to 1e-5 of the result's size; bfloat16, whose values have 8 bits, to 2 in a hundred of it, both against the
+plain version in float32 on the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.kernels import native
+from luthier.kernels.attention import AttentionSettings, Packing, attention, attention_plain, rotary_attention
+from luthier.kernels.cross_entropy import head_loss, head_loss_plain
+from luthier.kernels.gated import ACTIVATIONS, gated, gated_plain
+from luthier.kernels.lora import LoraLinear
+from luthier.kernels.norm import rms_norm, rms_norm_plain
+from luthier.kernels.projection import join, joined, project, project_plain
+from luthier.kernels.rotary import rotate_, rotate_plain
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+dtypes = st.sampled_from(list(TOLERANCE))
+seeds = st.integers(0, 1000)
+many = settings(max_examples=40, deadline=None)
+
+Function = Callable[..., torch.Tensor]
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float, what: str) -> None:
+    # Inputs are of size 1, so a result much smaller than that is what large numbers left when they cancelled.
+    scale = max(float(theirs.detach().float().norm()), 0.1 * theirs.numel() ** 0.5)
+    assert float((ours.detach().float() - theirs.detach().float()).norm()) <= tolerance * scale, what
+
+
+def compare(fast: Function, plain: Function, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:
+    """The same values and gradients from both; the plain one computes in float32 on what `dtype` can hold."""
+    rounded = [x.to(dtype) for x in inputs]
+    ours = [x.clone().requires_grad_(True) for x in rounded]
+    theirs = [x.float().requires_grad_(True) for x in rounded]
+    out, expected = fast(*ours), plain(*theirs)
+    assert_close(out, expected, TOLERANCE[dtype], "value")
+    weight = torch.randn_like(expected)
+    (out.float() * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        assert our.grad is not None and their.grad is not None
+        assert_close(our.grad, their.grad, 2 * TOLERANCE[dtype], f"gradient of input {place}")
+
+
+def test_the_library_is_there() -> None:
+    """A machine that runs these tests has a compiler; without one the rest would compare plain with plain."""
+    assert native.why_not() is None
+
+
+@many
+@given(st.integers(1, 70), st.integers(1, 100), st.sampled_from([0.0, 1.0]), dtypes, seeds)
+def test_rms_norm(rows: int, width: int, offset: float, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    compare(
+        lambda x, w: rms_norm(x, w, 1e-5, offset),
+        lambda x, w: rms_norm_plain(x, w, 1e-5, offset),
+        [torch.randn(rows, width), torch.randn(width)],
+        dtype,
+    )
+
+
+@many
+@given(st.integers(1, 70), st.integers(1, 100), st.sampled_from(sorted(ACTIVATIONS)), dtypes, seeds)
+def test_gated(rows: int, width: int, activation: str, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = [torch.randn(rows, 2 * width) * 4]
+    compare(lambda x: gated(x, activation), lambda x: gated_plain(x, activation), inputs, dtype)
+
+
+@many
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), dtypes, seeds)
+def test_rotary(rows: int, heads: int, half: int, more: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(rows, heads + more, 2 * half).to(dtype)[:, :heads]
+    cosine, sine = torch.randn(rows, 2 * half).to(dtype), torch.randn(rows, 2 * half).to(dtype)
+    turned, gradient = x.clone(), torch.randn(rows, heads, 2 * half).to(dtype)
+    source = x.float().requires_grad_(True)
+    expected = rotate_plain(source, cosine.float(), sine.float())
+    expected.backward(gradient.float())
+    rotate_(turned, cosine, sine)
+    rotate_(gradient, cosine, sine, back=True)
+    assert_close(turned, expected.detach(), TOLERANCE[dtype], "value")
+    assert source.grad is not None
+    assert_close(gradient, source.grad, TOLERANCE[dtype], "gradient")
+
+
+lengths = st.lists(st.one_of(st.integers(1, 20), st.integers(100, 300)), min_size=1, max_size=6)
+
+
+@many
+@given(lengths, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.sampled_from([0, 1, 7, 150]), dtypes, seeds)
+def test_attention(
+    lengths: list[int], key_heads: int, repeats: int, causal: bool, window: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    total, packing = sum(lengths), Packing.of(lengths)
+    how = AttentionSettings(0.3, causal, window if causal else 0)
+    inputs = [torch.randn(total, heads, 8) for heads in (key_heads * repeats, key_heads, key_heads)]
+    compare(
+        lambda q, k, v: attention(q, k, v, packing, how),
+        lambda q, k, v: attention_plain(q, k, v, packing, how),
+        inputs,
+        dtype,
+    )
+
+
+@many
+@given(lengths, st.integers(1, 2), st.integers(1, 3), dtypes, seeds)
+def test_rotary_attention(lengths: list[int], key_heads: int, repeats: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    total, packing, how = sum(lengths), Packing.of(lengths), AttentionSettings(0.3, causal=True)
+    heads, query_heads = key_heads * (repeats + 2), key_heads * repeats
+    cosine, sine = torch.randn(total, 8).to(dtype), torch.randn(total, 8).to(dtype)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        q, k, v = x.split([query_heads, key_heads, key_heads], dim=1)
+        q, k = rotate_plain(q, cosine.float(), sine.float()), rotate_plain(k, cosine.float(), sine.float())
+        return attention_plain(q, k, v, packing, how)
+
+    compare(
+        lambda x: rotary_attention(x * 1, cosine, sine, query_heads, packing, how),
+        plain,
+        [torch.randn(total, heads, 8)],
+        dtype,
+    )
+
+
+def test_attention_dropout_is_one_mask_for_both_passes() -> None:
+    """The gradient is that of the very function that the forward pass computed: seen by a small step."""
+    packing, how = Packing.of([5, 9, 140]), AttentionSettings(0.3, causal=False, dropout=0.4)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(154, 2, 4) for _ in range(3))
+    direction = torch.randn_like(q)
+
+    def value(query: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return attention(query, k, v, packing, how).pow(2).sum()
+
+    source = q.clone().requires_grad_(True)
+    value(source).backward()
+    assert source.grad is not None
+    step = 1e-3
+    slope = (value(q + step * direction) - value(q - step * direction)) / (2 * step)
+    assert float(slope) == pytest.approx(float((source.grad * direction).sum()), rel=2e-2)
+
+
+def test_one_example_never_sees_another() -> None:
+    torch.manual_seed(0)
+    packing, how = Packing.of([4, 30, 4, 200]), AttentionSettings(1.0, causal=False)
+    q, k, v = (torch.randn(238, 2, 4) for _ in range(3))
+    whole = attention(q, k, v, packing, how)
+    k2, v2 = k.clone(), v.clone()
+    k2[4:34], v2[4:34] = 100.0, -100.0
+    changed = attention(q, k2, v2, packing, how)
+    same = torch.ones(238, dtype=torch.bool)
+    same[4:34] = False
+    assert torch.equal(whole[same], changed[same])
+    assert not torch.allclose(whole[~same], changed[~same])
+
+
+@many
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(2, 80), st.integers(1, 300), dtypes, seeds)
+def test_head_loss(tokens: int, width: int, vocabulary: int, chunk: int, dtype: torch.dtype, seed: int) -> None:
+    from luthier.kernels import cross_entropy
+
+    torch.manual_seed(seed)
+    target, weight = torch.randint(vocabulary, (tokens,)), torch.rand(tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "CHUNK_VALUES", chunk)
+        compare(
+            lambda h, w: head_loss(h, w, target, weight),
+            lambda h, w: head_loss_plain(h, w, target, weight),
+            [torch.randn(tokens, width), torch.randn(vocabulary, width) * 0.3],
+            dtype,
+        )
+
+
+@many
+@given(
+    st.integers(1, 50),
+    st.integers(1, 40),
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0, 1, 4]), st.booleans()), min_size=1, max_size=3),
+    st.booleans(),
+    seeds,
+)
+def test_projection(tokens: int, inputs: int, layers: list[tuple[int, int, bool]], frozen: bool, seed: int) -> None:
+    """Any mix of layers with an adapter (rank above 0), without one, with and without a bias, frozen or not."""
+    torch.manual_seed(seed)
+    bases = [torch.nn.Linear(inputs, outputs, bias=bias) for outputs, _, bias in layers]
+    join(bases)
+    modules: list[torch.nn.Module] = []
+    for base, (_, rank, _) in zip(bases, layers, strict=True):
+        base.requires_grad_(not frozen)
+        modules.append(LoraLinear(base, rank, 2.0 * rank, 0.0) if rank else base)
+        if rank:
+            torch.nn.init.normal_(modules[-1].lora_B)  # type: ignore[arg-type]
+    x = torch.randn(tokens, inputs)
+    results = []
+    for function in (project, lambda x, modules: project_plain(x, [_Plain(m) for m in modules])):
+        source = x.clone().requires_grad_(True)
+        out = function(source, modules)
+        torch.manual_seed(seed + 1)
+        out.backward(torch.randn_like(out))
+        learned = [p for m in modules for p in m.parameters() if p.requires_grad]
+        results.append([out.detach(), source.grad, *[p.grad for p in learned]])
+        for p in learned:
+            p.grad = None
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs, 1e-5, "projection")
+
+
+class _Plain(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer.forward_plain(x) if isinstance(self.layer, LoraLinear) else self.layer(x)
+
+
+def test_joined_weights_are_parts_of_one_matrix_and_of_no_copy() -> None:
+    layers = [torch.nn.Linear(8, n) for n in (3, 5, 2)]
+    before = [layer.weight.detach().clone() for layer in layers]
+    join(layers)
+    whole = joined([layer.weight for layer in layers])
+    assert torch.equal(whole, torch.cat(before))
+    assert whole.data_ptr() == layers[0].weight.data_ptr()
+    layers[1].weight.data = torch.zeros(5, 8)  # moved away: a copy is right then
+    assert torch.equal(joined([layer.weight for layer in layers])[3:8], torch.zeros(5, 8))
