@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-DECODERS = ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")
+DECODERS = ("llama", "gpt2", "qwen2", "qwen3", "gemma3", "mistral", "mpt")
 ENCODERS = ("bert", "roberta", "xlnet", "distilbert")
 WINDOW = 256
 """Tokens that a tiny model takes at once."""
@@ -76,6 +76,8 @@ def _config(family: str, tokenizer: Any, layers: int) -> Any:
         )
     if family == "mistral":
         return transformers.MistralConfig(**size, num_key_value_heads=2, sliding_window=None)
+    if family == "qwen2":
+        return transformers.Qwen2Config(**size, num_key_value_heads=2)
     if family == "qwen3":
         return transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8)
     kinds = {"llama": transformers.LlamaConfig, "bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}

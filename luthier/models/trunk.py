@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from luthier import files
+from luthier.errors import UserError
 from luthier.kernels.attention import Packing
 from luthier.kernels.fast import packed_hidden
 from luthier.models.settings import TrunkSettings
@@ -216,7 +217,7 @@ class TrunkStore:
         self._end = 0
         try:
             whole = header.is_file() and files.read_json(header) == facts
-        except ValueError:
+        except UserError:
             whole = False
         if not whole:
             if header.exists():
@@ -229,7 +230,7 @@ class TrunkStore:
                 self.data.touch()
                 self.index.touch()
                 files.write_json(header, facts)
-            except (OSError, files.UserError) as error:
+            except (OSError, UserError) as error:
                 self._stop_writing(f"the trunk can't be stored ({error}); it is computed each time")
             return
         tokens = self.data.stat().st_size // self.token_bytes if self.data.exists() else 0
