@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,8 +31,12 @@ class BatchSettings(Settings):
     """Stop after this many optimizer steps, whatever `epochs` says."""
     batch_size: int = Field(16, ge=1)
     """Examples in one optimizer step."""
-    micro_batch_tokens: int = Field(4096, ge=1)
-    """Most tokens (padding counted) that run through the model at once. Bounds memory; never changes the result."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Most tokens that run through the model at once; the default fits the device and its free memory. Never changes
+    the result."""
+    checkpoint_activations: Literal["auto", "always", "never"] = "auto"
+    """Keep only each block's input for the backward pass and compute the rest again; auto does so when memory is short.
+    """
     max_length: int | None = Field(None, ge=2)
     """Longest row in tokens; the default is 1,024 or the model's window, whichever is less."""
 

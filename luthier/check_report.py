@@ -60,7 +60,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
         "memory_bytes": needed.peak_bytes,
         "memory_available_bytes": needed.available_bytes,
         "memory_suffices": needed.available_bytes is None or needed.peak_bytes <= needed.available_bytes,
-        "training_seconds": round(needed.training_seconds, 1),
+        "training_seconds": None if needed.training_seconds is None else round(needed.training_seconds, 1),
     }
 
 
@@ -99,8 +99,9 @@ def show(found: Mapping[str, Any]) -> str:
     needs = f"about {found['memory_bytes'] / 2**30:.1f} GiB"
     lines.append(f"memory     {needs}" + (f" of {free / 2**30:.1f} free" if free else ""))
     seconds = found["training_seconds"]
-    takes = f"about {clock(seconds)}" if seconds >= 1 else "less than a second"
-    lines.append(f"time       {takes} of training, {found['steps']:,} steps")
+    if seconds is not None:
+        takes = f"about {clock(seconds)}" if seconds >= 1 else "less than a second"
+        lines.append(f"time       {takes} of training, {found['steps']:,} steps")
     lines += [f"warning    {warning}" for warning in found["warnings"]]
     if not found["memory_suffices"]:
         lines.append(

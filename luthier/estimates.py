@@ -1,4 +1,4 @@
-"""What a run needs, told before it starts: memory and time.
+"""What a run needs, told before it starts: memory and time, and how a step is cut so that it fits.
 
 In: model facts, rows, recipe. Out: estimates in bytes and seconds, and an error when the memory is not there.
 """
@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.models.describe import ModelFacts
+    from luthier.planning import Prepared
+    from luthier.probe import BlockCost
     from luthier.recipe import Recipe
     from luthier.records import Row
 
-RUNTIME_BYTES = 900 * 2**20
-"""What Python, torch and transformers take before any weight is loaded, with the allocator's slack."""
-BUSY_SHARE = 0.45
-"""Share of the measured matrix-product rate that training keeps, the rest being attention, norms and overhead."""
+MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
+"""Tokens run at once when the recipe names no number: more is no faster there (LOG.md)."""
+LEAST_TOKENS = 256
+LOADED_SHARE = 1.4
+"""Memory that weights take once loaded, in their own size: laying layers end to end leaves gaps behind (LOG.md)."""
+SCATTERED_SHARE = 1.5
+"""Memory that activations take, in their own size: blocks of changing sizes leave gaps between them (LOG.md)."""
+SCORES_BYTES = 3 * 64 * 2**20
+"""Scores over the vocabulary, their gradient, and what comes and goes beside them."""
+PROBED_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -31,38 +39,144 @@ class Estimate:
 
     peak_bytes: int
     available_bytes: int | None
-    training_seconds: float
+    training_seconds: float | None
+    """None where the weights alone do not fit."""
     learned_parameters: int
+    micro_batch_tokens: int
+    """Tokens that run at once: the recipe's number, or one that fits."""
+    checkpoint_activations: bool
+    """Whether blocks keep only their input for the backward pass, because keeping more does not fit."""
 
 
-def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int, max_length: int) -> Estimate:
-    """Peak memory and training time, from the model's size, what learns, and the rows' lengths.
+def estimate(prepared: Prepared) -> Estimate:
+    """Peak memory and training time, measured on two blocks of the model's shape and multiplied out.
 
     Weights count once in their dtype; what learns also has a gradient and two AdamW moments in 32 bits, and a 32-bit
-    master where weights are 16-bit. Activations: about 16 hidden-sized and 5 MLP-sized values a token and layer that
-    a backward pass crosses, plus attention's probabilities.
+    master where weights are 16-bit.
     """
     from luthier.models.load import choose_device, choose_dtype
+    from luthier.probe import block_cost, learned_a_block
 
+    recipe, facts = prepared.recipe, prepared.facts
     device = choose_device(recipe.model)
     dtype = choose_dtype(recipe.model, device)
-    learned, backward_layers = recipe.chosen_selection.size(facts)
-    longest = max((len(row.tokens) for row in rows), default=1)
-    budget = max(recipe.train.micro_batch_tokens, longest)
-    tokens = min(budget, longest * recipe.train.batch_size)
-    per_token = backward_layers * (16 * facts.hidden_size + 5 * 4 * facts.hidden_size + facts.heads * longest)
-    weights = facts.parameters * dtype.itemsize
-    learning = learned * (12 + (0 if dtype.itemsize == 4 else 4))
-    head = 512 * facts.vocabulary * 4 * 3 if recipe.task != "classify" else 0
-    peak = RUNTIME_BYTES + weights + learning + int(tokens * per_token * dtype.itemsize) + head
+    steps = [prepared.plan.rows_of(number) for number in range(1, min(PROBED_STEPS, prepared.plan.steps) + 1)]
+    lengths = [[len(prepared.rows[index].tokens) for index in step] for step in steps]
+    budget = recipe.train.micro_batch_tokens or MICRO_BATCH_TOKENS[device]
+    largest = max(lengths, key=sum)
+    free = available_memory(device)
+    backward_layers = recipe.chosen_selection.backward_layers(facts)
+    counted = backward_layers * learned_a_block(
+        prepared.found.folder, recipe.chosen_selection, recipe.chosen_objective.head
+    )
+    least = facts.parameters * dtype.itemsize + learning_bytes(counted, dtype)
+    if free is not None and least > free:  # there is nothing to measure
+        return Estimate(least, free, None, counted, budget, checkpoint_activations=False)
+    cost = block_cost(
+        prepared.found.folder,
+        recipe.chosen_selection,
+        recipe.chosen_objective.head,
+        within(largest, budget),
+        device,
+        dtype,
+        recipe.model.kernels,
+    )
+    learned = learned_parameters(facts, cost, backward_layers)
+    fixed = fixed_bytes(recipe, facts, cost, learned, dtype)
 
-    share = min(1.0, backward_layers / max(1, facts.layers))
-    body = facts.body_parameters
-    flops_a_token = 2 * body + 2 * body * share + 2 * min(learned, body)
-    mean = sum(len(row.tokens) for row in rows) / max(1, len(rows))
-    trained_tokens = steps * recipe.train.batch_size * mean
-    seconds = trained_tokens * flops_a_token / (matrix_rate(device, dtype) * BUSY_SHARE)
-    return Estimate(peak, available_memory(device), seconds, learned)
+    def peak(tokens: int, checkpointed: bool) -> int:
+        """Of a micro-batch of so many tokens."""
+        kept = cost.kept_bytes * backward_layers
+        if checkpointed:
+            kept = cost.checkpointed_bytes * backward_layers + cost.kept_bytes
+        return fixed + int(tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
+
+    longest = max(len(row.tokens) for row in prepared.rows)
+    setting = recipe.train.checkpoint_activations
+    choice = (budget, setting == "always")
+    if free is not None and not recipe.train.micro_batch_tokens:
+        options = [(budget >> halvings, False) for halvings in range(6) if budget >> halvings >= LEAST_TOKENS]
+        options = [(tokens, True) for tokens, _ in options] if setting == "always" else options
+        if setting == "auto":
+            options += [(tokens, True) for tokens, _ in options]
+        choice = next((o for o in options if peak(max(o[0], longest), o[1]) <= 0.9 * free), options[-1])
+    elif free is not None and setting == "auto":
+        choice = (budget, peak(max(budget, longest), False) > 0.9 * free)
+    at_once = max(sum(within(step, choice[0])) for step in lengths)
+    return Estimate(
+        peak_bytes=peak(at_once, choice[1]),
+        available_bytes=free,
+        training_seconds=training_seconds(prepared, cost, backward_layers, learned, choice[1], device, dtype),
+        learned_parameters=learned,
+        micro_batch_tokens=choice[0],
+        checkpoint_activations=choice[1],
+    )
+
+
+def within(lengths: Sequence[int], budget: int) -> list[int]:
+    """The lengths of the rows that run at once: the longest first, as many as the budget holds, at least one."""
+    taken: list[int] = []
+    share = sum(lengths) / max(1, -(-sum(lengths) // budget))
+    for length in sorted(lengths, reverse=True):
+        if taken and (sum(taken) >= share or sum(taken) + length > budget):
+            break
+        taken.append(length)
+    return taken
+
+
+def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int) -> int:
+    """All that learns in the blocks; with full tuning, what lies outside them as well."""
+    in_blocks = cost.learned * backward_layers
+    return facts.parameters if cost.everything_learns else in_blocks
+
+
+def fixed_bytes(recipe: Recipe, facts: ModelFacts, cost: BlockCost, learned: int, dtype: torch.dtype) -> int:
+    """What does not grow with the batch: this process as it is, weights, and what learning adds to them."""
+    import psutil
+
+    weights = int(facts.parameters * dtype.itemsize * LOADED_SHARE)
+    scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
+    if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
+        scores += 2 * facts.vocabulary * facts.hidden_size * 4
+    return int(psutil.Process().memory_info().rss) + weights + learning_bytes(learned, dtype) + scores
+
+
+def learning_bytes(learned: int, dtype: torch.dtype) -> int:
+    """Gradients and two AdamW moments in 32 bits, and 32-bit masters where weights are 16-bit."""
+    return learned * (12 + (0 if dtype.itemsize == 4 else 4))
+
+
+def training_seconds(
+    prepared: Prepared,
+    cost: BlockCost,
+    backward_layers: int,
+    learned: int,
+    checkpointed: bool,
+    device: str,
+    dtype: torch.dtype,
+) -> float:
+    """All steps of the plan: blocks, the scores of tokens that carry loss, and the optimizer."""
+    facts, recipe, plan = prepared.facts, prepared.recipe, prepared.plan
+    trained_rows = min(plan.steps * plan.batch_size, round(plan.rows * plan.steps / plan.steps_per_epoch))
+    mean_tokens = sum(len(row.tokens) for row in prepared.rows) / len(prepared.rows)
+    frozen = facts.layers - backward_layers
+    times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
+    a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if checkpointed else 0))
+    a_token += frozen * cost.forward_seconds * times_frozen
+    seconds = trained_rows * mean_tokens * a_token
+    if recipe.chosen_objective.head == "language":
+        share = loss_share(prepared.rows)
+        products = 3 if cost.everything_learns else 2
+        flops = 2 * products * facts.vocabulary * facts.hidden_size
+        seconds += trained_rows * mean_tokens * share * flops / matrix_rate(device, dtype)
+    return seconds + plan.steps * learned * seconds_a_parameter(device)
+
+
+def loss_share(rows: Sequence[Row]) -> float:
+    """Share of tokens that carry loss, of the first rows."""
+    some = [rows[index] for index in range(min(200, len(rows)))]
+    carrying = sum(sum(weight > 0 for weight in row.token_streams["weight"]) for row in some)
+    return carrying / max(1, sum(len(row.tokens) for row in some))
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
@@ -82,14 +196,31 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
+def seconds_a_parameter(device: str) -> float:
+    """Of an AdamW step with clipping, measured on a million parameters."""
+    import torch
+
+    weight = torch.zeros(1 << 20, device=device, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=device in ("cpu", "cuda"))
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        optimizer.step()
+        weight.detach()[0].item()
+        best = min(best, time.perf_counter() - started)
+    return best / weight.numel()
+
+
 def available_memory(device: str) -> int | None:
-    """Bytes free on the device; None where the system does not say."""
+    """Bytes that this process may have in all: what it has, and what is free on the device."""
     import psutil
     import torch
 
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 
 def refuse_too_little_memory(needed: Estimate) -> None:

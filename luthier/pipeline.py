@@ -5,6 +5,7 @@ In: a recipe. Out: a `Run`. The library returns values; whoever wants to watch p
 
 from __future__ import annotations
 
+import gc
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from luthier import files, yaml_reader
 from luthier.errors import Stopped, UserError
-from luthier.estimates import refuse_too_little_memory
+from luthier.estimates import Estimate, refuse_too_little_memory
 from luthier.judging import judge
 from luthier.planning import Prepared, Rows, prepare
 from luthier.prepare.read import Dataset
@@ -84,11 +85,13 @@ def train(
         if out is not None and Path(out).exists():
             create_run(Path(out), "", "", {})  # says how to go on, before anything is read
         prepared = prepare(recipe, overrides, rows=rows, progress=progress)
+        needed = prepared.estimate()
         if not ignore_memory:
-            refuse_too_little_memory(prepared.estimate())
-        run = start_run(prepared, out, overrides)
+            refuse_too_little_memory(needed)
+        run = start_run(prepared, needed, out, overrides)
     with gone_if_nothing_learned(run), resumable(run):
         tune(prepared, run, progress)
+        gc.collect()  # the trained model's parts know each other; it must go before the saved one is read back
         judge(prepared, run, progress)
     return run
 
@@ -134,7 +137,7 @@ def gone_if_nothing_learned(run: Run) -> Iterator[None]:
         raise
 
 
-def start_run(prepared: Prepared, out: Path | str | None, overrides: Sequence[str]) -> Run:
+def start_run(prepared: Prepared, needed: Estimate, out: Path | str | None, overrides: Sequence[str]) -> Run:
     """The run folder with everything that is known before the first step."""
     source = prepared.source
     resolved = prepared.recipe.resolved()
@@ -143,14 +146,14 @@ def start_run(prepared: Prepared, out: Path | str | None, overrides: Sequence[st
         text += "".join(f"\n# overridden on the command line: {override}" for override in overrides) + "\n"
     run = create_run(Path(out) if out else None, Path(source.name).stem, text, resolved)
     try:
-        write_start(prepared, run)
+        write_start(prepared, needed, run)
     except UserError:
         shutil.rmtree(run.folder, ignore_errors=True)
         raise
     return run
 
 
-def write_start(prepared: Prepared, run: Run) -> None:
+def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
     data = prepared.data
     files.write_json(
         run.folder / MANIFEST,
@@ -170,6 +173,7 @@ def write_start(prepared: Prepared, run: Run) -> None:
             "prompt_format": prepared.prompt_format.fingerprint,
             "truncated_rows": {name: split.truncated for name, split in prepared.tokenised.items()},
             "seed": prepared.recipe.seed,
+            "estimate": asdict(needed),
             "machine": machine(),
         },
     )

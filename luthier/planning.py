@@ -63,7 +63,7 @@ class Prepared:
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""
-        return estimate(self.recipe, self.facts, self.rows, self.plan.steps, self.prompt_format.max_length)
+        return estimate(self)
 
     @property
     def fingerprint(self) -> str:

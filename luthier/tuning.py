@@ -58,8 +58,14 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
             seed=recipe.seed,
         )
         selection.apply(network)
+        if run.manifest["estimate"]["checkpoint_activations"]:
+            network.checkpoint_activations()
         optimizer = Optimizer(network, settings)
         moved = MovedCheck(network, optimizer)
+    for note in network.notes:
+        progress.say(f"note: {note}")
+    if run.manifest["estimate"]["checkpoint_activations"]:
+        progress.say("note: blocks keep only their input for the backward pass, so that memory suffices")
     rate = settings.learning_rate or selection.learning_rate
     best = best_of(prepared)
     checkpoints = Checkpoints(run.folder / "checkpoints", prepared.fingerprint)
@@ -93,7 +99,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         plan,
         settings,
         learning_rate=rate,
-        micro_batch_tokens=settings.micro_batch_tokens,
+        micro_batch_tokens=run.manifest["estimate"]["micro_batch_tokens"],
         after=at,
     )
     tokens, busy = 0, 0.0
@@ -143,6 +149,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
             "tokens_per_second": round(sum(row["tokens"] for row in taken) / seconds),
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
+            "peak_memory_bytes": peak_memory(),
             "trunk_tokens": trunk.store.counts() if trunk else None,
         },
         peak_memory_bytes=peak_memory(),

@@ -135,7 +135,7 @@ def load_network(
         )
     model.config.use_cache = head == "language"
     model = model.to(device).eval()
-    return Network(
+    network = Network(
         model,
         tokenizer,
         head=head,
@@ -146,6 +146,30 @@ def load_network(
         base_revision=found.revision if found.source == "hub" else None,
         base_fingerprint=found.fingerprint,
     )
+    network.notes = how_it_runs(network, settings)
+    return network
+
+
+def how_it_runs(network: Network, settings: ModelSettings) -> list[str]:
+    """What a user should know of the speed that this model has on this machine."""
+    import torch
+
+    from luthier.kernels.native import why_not
+
+    notes = []
+    on_processor = network.device.type == "cpu"
+    if settings.kernels == "auto" and network.family is None:
+        kind = network.model.config.model_type
+        notes.append(f"models of type {kind} have no kernels here: they run on transformers' own code, padded")
+    elif settings.kernels == "auto" and on_processor and (reason := why_not()):
+        notes.append(f"the kernels can't be compiled ({reason}): slower plain versions run instead")
+    if (
+        on_processor
+        and network.dtype == torch.bfloat16
+        and choose_dtype(ModelSettings(path=""), "cpu") != network.dtype
+    ):
+        notes.append("this processor has no bfloat16 arithmetic and emulates it: model.dtype float32 is faster here")
+    return notes
 
 
 def find_base(name: str, revision: str | None, fingerprint: str) -> FoundModel:

@@ -60,6 +60,8 @@ class Network:
         self.head: Head = head
         self.family = family
         """How the kernels run it, examples end to end; None for the plain path."""
+        self.notes: list[str] = []
+        """What a user should know of how it runs here."""
         self.trunk: Trunk | None = None
         """Where the output of its frozen blocks is kept, if it is."""
         self.new_parameters = new_parameters

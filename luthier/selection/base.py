@@ -33,10 +33,13 @@ class Selection(Settings):
         """Inside the block the network runs as the base model did (its new head, if any, stays as it is)."""
         return base_weights(network)
 
-    def size(self, facts: ModelFacts) -> tuple[int, int]:
-        """About how many parameters learn, and how many blocks a backward pass crosses: for estimates of memory and
-        time before weights are loaded. By default all of both, which never promises too little."""
-        return facts.parameters, facts.layers
+    def backward_layers(self, facts: ModelFacts) -> int:
+        """How many blocks a backward pass crosses, for estimates before weights are loaded; by default all."""
+        return facts.layers
+
+    def on_few_blocks(self) -> Selection:
+        """The same selection on a model of two blocks, for estimates; on one, where it reaches from the top only."""
+        return self
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:
         """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""

@@ -20,9 +20,11 @@ class LastLayers(Selection):
     layers: int = 4
     """How many transformer blocks learn, counted from the output."""
 
-    def size(self, facts: ModelFacts) -> tuple[int, int]:
-        layers = min(self.layers, facts.layers)
-        return facts.body_parameters * layers // max(1, facts.layers), layers
+    def backward_layers(self, facts: ModelFacts) -> int:
+        return min(self.layers, facts.layers)
+
+    def on_few_blocks(self) -> LastLayers:
+        return self.model_copy(update={"layers": 1})
 
     def apply(self, network: Network) -> None:
         blocks_name, blocks = network.blocks()

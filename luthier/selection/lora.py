@@ -17,7 +17,6 @@ from luthier.selection.base import Selection, learn_only
 
 if TYPE_CHECKING:
     from luthier.kernels.lora import LoraLinear
-    from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
 
 
@@ -34,10 +33,6 @@ class Lora(Selection):
     """Share of the adapter's inputs that are zeroed while training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """`all-linear` (every linear layer of the blocks), or the last parts of layer names, such as [q_proj, v_proj]."""
-
-    def size(self, facts: ModelFacts) -> tuple[int, int]:
-        """A pair of rank x width matrices beside about seven linear layers of a block, some wider than the model."""
-        return self.rank * facts.hidden_size * 24 * facts.layers, facts.layers
 
     def apply(self, network: Network) -> None:
         from luthier.kernels.lora import LoraLinear

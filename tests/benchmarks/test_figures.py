@@ -15,6 +15,7 @@ from benchmarks.job import IGNORED, LEAST_STEPS, Clock, Job, JobRow
 from benchmarks.roof import flops_a_token
 from benchmarks.rows import of_length
 from benchmarks.train_speed import parser, wanted
+from luthier.records import Row
 
 COUNTS = {"linear": 100, "learned": 0, "adapter": 10, "head": 50, "head_learns": False}
 
@@ -101,6 +102,12 @@ def test_the_table_is_a_rectangle_with_ours_on_top() -> None:
     assert cells[-1][-1] == "not installed: no"
 
 
+def test_a_disturbed_run_says_so() -> None:
+    for others, note in ((0.01, ""), (0.25, "other processes took 25% of the processors")):
+        run = a_run("luthier", 1.0, others=others)
+        assert figures_of([run], flops=1.0, rate=100.0, tokens_an_example=5.0).note == note
+
+
 def test_flops_of_a_token() -> None:
     assert flops_a_token(COUNTS, loss_share=0.5) == 4 * 100 + 6 * 10 + 4 * 50 * 0.5
     full = COUNTS | {"adapter": 0, "learned": 100, "head_learns": True}
@@ -139,9 +146,10 @@ def test_the_clock_stops_only_after_the_fewest_steps() -> None:
 
 
 def test_rows_of_a_length_are_chosen_or_joined() -> None:
-    rows = [JobRow(str(size), [1] * size, [1.0] * size) for size in (10, 90, 110, 130)]
+    rows = [Row(str(size), [1] * size, {"weight": [1.0] * size}) for size in (10, 90, 110, 130)]
     assert [len(row.tokens) for row in of_length(rows, 100, None)] == [90, 110]
-    assert [len(row.tokens) for row in of_length(rows, 200, None)] == [200]
+    joined = of_length(rows, 200, None)
+    assert [len(row.tokens) for row in joined] == [200] and len(joined[0].token_streams["weight"]) == 200
     assert of_length(rows, None, None) == rows
     with pytest.raises(SystemExit, match="window"):
         of_length(rows, 2000, 1024)

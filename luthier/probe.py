@@ -1,0 +1,182 @@
+"""What a block of the model costs here: two blocks of its shape, with random weights, are run on rows of real lengths.
+
+In: a model folder's config, the selection, row lengths. Out: memory kept and seconds taken, a token and block. Nothing
+is read from the weights, so a model too large for this machine can be asked about; it takes about a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.batches import collate
+from luthier.kernels.fast import speed_up
+from luthier.models.load import quiet
+from luthier.models.network import Network
+from luthier.records import Row
+
+if TYPE_CHECKING:
+    from luthier.selection.base import Selection
+    from luthier.tasks import Head
+
+BLOCKS = 2
+VOCABULARY = 64
+MOST_WORK = 4e11
+"""Floating-point operations that one pass of the probe may take; longer batches are cut to that."""
+MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """Of one block, a token where nothing else is said."""
+
+    kept_bytes: float
+    """What a block keeps for its backward pass."""
+    checkpointed_bytes: float
+    """The same when only the block's input is kept."""
+    passing_bytes: float
+    """What comes and goes while one block's backward pass runs."""
+    learned: int
+    """Parameters of a block that learn, in blocks where any do."""
+    everything_learns: bool
+    """Whether all of the model learns, embeddings too."""
+    forward_seconds: float
+    """A forward pass alone, without anything kept."""
+    both_seconds: float
+    """Forward and backward."""
+
+
+def block_cost(
+    folder: Path,
+    selection: Selection,
+    head: Head,
+    lengths: Sequence[int],
+    device: str,
+    dtype: torch.dtype,
+    kernels: str = "auto",
+) -> BlockCost:
+    """Run two blocks of this model's shape on rows of these lengths."""
+    network = small_network(folder, head, device, dtype, kernels)
+    blocks = network.blocks()[1]
+    parameters = sum(p.numel() for p in blocks[-1].parameters())
+    rows = probe_rows(lengths, parameters)
+    tokens = sum(len(row.tokens) for row in rows)
+    selection.on_few_blocks().apply(network)
+    learned = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    crossed = BLOCKS - network.frozen_depth()
+    network.train_mode()
+    batch = collate(rows, device)
+
+    def run(backward: bool) -> float:
+        _wait(device)
+        started = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            hidden_ND = network.hidden(batch)
+            if backward:
+                hidden_ND.float().sum().backward()
+        _wait(device)
+        return time.perf_counter() - started
+
+    run(True)
+    forward = min(run(False) for _ in range(3)) / BLOCKS
+    both = min(run(True) for _ in range(3))
+    kept, widest = _kept(network, batch)
+    width = network.model.config.get_text_config().hidden_size
+    return BlockCost(
+        kept_bytes=kept / max(1, crossed) / tokens,
+        checkpointed_bytes=width * dtype.itemsize,
+        passing_bytes=3 * widest / tokens,
+        learned=max(learned),
+        everything_learns=all(p.requires_grad for p in network.model.parameters()),
+        forward_seconds=forward / tokens,
+        both_seconds=max(forward, (both - forward * (BLOCKS - crossed)) / max(1, crossed)) / tokens,
+    )
+
+
+def learned_a_block(folder: Path, selection: Selection, head: Head) -> int:
+    """Parameters of a block that learn, counted without any memory for them."""
+    with torch.device("meta"):
+        network = small_network(folder, head, "meta", torch.float32, "plain")
+        selection.on_few_blocks().apply(network)
+    return max(sum(p.numel() for p in block.parameters() if p.requires_grad) for block in network.blocks()[1])
+
+
+def probe_rows(lengths: Sequence[int], parameters: int) -> list[Row]:
+    """Rows of random tokens, no more of them than the probe's work allows."""
+    most_tokens = min(MOST_TOKENS, MOST_WORK / (6 * BLOCKS * parameters))
+    rows: list[Row] = []
+    generator = torch.Generator().manual_seed(0)
+    for length in lengths:
+        if rows and sum(len(row.tokens) for row in rows) + length > most_tokens:
+            break
+        tokens = torch.randint(1, VOCABULARY, (max(1, min(length, int(most_tokens))),), generator=generator)
+        rows.append(Row(str(len(rows)), tokens.tolist()))
+    return rows
+
+
+def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, kernels: str) -> Network:
+    """The model's own architecture and widths, with two blocks and a small vocabulary."""
+    import transformers
+
+    quiet()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    text.num_hidden_layers = BLOCKS
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(text.layer_types[:BLOCKS])
+    text.vocab_size = VOCABULARY
+    text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
+    config.num_labels = 2
+    classes = transformers.AutoModelForSequenceClassification
+    kind: Any = classes if head == "classes" else transformers.AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        model = kind.from_config(config).to(dtype).to(device)
+    prefix = f"{model.base_model_prefix}."
+    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head == "classes" else set()
+    return Network(
+        model,
+        _Padding,
+        head=head,
+        new_parameters=new,
+        family=speed_up(model) if kernels == "auto" else None,
+        folder=None,
+        base_name="",
+        base_revision=None,
+        base_fingerprint="",
+    )
+
+
+class _Padding:
+    """The only things that a network asks of a tokenizer when it runs."""
+
+    pad_token_id = 0
+    padding_side = "right"
+
+
+def _kept(network: Network, batch: Any) -> tuple[int, int]:
+    """Bytes that autograd keeps for the backward pass, parameters left out, and the largest of them."""
+    weights = {p.untyped_storage().data_ptr() for p in network.model.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden_ND = network.hidden(batch)
+    del hidden_ND
+    return sum(found.values()), max(found.values(), default=0)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
