@@ -6,9 +6,10 @@ In: model facts, rows, recipe. Out: estimates in bytes and seconds, and an error
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from luthier.errors import UserError
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from luthier.models.describe import ModelFacts
     from luthier.recipe import Recipe
-    from luthier.records import Row
 
 RUNTIME_BYTES = 900 * 2**20
 """What Python, torch and transformers take before any weight is loaded, with the allocator's slack."""
@@ -35,7 +35,7 @@ class Estimate:
     learned_parameters: int
 
 
-def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int, max_length: int) -> Estimate:
+def estimate(recipe: Recipe, facts: ModelFacts, lengths: np.ndarray, steps: int, max_length: int) -> Estimate:
     """Peak memory and training time, from the model's size, what learns, and the rows' lengths.
 
     Weights count once in their dtype; what learns also has a gradient and two AdamW moments in 32 bits, and a 32-bit
@@ -47,7 +47,7 @@ def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int,
     device = choose_device(recipe.model)
     dtype = choose_dtype(recipe.model, device)
     learned, backward_layers = recipe.chosen_selection.size(facts)
-    longest = max((len(row.tokens) for row in rows), default=1)
+    longest = int(lengths.max(initial=1))
     budget = max(recipe.train.micro_batch_tokens, longest)
     tokens = min(budget, longest * recipe.train.batch_size)
     per_token = backward_layers * (16 * facts.hidden_size + 5 * 4 * facts.hidden_size + facts.heads * longest)
@@ -59,7 +59,7 @@ def estimate(recipe: Recipe, facts: ModelFacts, rows: Sequence[Row], steps: int,
     share = min(1.0, backward_layers / max(1, facts.layers))
     body = facts.body_parameters
     flops_a_token = 2 * body + 2 * body * share + 2 * min(learned, body)
-    mean = sum(len(row.tokens) for row in rows) / max(1, len(rows))
+    mean = int(lengths.sum()) / max(1, len(lengths))
     trained_tokens = steps * recipe.train.batch_size * mean
     seconds = trained_tokens * flops_a_token / (matrix_rate(device, dtype) * BUSY_SHARE)
     return Estimate(peak, available_memory(device), seconds, learned)
