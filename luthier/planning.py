@@ -119,9 +119,8 @@ def prepare(
     try:
         fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
         if not (mistyped and fetched and rows is None):
-            with progress.stage("reading the data"):
-                chosen = rows if rows is not None else parsed.data
-                data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
+            chosen = rows if rows is not None else parsed.data
+            data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems

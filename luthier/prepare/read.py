@@ -26,7 +26,7 @@ from luthier.kept import kept
 from luthier.prepare import split as splitting
 from luthier.prepare.checks import Splits, class_problems, drop_unknown_labels, no_rows_left, subset_problems
 from luthier.prepare.columns import LABELLED, TASKS, Columns, Convention, find_columns, prefer_label_names, row_reader
-from luthier.prepare.examples import ID_BYTES, Examples, ExampleWriter
+from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
 from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts, warnings
 from luthier.prepare.formats import bad_rows
 from luthier.prepare.labels import LabelValue, RowError, label_reader
@@ -91,26 +91,27 @@ def read_data(
         data = DataSettings(source=data)
     chosen = data if isinstance(data, DataSettings) else settings or DataSettings()
     raise_all(problems_in(chosen) + label_problems(chosen, task))
-    if isinstance(data, DataSettings):
-        sources, named = find_sources(chosen, base or Path.cwd()), chosen.source or dict(chosen.splits)
-    else:
-        sources, named = python_rows(data), "Python rows"
-    key = data_key(sources, chosen, task)
+    progress = progress or Progress()
+    with without_collection(), progress.stage("reading the data") as tell:
+        if isinstance(data, DataSettings):
+            sources, named = find_sources(chosen, base or Path.cwd()), chosen.source or dict(chosen.splits)
+        else:
+            sources, named = python_rows(data), "Python rows"
+        identity = identity_of(sources)
+        key = None if identity is None else data_key(identity, chosen, task)
 
-    def fill(writer: ArrayWriter) -> dict[str, Any]:
-        about = write_data(writer, read_sources(sources), chosen, task, named)
-        if key is not None and data_key(sources, chosen, task) != key:
-            raise UserError("the data changed while it was read", where="data", mend="run it again once it is whole")
-        return about
+        def fill(writer: ArrayWriter) -> dict[str, Any]:
+            about = write_data(writer, read_sources(sources), chosen, task, named, lambda done: tell(done, ""))
+            if identity is not None and identity_of(sources) != identity:
+                what = "the data changed while it was read"
+                raise UserError(what, where="data", mend="run it again once it is whole")
+            return about
 
-    with without_collection():
-        return opened(kept("data", key, fill, progress or Progress()), key)
+        return opened(kept("data", key, fill, progress), key)
 
 
-def data_key(sources: Sources, settings: DataSettings, task: str) -> str | None:
-    """A hash of all that decides what is read: sources, settings, and the code of this stage."""
-    if (identity := identity_of(sources)) is None:
-        return None
+def data_key(identity: str, settings: DataSettings, task: str) -> str:
+    """A hash of all that decides what is read: the sources' identity, settings, and the code of this stage."""
     code = code_fingerprint(*sorted(Path(__file__).parent.glob("*.py")))
     return fingerprint(identity, settings.model_dump_json(), task, code)
 
@@ -127,13 +128,18 @@ def opened(arrays: Arrays, key: str | None) -> Dataset:
 
 
 def write_data(
-    writer: ArrayWriter, tables: Tables, settings: DataSettings, task: str, source: str | Mapping[Any, str]
+    writer: ArrayWriter,
+    tables: Tables,
+    settings: DataSettings,
+    task: str,
+    source: str | Mapping[Any, str],
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Everything from tables of raw rows to examples and the rows of each split; returns what is known of them."""
     convention, columns = agree_on_columns(task, settings, tables)
     bins_dropped: Counter[str] = Counter()
     read, read_label = row_reader(convention, columns), label_reader(settings, bins_dropped)
-    marks, given, multi_label = clean(writer, tables, read, read_label, task)
+    marks, given, multi_label = clean(writer, tables, read, read_label, task, advance)
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
     if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
@@ -217,6 +223,7 @@ def clean(
     read: Callable[[Mapping[str, Any]], dict[str, Any]],
     read_label: Callable[[Any], LabelValue | None],
     task: str,
+    advance: Callable[[int], None],
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
     keyed = labelled_example if task in LABELLED else messages_example
@@ -243,6 +250,8 @@ def clean(
                 examples.add(example)
                 keys += bytes.fromhex(key)
                 kinds.append(kind_of.setdefault(labels, len(kind_of)))
+                if len(kinds) % AT_ONCE == 0:
+                    advance(len(kinds))
         splits[split] = np.arange(start, len(kinds), dtype=np.uint32)
     examples.flush()
     marks = Marks(writer.array("ids"), np.frombuffer(keys, f"S{ID_BYTES}"), np.frombuffer(kinds, np.int32), [*kind_of])
