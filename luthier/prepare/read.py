@@ -31,7 +31,7 @@ from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts
 from luthier.prepare.formats import bad_rows
 from luthier.prepare.labels import LabelValue, RowError, label_reader
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
-from luthier.prepare.sources import SPLITS, Sources, Tables, find_sources, identity_of, python_rows, read_sources
+from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.split import Marks
 from luthier.progress import Progress
 from luthier.records import Example
