@@ -69,7 +69,9 @@ class BatchPlan:
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+    order = np.arange(rows, dtype=np.uint32)
+    np.random.default_rng([seed, epoch]).shuffle(order)
+    return order
 
 
 def micro_batches(rows: Sequence[Row], token_budget: int, padding_worth: int | None = None) -> list[list[Row]]:

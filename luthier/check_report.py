@@ -31,7 +31,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
     """Everything worth knowing before a run; raises nothing that `prepare` did not raise already."""
     needed = prepared.estimate()
     facts = prepared.data.facts
-    lengths = [len(row.tokens) for row in prepared.rows]
+    lengths = prepared.rows.lengths
     resolved = prepared.recipe.resolved()
     return {
         "model": {
@@ -50,7 +50,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
             "mean": float(np.mean(lengths)),
             "p50": int(np.percentile(lengths, 50)),
             "p95": int(np.percentile(lengths, 95)),
-            "longest": max(lengths),
+            "longest": int(lengths.max()),
             "histogram": histogram(lengths),
         },
         "max_length": prepared.prompt_format.max_length,
@@ -64,11 +64,11 @@ def report(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def histogram(lengths: Sequence[int]) -> list[list[int]]:
+def histogram(lengths: np.ndarray) -> list[list[int]]:
     """Lowest length, highest length and rows of each of a few equal bands."""
-    low, high = min(lengths), max(lengths)
+    low, high = int(lengths.min()), int(lengths.max())
     width = -(-(high - low + 1) // BARS)
-    counts = np.bincount([(length - low) // width for length in lengths])
+    counts = np.bincount((lengths - low) // width)
     return [[low + band * width, low + (band + 1) * width - 1, int(count)] for band, count in enumerate(counts)]
 
 

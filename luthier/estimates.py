@@ -61,7 +61,7 @@ def estimate(prepared: Prepared) -> Estimate:
     device = choose_device(recipe.model)
     dtype = choose_dtype(recipe.model, device)
     steps = [prepared.plan.rows_of(number) for number in range(1, min(PROBED_STEPS, prepared.plan.steps) + 1)]
-    lengths = [[len(prepared.rows[index].tokens) for index in step] for step in steps]
+    lengths = [prepared.rows.lengths[step].tolist() for step in steps]
     budget = recipe.train.micro_batch_tokens or MICRO_BATCH_TOKENS[device]
     largest = max(lengths, key=sum)
     free = available_memory(device)
@@ -91,7 +91,7 @@ def estimate(prepared: Prepared) -> Estimate:
             kept = cost.checkpointed_bytes * backward_layers + cost.kept_bytes
         return fixed + int(tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
 
-    longest = max(len(row.tokens) for row in prepared.rows)
+    longest = int(prepared.rows.lengths.max())
     setting = recipe.train.checkpoint_activations
     choice = (budget, setting == "always")
     if free is not None and not recipe.train.micro_batch_tokens:
@@ -158,7 +158,7 @@ def training_seconds(
     """All steps of the plan: blocks, the scores of tokens that carry loss, and the optimizer."""
     facts, recipe, plan = prepared.facts, prepared.recipe, prepared.plan
     trained_rows = min(plan.steps * plan.batch_size, round(plan.rows * plan.steps / plan.steps_per_epoch))
-    mean_tokens = sum(len(row.tokens) for row in prepared.rows) / len(prepared.rows)
+    mean_tokens = float(prepared.rows.lengths.mean())
     frozen = facts.layers - backward_layers
     times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
     a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if checkpointed else 0))

@@ -19,6 +19,9 @@ from typing import Any
 
 from luthier.errors import UserError
 
+SAMPLES, SAMPLE_BYTES = 256, 64 * 2**10
+"""How many places of a long file are looked at to see whether it changed, and how much of it at each."""
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -173,6 +176,44 @@ def file_fingerprint(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sampled_fingerprint(path: Path) -> str:
+    """A content hash that takes no longer for larger files: of all of it up to 16 MiB, else of 256 places in it."""
+    size = path.stat().st_size
+    if size <= SAMPLES * SAMPLE_BYTES:
+        return file_fingerprint(path)
+    step = (size - SAMPLE_BYTES) / (SAMPLES - 1)
+    with open(path, "rb") as file:
+        places = []
+        for index in range(SAMPLES):
+            file.seek(round(index * step))
+            places.append(file.read(SAMPLE_BYTES))
+    return fingerprint(str(size), *places)
+
+
+def remembered_fingerprint(file: Path) -> str:
+    """The file's content hash, computed again only when its size, its times, or a sample of its content has changed."""
+    file = file.resolve()
+    state = file.stat()
+    sample = sampled_fingerprint(file)
+    if state.st_size <= SAMPLES * SAMPLE_BYTES:
+        return sample
+    stamp = [str(file), state.st_size, state.st_mtime_ns, sample]
+    note = cache_folder() / "fingerprints" / f"{fingerprint(str(file))}.json"
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        known = read_json(note)
+        if known["file"] == stamp:
+            return str(known["fingerprint"])
+    value = file_fingerprint(file)
+    with contextlib.suppress(UserError, OSError):  # not remembered, then, and computed again next time
+        write_json(note, {"file": stamp, "fingerprint": value})
+    return value
+
+
+def code_fingerprint(*paths: Path) -> str:
+    """Content hash of our own files: what they made is made anew once they have changed."""
+    return fingerprint(*(path.read_bytes() for path in paths))
 
 
 def cache_folder() -> Path:

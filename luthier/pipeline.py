@@ -20,7 +20,6 @@ from luthier.errors import Stopped, UserError
 from luthier.estimates import Estimate, refuse_too_little_memory
 from luthier.judging import judge
 from luthier.planning import Prepared, Rows, prepare
-from luthier.prepare.read import Dataset
 from luthier.progress import Progress
 from luthier.recipe import read_recipe
 from luthier.runs import (
@@ -103,7 +102,7 @@ def another(prepared: Prepared, run: Run) -> str:
     parts = [f"another recipe ({', '.join(sorted(changed)[:8])})"] if changed else []
     if prepared.found.fingerprint != run.manifest["model"]["fingerprint"]:
         parts.append("another base model (its files differ)")
-    if any(split_fingerprint(prepared.data, name) != value for name, value in run.manifest["data"].items()):
+    if any(prepared.data.fingerprint(name) != value for name, value in run.manifest["data"].items()):
         parts.append("other data")
     return " and ".join(parts) or "other tokens: its tokenizer or chat template differs"
 
@@ -168,7 +167,7 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
                 "fingerprint": prepared.found.fingerprint,
                 **{k: v for k, v in asdict(prepared.facts).items() if v is not None},
             },
-            "data": {name: split_fingerprint(data, name) for name in data.splits},
+            "data": {name: data.fingerprint(name) for name in data.splits},
             "data_facts": data.facts,
             "prompt_format": prepared.prompt_format.fingerprint,
             "truncated_rows": {name: split.truncated for name, split in prepared.tokenised.items()},
@@ -180,10 +179,6 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
     if data.kept_aside:
         lines = "".join(f"{files.json_line(row)}\n" for row in data.kept_aside)
         files.write_text(run.folder / "kept_aside.jsonl", lines)
-
-
-def split_fingerprint(data: Dataset, name: str) -> str:
-    return files.fingerprint(*sorted(example.id for example in data.splits[name]))
 
 
 def evaluate(

@@ -19,14 +19,15 @@ from luthier.models.find import FoundModel, find_model
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
-from luthier.prompts import PromptFormat, Tokenised, choose_format, tokenise
+from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
 from luthier.records import Row
+from luthier.stored_rows import StoredRows
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS
+from luthier.tokens import TokenisedSplit, tokenised_splits
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 DEFAULT_MAX_LENGTH = 1024
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Prepared:
     tokenizer: Any
     data: Dataset
     prompt_format: PromptFormat
-    tokenised: dict[str, Tokenised]
+    tokenised: dict[str, TokenisedSplit]
     plan: BatchPlan
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> StoredRows:
         return self.tokenised["train"].rows
 
     @property
@@ -69,9 +70,8 @@ class Prepared:
     def fingerprint(self) -> str:
         """What a checkpoint must agree with: everything that decides the weights."""
         resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
-        rows = files.fingerprint(*[row.id for row in self.rows], *[str(list(row.tokens)) for row in self.rows])
         chosen_by = self.recipe.train.select_by or self.metrics[0]
-        return files.fingerprint(repr(resolved), rows, self.found.fingerprint, chosen_by)
+        return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by)
 
 
 def prepare(
@@ -119,9 +119,8 @@ def prepare(
     try:
         fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
         if not (mistyped and fetched and rows is None):
-            with progress.stage("reading the data"):
-                chosen = rows if rows is not None else parsed.data
-                data = read_data(chosen, parsed.task, base=base, settings=parsed.data)
+            chosen = rows if rows is not None else parsed.data
+            data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems
@@ -133,15 +132,7 @@ def prepare(
     tokenizer = load_tokenizer(found.folder)
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, facts.window or DEFAULT_MAX_LENGTH)
     prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
-    tokenised: dict[str, Tokenised] = {}
-    total = sum(len(split) for split in data.splits.values())
-    with progress.stage("tokenising", total) as tell:
-        done = 0
-        for name, examples in data.splits.items():
-            tokenised[name] = tokenise(examples, tokenizer, prompt_format, lambda n, done=done: tell(done + n, ""))  # type: ignore[misc]
-            done += len(examples)
-    problems = [problem for split in tokenised.values() for problem in split.problems]
-    raise_all(capped(problems))
+    tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
     train = parsed.train
     plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
@@ -151,12 +142,6 @@ def prepare(
 def must_be_fetched(path: str, local: Path) -> bool:
     """Whether this model is one of a package or the hub, and no path on this machine."""
     return path.startswith("pypi:") or not (local.exists() or path.startswith((".", "/", "~")))
-
-
-def capped(problems: list[Problem]) -> list[Problem]:
-    if len(problems) <= SHOWN_PROBLEMS:
-        return problems
-    return [*problems[:SHOWN_PROBLEMS], Problem(f"and {len(problems) - SHOWN_PROBLEMS} more rows like these")]
 
 
 def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:

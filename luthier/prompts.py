@@ -7,7 +7,7 @@ its fingerprint is checked when the model is used, so the prompt at serving time
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from luthier.errors import Problem, UserError
 from luthier.records import Example, Row
 
 FORMAT_FILE = "luthier.json"
+AT_ONCE = 1000
+"""Examples handed to the tokenizer together."""
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
@@ -96,12 +98,25 @@ def tokenise(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tokenised:
     """Token ids and streams of every example; `problems` names the rows that cannot be learned from."""
-    encode = _encode_texts if prompt_format.task == "classify" else _encode_messages
     rows: list[Row] = []
     problems: list[Problem] = []
     truncated = 0
-    for start in range(0, len(examples), 1000):
-        chunk = examples[start : start + 1000]
+    for piece in tokenise_pieces(examples, tokenizer, prompt_format):
+        rows += piece.rows
+        problems += piece.problems
+        truncated += piece.truncated
+        progress(len(rows) + len(problems))
+    return Tokenised(rows, truncated, problems)
+
+
+def tokenise_pieces(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> Iterator[Tokenised]:
+    """The same, some examples at a time."""
+    encode = _encode_texts if prompt_format.task == "classify" else _encode_messages
+    for start in range(0, len(examples), AT_ONCE):
+        chunk = examples[start : start + AT_ONCE]
+        rows: list[Row] = []
+        problems: list[Problem] = []
+        truncated = 0
         for example, (tokens, token_streams, example_streams) in zip(
             chunk, encode(chunk, tokenizer, prompt_format), strict=True
         ):
@@ -115,8 +130,7 @@ def tokenise(
                 problems.append(Problem("the text becomes no token at all", example.place, "remove the row"))
                 continue
             rows.append(Row(example.id, tokens[:limit], cut, example_streams))
-        progress(min(start + 1000, len(examples)))
-    return Tokenised(rows, truncated, problems)
+        yield Tokenised(rows, truncated, problems)
 
 
 def _nothing_learned(example: Example, weights: Sequence[float], limit: int) -> Problem:

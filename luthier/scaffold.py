@@ -5,10 +5,12 @@ In: a data source, and what the user said already. Out: a recipe file, and the g
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from luthier.prepare.columns import TASKS as CONVENTIONS
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
 from luthier.prepare.labels import label_text
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.sources import read_tables
+from luthier.prepare.sources import find_sources, read_sources
 from luthier.recipe import TrainSettings
 from luthier.selection import SELECTIONS
 from luthier.settings import Settings
@@ -101,9 +103,9 @@ def sample(source: str) -> Table:
             start = file.read(SAMPLE_BYTES)
         if len(start) == SAMPLE_BYTES:
             start = start[: start.rfind(b"\n") + 1]
-        table = read_table(start, source, None, None)
+        table = read_table(partial(io.BytesIO, start), source, None, None)
     else:
-        table = read_tables(DataSettings(source=source), Path.cwd())["train"][0]
+        table = read_sources(find_sources(DataSettings(source=source), Path.cwd()))["train"][0]
     if not table.rows:
         raise UserError(bad_rows(table.bad))
     return Table(table.file, table.format, table.unit, list(islice(table.rows, SAMPLE_ROWS)), [], table.columns)

@@ -104,7 +104,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     )
     tokens, busy = 0, 0.0
     stopped_early = bool(kept) and best.should_stop(settings.early_stopping)
-    to_train = 0 if stopped_early else sum(len(row.tokens) for row in prepared.rows)
+    to_train = 0 if stopped_early else int(prepared.rows.lengths.sum())
     with (
         stored_trunk(network, settings, to_train, progress.say) as trunk,
         stop_requests() as requested,
@@ -163,7 +163,7 @@ def best_of(prepared: Prepared) -> Best:
     from luthier.tune.hooks import Best
 
     name = prepared.recipe.train.select_by or prepared.metrics[0]
-    rows = len(validation_examples(prepared))
+    rows = min(prepared.recipe.train.validation_rows, len(prepared.data.splits["validation"]))
     if name == "loss":
         return Best(name, higher_is_better=False, rows=rows)
     metric = check_metric(name, prepared.metric_task)
@@ -172,8 +172,7 @@ def best_of(prepared: Prepared) -> Best:
 
 def validation_examples(prepared: Prepared) -> list[Example]:
     """The rows that every validation of this run looks at."""
-    examples = sorted(prepared.data.splits["validation"], key=lambda example: example.id)
-    return examples[: prepared.recipe.train.validation_rows]
+    return prepared.data.splits["validation"].first_by_id(prepared.recipe.train.validation_rows)
 
 
 def validate(network: Network, prepared: Prepared) -> dict[str, float]:

@@ -7,10 +7,14 @@ wrong for its wording.
 
 from __future__ import annotations
 
+import heapq
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from luthier.engine.generate import choose, generate
 from luthier.evaluate.predict import Advance, predict_answers
@@ -55,13 +59,12 @@ class Baseline:
 def majority(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     """The commonest label (or set of labels) of the training split, for every row."""
     several = asked.prompt_format.multi_label
-    answers = [tuple(sorted(e.fields["label"])) if several else e.fields["label"] for e in asked.train]
-    counted = Counter(answers)
+    counted = Counter(tuple(sorted(e.fields["label"])) if several else e.fields["label"] for e in asked.train)
     answer, count = min(counted.items(), key=lambda pair: (-pair[1], pair[0]))
     predicted = sorted(answer) if several else answer
     name = ", ".join(predicted) if several else str(predicted)
     return [_prediction(asked, e, predicted) for e in asked.test], (
-        f"always '{name}', the label of {count:,} of {len(answers):,} training rows"
+        f"always '{name}', the label of {count:,} of {counted.total():,} training rows"
     )
 
 
@@ -96,13 +99,17 @@ def balanced(train: Sequence[Example], shots: int) -> list[Example]:
 
     Long rows would fill the window, so each label's rows are taken from the shorter half of them.
     """
-    by_label: dict[Any, list[Example]] = {}
-    for example in train:
-        by_label.setdefault(str(example.fields.get("label", "")), []).append(example)
+    lengths = array("q")
+    by_label: dict[str, array[int]] = {}
+    """The numbers of each label's rows: the rows themselves may be too many to hold."""
+    for number, example in enumerate(train):
+        lengths.append(len(str(example.fields)))
+        by_label.setdefault(str(example.fields.get("label", "")), array("q")).append(number)
     queues = []
     for _, rows in sorted(by_label.items()):
-        shorter = sorted(rows, key=lambda row: len(str(row.fields)))[: max(shots, len(rows) // 2)]
-        queues.append(sorted(shorter, key=lambda row: row.id))
+        order = np.argsort(np.frombuffer(lengths, np.int64)[rows], kind="stable")
+        shorter = np.frombuffer(rows, np.int64)[order[: max(shots, len(rows) // 2)]]
+        queues.append(heapq.nsmallest(shots, (train[number] for number in shorter.tolist()), key=lambda row: row.id))
     chosen: list[Example] = []
     depth = 0
     while len(chosen) < shots and any(depth < len(queue) for queue in queues):

@@ -27,9 +27,9 @@ from luthier.errors import UserError
 from luthier.files import (
     cache_folder,
     disk_errors,
-    file_fingerprint,
     fingerprint,
     read_json,
+    remembered_fingerprint,
     whole_folder,
     write_json,
     write_text,
@@ -470,18 +470,3 @@ def model_fingerprint(folder: Path) -> str:
     config = read_json(folder / "config.json")
     plain = {key: value for key, value in config.items() if key not in NOT_CONTENT}
     return fingerprint(json.dumps(plain, sort_keys=True), *map(remembered_fingerprint, weight_files(folder)))
-
-
-def remembered_fingerprint(file: Path) -> str:
-    """The file's content hash, computed again only when its size or time has changed."""
-    file = file.resolve()
-    state = file.stat()
-    stamp = [str(file), state.st_size, state.st_mtime_ns]
-    note = cache_folder() / "fingerprints" / f"{fingerprint(str(file))}.json"
-    if note.exists():
-        known = read_json(note)
-        if known["file"] == stamp:
-            return str(known["fingerprint"])
-    value = file_fingerprint(file)
-    write_json(note, {"file": stamp, "fingerprint": value})
-    return value

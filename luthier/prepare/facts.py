@@ -1,4 +1,4 @@
-"""The account of what was read. In: tables, items, settings. Out: JSON-able facts, and warnings in plain sentences.
+"""The account of what was read. In: tables, marks of rows, settings. Out: JSON-able facts, warnings as sentences.
 
 task, source            as asked for
 files                   for each file or table: format as found, rows, columns
@@ -18,33 +18,47 @@ warnings                sentences
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.files import fingerprint
+import numpy as np
+
 from luthier.prepare.formats import Bad, Table
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.split import Item
+from luthier.prepare.split import Marks
 
 
 def table_facts(table: Table) -> dict[str, Any]:
-    return {"format": table.format, "rows": len(table.rows) + unparsed(table), "columns": table.columns[:100]}
+    return {"format": table.format, "rows": len(table.rows) + table.broken, "columns": table.columns[:100]}
 
 
-def unparsed(table: Table) -> int:
-    """Bad rows that never became rows."""
-    parsed = {number for number, _ in table.rows} if table.bad else set()
-    return sum(each.line not in parsed for each in table.bad)
-
-
-def describe(rows: Sequence[Item]) -> dict[str, Any]:
-    counts = Counter(label for item in rows for label in item.labels)
+def describe(marks: Marks, rows: np.ndarray) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    unlabelled = 0
+    for labels, count in marks.sets_of(rows):
+        unlabelled += 0 if labels else count
+        counts.update(dict.fromkeys(labels, count))
     described: dict[str, Any] = {"rows": len(rows), "labels": {label: counts[label] for label in sorted(counts)}}
-    if counts and any(not item.labels for item in rows):
-        described["rows_without_label"] = sum(not item.labels for item in rows)
-    return {**described, "fingerprint": fingerprint(*sorted(item.example.id for item in rows))}
+    if counts and unlabelled:
+        described["rows_without_label"] = unlabelled
+    return {**described, "fingerprint": rows_fingerprint(marks.ids[rows])}
+
+
+def rows_fingerprint(ids: np.ndarray) -> str:
+    """Of a set of rows, whatever their order: `fingerprint` of their sorted ids."""
+    digest = hashlib.blake2b(digest_size=16)
+    length = 2 * ids.itemsize
+    ordered = np.sort(ids)
+    for start in range(0, len(ordered), 2**16):
+        digits = ordered[start : start + 2**16].tobytes().hex().encode()
+        parts = np.empty((len(digits) // length, 8 + length), np.uint8)
+        parts[:, :8] = np.frombuffer(length.to_bytes(8, "little"), np.uint8)
+        parts[:, 8:] = np.frombuffer(digits, np.uint8).reshape(-1, length)
+        digest.update(parts.tobytes())
+    return digest.hexdigest()
 
 
 def aside(bad: Bad) -> dict[str, Any]:

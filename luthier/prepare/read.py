@@ -1,7 +1,8 @@
 """Raw data in, a `Dataset` out: clean examples in train, validation and test, and the facts of how they came about.
 
 Rows are read, their columns found, cells turned into the task's fields, exact duplicates dropped, splits cut, subsets
-taken; what is wrong is collected on the way and raised together.
+taken; what is wrong is collected on the way and raised together. Rows pass one by one: examples go to the disk, and
+what stays in memory is two hashes, a label's number and an end for each. The same data is read but once.
 """
 
 from __future__ import annotations
@@ -9,35 +10,40 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from luthier.arrays import Arrays, ArrayWriter
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.files import fingerprint
+from luthier.files import code_fingerprint, fingerprint
+from luthier.kept import kept
 from luthier.prepare import split as splitting
-from luthier.prepare.checks import class_problems, drop_unknown_labels, no_rows_left, subset_problems
+from luthier.prepare.checks import Splits, class_problems, drop_unknown_labels, no_rows_left, subset_problems
 from luthier.prepare.columns import LABELLED, TASKS, Columns, Convention, find_columns, prefer_label_names, row_reader
-from luthier.prepare.facts import aside, describe, table_facts, unparsed, warnings
+from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
+from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts, warnings
 from luthier.prepare.formats import bad_rows
 from luthier.prepare.labels import LabelValue, RowError, label_reader
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
-from luthier.prepare.sources import SPLITS, Tables, python_tables, read_tables
-from luthier.prepare.split import Item
+from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
+from luthier.prepare.split import Marks
+from luthier.progress import Progress
 from luthier.records import Example
 
 __all__ = ["DataSettings", "Dataset", "LabelBins", "read_data"]
-
-Splits = dict[str, list[Item]]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Data ready for a task, and an account of every row that was read."""
 
-    splits: dict[str, list[Example]]
+    splits: dict[str, Examples]
     """train, validation and test; one that was neither given nor cut is empty."""
     labels: list[str]
     """The classes found in train, sorted; empty for a task without labels."""
@@ -47,6 +53,12 @@ class Dataset:
     """What was found and done, JSON-able; `facts.py` lists it."""
     kept_aside: list[dict[str, Any]]
     """The rows that `on_bad_row: skip` left out: file, line, reason, row (as text)."""
+    key: str | None
+    """Says all that decides the content; None where nothing quick does."""
+
+    def fingerprint(self, split: str) -> str:
+        """Of the split's set of rows, whatever their order."""
+        return str(self.facts["splits"].get(split, {}).get("fingerprint") or rows_fingerprint(np.empty(0, "S16")))
 
 
 @contextlib.contextmanager
@@ -61,14 +73,14 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-@without_collection()
 def read_data(
     data: DataSettings | str | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]],
     task: str,
     base: Path | None = None,
     settings: DataSettings | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
-    """Read data for a task. Raises one `UserError` with everything that the user has to mend.
+    """Data for a task, read or as read before. Raises one `UserError` with everything that the user has to mend.
 
     `data` is the recipe's section, a source by itself, or rows from Python (an iterable of mappings, or one for each
     split), which `settings` may go with. Relative paths start from `base`, or from the current folder.
@@ -79,43 +91,90 @@ def read_data(
         data = DataSettings(source=data)
     chosen = data if isinstance(data, DataSettings) else settings or DataSettings()
     raise_all(problems_in(chosen) + label_problems(chosen, task))
-    tables = read_tables(chosen, base or Path.cwd()) if isinstance(data, DataSettings) else python_tables(data)
+    progress = progress or Progress()
+    with without_collection(), progress.stage("reading the data") as tell:
+        if isinstance(data, DataSettings):
+            sources, named = find_sources(chosen, base or Path.cwd()), chosen.source or dict(chosen.splits)
+        else:
+            sources, named = python_rows(data), "Python rows"
+        identity = identity_of(sources)
+        key = None if identity is None else data_key(identity, chosen, task)
 
-    convention, columns = agree_on_columns(task, chosen, tables)
+        def fill(writer: ArrayWriter) -> dict[str, Any]:
+            about = write_data(writer, read_sources(sources), chosen, task, named, lambda done: tell(done, ""))
+            if identity is not None and identity_of(sources) != identity:
+                what = "the data changed while it was read"
+                raise UserError(what, where="data", mend="run it again once it is whole")
+            return about
+
+        return opened(kept("data", key, fill, progress), key)
+
+
+def data_key(identity: str, settings: DataSettings, task: str) -> str:
+    """A hash of all that decides what is read: the sources' identity, settings, and the code of this stage."""
+    code = code_fingerprint(*sorted(Path(__file__).parent.glob("*.py")))
+    return fingerprint(identity, settings.model_dump_json(), task, code)
+
+
+def opened(arrays: Arrays, key: str | None) -> Dataset:
+    """The data set that `write_data` wrote."""
+    values, about = arrays.values, arrays.about
+    columns = (values["examples"], values["ends"], values["ids"])
+    splits = {name: Examples(*columns, values[name], about["multi_label"]) for name in SPLITS}
+    aside_lines = bytes(values["kept_aside"]).splitlines()
+    return Dataset(
+        splits, about["labels"], about["multi_label"], about["facts"], [json.loads(line) for line in aside_lines], key
+    )
+
+
+def write_data(
+    writer: ArrayWriter,
+    tables: Tables,
+    settings: DataSettings,
+    task: str,
+    source: str | Mapping[Any, str],
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Everything from tables of raw rows to examples and the rows of each split; returns what is known of them."""
+    convention, columns = agree_on_columns(task, settings, tables)
     bins_dropped: Counter[str] = Counter()
-    items = clean(tables, row_reader(convention, columns), label_reader(chosen, bins_dropped), task)
+    read, read_label = row_reader(convention, columns), label_reader(settings, bins_dropped)
+    marks, given, multi_label = clean(writer, tables, read, read_label, task, advance)
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
-    if chosen.on_bad_row == "stop":
+    if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
-    raise_all(no_rows_left(items, bad, bins_dropped))
+    raise_all(no_rows_left(given, bad, bins_dropped))
 
     read_facts = {
         "task": task,
-        "source": chosen.source or (dict(chosen.splits) if isinstance(data, DataSettings) else "Python rows"),
+        "source": source if isinstance(source, str) else dict(source),
         "files": {table.file: table_facts(table) for split in tables.values() for table in split},
         "convention": convention.name,
         "columns": {ours: theirs if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()},
-        "rows_read": sum(len(table.rows) + unparsed(table) for split in tables.values() for table in split),
+        "rows_read": sum(len(table.rows) + table.broken for split in tables.values() for table in split),
         "bins_dropped": dict(bins_dropped),
     }
-    multi_label = unify_labels(items)
-    splits, split_facts = make_splits(items, chosen, task)
-    labels = sorted({label for item in splits["train"] for label in item.labels})
-    if chosen.on_bad_row == "skip":
-        bad += drop_unknown_labels(splits, labels)
+    everything = np.arange(len(marks.ids), dtype=np.uint32)
+    read_example = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
+    splits, split_facts = make_splits(marks, given, settings, task, read_example.__getitem__)
+    labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
+    if settings.on_bad_row == "skip":
+        bad += drop_unknown_labels(marks, splits, labels, read_example.__getitem__)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(class_problems(splits, labels, multi_label) if task in LABELLED else [])
-    limits = {str(name): rows for name, rows in chosen.max_rows.items()}
-    kept = {name: splitting.subset(rows, limits.get(name, len(rows))) for name, rows in splits.items()}
-    raise_all(subset_problems(kept["train"], labels, chosen))
+    raise_all(class_problems(marks, splits, labels, multi_label, read_example.__getitem__) if task in LABELLED else [])
+    limits = {str(name): limit for name, limit in settings.max_rows.items()}
+    chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
+    raise_all(subset_problems(marks, chosen["train"], labels, settings))
 
     facts = {**read_facts, "rows_skipped": dict(Counter(each.what for each in bad).most_common(20)), **split_facts}
     facts["splits"] = {
-        name: {"rows_before_max_rows": len(splits[name]), **describe(rows)} for name, rows in kept.items()
+        name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
     }
-    facts["warnings"] = warnings(facts, chosen, labels)
-    examples = {name: [item.example for item in kept.get(name, [])] for name in SPLITS}
-    return Dataset(examples, labels, multi_label, facts, [aside(each) for each in bad])
+    facts["warnings"] = warnings(facts, settings, labels)
+    for name in SPLITS:
+        writer.add(name, chosen.get(name, everything[:0]))
+    writer.add("kept_aside", b"".join(json.dumps(aside(each)).encode() + b"\n" for each in bad))
+    return {"labels": labels, "multi_label": multi_label, "facts": facts}
 
 
 def label_problems(settings: DataSettings, task: str) -> list[Problem]:
@@ -149,17 +208,32 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
     return convention, columns
 
 
+class Cleaned(NamedTuple):
+    """Where the written examples go."""
+
+    marks: Marks
+    splits: Splits
+    """As given."""
+    multi_label: bool
+
+
 def clean(
+    writer: ArrayWriter,
     tables: Tables,
     read: Callable[[Mapping[str, Any]], dict[str, Any]],
     read_label: Callable[[Any], LabelValue | None],
     task: str,
-) -> Splits:
-    """An item for each row that can be used; the others join their table's bad ones."""
-    to_item = labelled_item if task in LABELLED else messages_item
-    items: Splits = {}
+    advance: Callable[[int], None],
+) -> Cleaned:
+    """Write an example for each row that can be used; the others join their table's bad ones."""
+    keyed = labelled_example if task in LABELLED else messages_example
+    examples = ExampleWriter(writer)
+    keys, kinds = bytearray(), array("i")
+    kind_of: dict[tuple[str, ...], int] = {}
+    several_labels = False
+    splits: Splits = {}
     for split, several in tables.items():
-        found = items.setdefault(split, [])
+        start = len(kinds)
         for table in several:
             for number, row in table.rows:
                 try:
@@ -169,48 +243,50 @@ def clean(
                 except RowError as bad:
                     table.add_bad(number, bad.what, row, bad.mend)
                     continue
-                if "label" not in fields or fields["label"] is not None:
-                    found.append(to_item(fields, table.place(number)))
-    return items
+                if "label" in fields and fields["label"] is None:
+                    continue
+                several_labels |= isinstance(fields.get("label"), tuple)
+                example, key, labels = keyed(fields, table.place(number))
+                examples.add(example)
+                keys += bytes.fromhex(key)
+                kinds.append(kind_of.setdefault(labels, len(kind_of)))
+                if len(kinds) % AT_ONCE == 0:
+                    advance(len(kinds))
+        splits[split] = np.arange(start, len(kinds), dtype=np.uint32)
+    examples.flush()
+    marks = Marks(writer.array("ids"), np.frombuffer(keys, f"S{ID_BYTES}"), np.frombuffer(kinds, np.int32), [*kind_of])
+    return Cleaned(marks, splits, several_labels)
 
 
-def labelled_item(fields: dict[str, Any], place: str) -> Item:
+def labelled_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """The example, the hash of its input, its labels."""
     text, label = fields["text"], fields["label"]
     labels = (label,) if isinstance(label, str) else label
-    return Item(Example(fingerprint(text, *labels), fields, place), fingerprint(text), labels)
+    return Example(fingerprint(text, *labels), fields, place), fingerprint(text), labels
 
 
-def messages_item(fields: dict[str, Any], place: str) -> Item:
+def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
     messages = fields["messages"]
     key = fingerprint(json.dumps(messages[:-1], ensure_ascii=False))
-    return Item(Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ())
+    return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
 
 
-def unify_labels(items: Splits) -> bool:
-    """Whether any row has a list of labels; if so, every row gets one."""
-    fields: list[Any] = [item.example.fields for rows in items.values() for item in rows]
-    multi_label = any(isinstance(each.get("label"), tuple) for each in fields)
-    if multi_label:
-        for each in fields:
-            if isinstance(each["label"], str):
-                each["label"] = (each["label"],)
-    return multi_label
-
-
-def make_splits(items: Splits, settings: DataSettings, task: str) -> tuple[Splits, dict[str, Any]]:
+def make_splits(
+    marks: Marks, given: Splits, settings: DataSettings, task: str, read: Callable[[int], Example]
+) -> tuple[Splits, dict[str, Any]]:
     """Duplicates out, leaks out, missing splits cut from train; and the facts of it."""
-    duplicates: dict[str, int] = {}
-    conflicts: list[splitting.Conflict] = []
+    duplicates = 0
+    conflicts: list[splitting.Conflicts] = []
     splits: Splits = {}
-    for split, rows in items.items():
-        kept, copies = splitting.drop_copies(rows)
-        duplicates[split] = len(rows) - len(kept)
+    for split, rows in given.items():
+        kept_rows, copies = splitting.drop_copies(marks, rows)
+        duplicates += len(rows) - len(kept_rows)
         if task in LABELLED:
-            kept, found = splitting.settle_conflicts(kept, copies)
-            conflicts += found
-        splits[split] = kept
-    leaks = splitting.drop_leaks(splits)
-    emptied = [split for split, rows in splits.items() if not rows]
+            kept_rows, found = splitting.settle_conflicts(marks, kept_rows, copies)
+            conflicts.append(found)
+        splits[split] = kept_rows
+    leaks = splitting.drop_leaks(marks, splits)
+    emptied = [split for split, rows in splits.items() if not len(rows)]
     if emptied:
         what = f"every row of {', '.join(emptied)} is also in another split"
         raise UserError(what, where="data", mend="give splits that differ, or only train and have the others cut")
@@ -219,31 +295,28 @@ def make_splits(items: Splits, settings: DataSettings, task: str) -> tuple[Split
     fractions = {split: share for split, share in fractions.items() if split not in splits and share > 0}
     moved = 0
     if fractions:
-        new, moved = splitting.cut(splits["train"], fractions)
+        new, moved = splitting.cut(marks, splits["train"], fractions)
         splits |= new
         origin |= {"train": "what is left by the cut"} | {
             split: f"cut by content hash, {share:g} of train's rows" for split, share in fractions.items()
         }
+    shown = [rows.tolist() for found in conflicts for rows in found.shown][: splitting.SHOWN_CONFLICTS]
     examples = [
         {
-            "kept": list(each.kept.labels),
-            "dropped": [list(one.labels) for one in each.dropped],
-            "place": one_place(each),
+            "kept": list(marks.label_sets[marks.kinds[kept_row]]),
+            "dropped": [list(marks.label_sets[marks.kinds[row]]) for row in dropped],
+            "place": "; ".join(read(row).place for row in (kept_row, *dropped)[:3]),
         }
-        for each in conflicts[:10]
+        for kept_row, *dropped in shown
     ]
     return splits, {
-        "duplicates_dropped": sum(duplicates.values()),
+        "duplicates_dropped": duplicates,
         "conflicts": {
-            "texts": len(conflicts),
-            "rows_dropped": sum(len(each.dropped) for each in conflicts),
+            "texts": sum(found.texts for found in conflicts),
+            "rows_dropped": sum(found.rows_dropped for found in conflicts),
             "examples": examples,
         },
         "leakage": leaks,
         "moved_for_rare_labels": moved,
         "split_from": origin,
     }
-
-
-def one_place(conflict: splitting.Conflict) -> str:
-    return "; ".join(item.example.place for item in (conflict.kept, *conflict.dropped)[:3])

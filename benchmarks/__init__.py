@@ -1,0 +1,1 @@
+"""Side by side with peers, each contestant in a process of its own; see README.md."""

@@ -1,0 +1,115 @@
+"""How start-up grows with rows: seconds and peak memory of everything before the first step, first and second time.
+
+In: `--rows N` (1 thousand, 10 thousand, ... up to N). Out: a table, and last one JSON line. Rows are made-up reviews,
+the model is a tiny one made on the spot, every measurement is a process of its own with a cache of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+WORDS = """
+the a this that film plot acting cast scene story music ending is was feels seems warm funny dull slow bright thin great
+lifeless long short clever odd and but yet so very rather quite hardly with without of in by for from
+"""
+LABELS = ("bad", "good")
+WORDS_A_REVIEW = (8, 40)
+
+
+def write_reviews(path: Path, rows: int) -> None:
+    """Short reviews as JSON lines, the same ones every time."""
+    chance = random.Random(0)
+    words = WORDS.split()
+    with path.open("w") as file:
+        for number in range(rows):
+            text = " ".join(chance.choices(words, k=chance.randint(*WORDS_A_REVIEW)))
+            file.write(json.dumps({"text": f"{text} {number}", "label": LABELS[number % 2]}) + "\n")
+
+
+def measure(model: str, data: str) -> dict[str, Any]:
+    """Everything that happens before the first step, timed in this process."""
+    from luthier.planning import prepare
+
+    started = time.perf_counter()
+    recipe = {"model": {"path": model, "device": "cpu"}, "data": data, "task": "classify", "selection": "lora"}
+    prepared = prepare(recipe)
+    first = [prepared.rows[index] for index in prepared.plan.rows_of(1)]
+    needed, key = prepared.estimate(), prepared.fingerprint
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "tokens_in_first_step": sum(len(row.tokens) for row in first),
+        "steps": prepared.plan.steps,
+        "predicted_bytes": needed.peak_bytes,
+        "fingerprint": key,
+    }
+
+
+def in_its_own_process(model: Path, data: Path, home: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.growth", "--measure", str(model), str(data)]
+    environment = {**os.environ, "LUTHIER_HOME": str(home)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(rows: int, folder: Path, model: Path) -> dict[str, Any]:
+    """First and second start on so many rows."""
+    data = folder / f"{rows}.jsonl"
+    home = folder / f"home-{rows}"
+    write_reviews(data, rows)
+    first, second = (in_its_own_process(model, data, home) for _ in range(2))
+    assert first["fingerprint"] == second["fingerprint"]
+    kept = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+    found = {
+        "rows": rows,
+        "data_mib": data.stat().st_size / 2**20,
+        "first_seconds": first["seconds"],
+        "second_seconds": second["seconds"],
+        "first_peak_mib": first["peak_mib"],
+        "second_peak_mib": second["peak_mib"],
+        "kept_mib": kept / 2**20,
+    }
+    data.unlink()
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000, help="largest number of rows")
+    parser.add_argument("--smallest", type=int, default=1000, help="smallest number of rows")
+    parser.add_argument("--folder", type=Path, help="where to write rows and cache (default: a temporary folder)")
+    parser.add_argument("--measure", nargs=2, metavar=("MODEL", "DATA"), help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.measure:
+        print(json.dumps(measure(*chosen.measure)))
+        return
+    from luthier.models.load import quiet
+    from luthier.models.tiny import make_tiny_model
+
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
+        folder = Path(name)
+        quiet()
+        model = make_tiny_model(folder / "model")
+        results: list[dict[str, Any]] = []
+        rows = chosen.smallest
+        while rows <= chosen.rows:
+            results.append(compare(rows, folder, model))
+            if len(results) == 1:
+                print("  ".join(f"{title:>16}" for title in results[0]))
+            print("  ".join(f"{value:>16,}" for value in results[-1].values()), flush=True)
+            rows *= 10
+    print(json.dumps({"growth": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What the stored trunk saves: top blocks tuned for several epochs, and a search over rates, beside LoRA on all layers.
+
+In: options. Out: a table and, last, one JSON object. SmolLM2 on film reviews from the package index, in one process,
+alternating. Run: python -m benchmarks.trunk [--rows 64] [--epochs 3] [--trials 8] [--layers 6] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from luthier.text_table import columns
+
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "demo.yaml"
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
+
+
+def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate: float, store: bool) -> dict[str, Any]:
+    """Seconds of all steps (loading left out) and their losses."""
+    from luthier.batches import BatchPlan
+    from luthier.models.load import load_network
+    from luthier.models.settings import TrunkSettings
+    from luthier.models.trunk import stored_trunk
+    from luthier.tune.loop import train
+    from luthier.tune.optimizers import Optimizer
+
+    recipe = prepared.recipe
+    network = load_network(
+        prepared.found, recipe.model, head=recipe.chosen_objective.head, labels=prepared.data.labels, seed=0
+    )
+    selection.apply(network)
+    plan = BatchPlan(len(rows), batch_size=8, epochs=epochs, seed=0)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(stored_trunk(network, TrunkSettings(store_trunk=store), 0, lambda line: None))
+        steps = train(
+            network,
+            recipe.chosen_objective,
+            Optimizer(network, recipe.train),
+            rows,
+            plan,
+            recipe.train,
+            learning_rate=rate,
+            micro_batch_tokens=1024,
+        )
+        losses = [step.loss for step in steps]
+    return {"seconds": time.perf_counter() - started, "losses": losses}
+
+
+def main() -> None:
+    from luthier.planning import prepare
+    from luthier.selection.last_layers import LastLayers
+    from luthier.selection.lora import Lora
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("rows", 64), ("epochs", 3), ("trials", 8), ("layers", 6), ("repeats", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    prepared = prepare(RECIPE)
+    rows = prepared.rows[: options.rows]
+    top, lora = LastLayers(layers=options.layers), Lora()
+    seconds: dict[str, list[float]] = {name: [] for name in ("lora", "stored", "computed", "trials", "lora trials")}
+    gap = 0.0
+    for _ in range(options.repeats):
+        with fresh_home():
+            seconds["lora"].append(train_once(prepared, lora, rows, options.epochs, 1e-4, False)["seconds"])
+            computed = train_once(prepared, top, rows, options.epochs, 1e-4, False)
+            stored = train_once(prepared, top, rows, options.epochs, 1e-4, True)
+        seconds["computed"].append(computed["seconds"])
+        seconds["stored"].append(stored["seconds"])
+        gap = max(gap, *(abs(a - b) for a, b in zip(computed["losses"], stored["losses"], strict=True)))
+        with fresh_home():
+            trials = [train_once(prepared, top, rows, options.epochs, r, True) for r in RATES[: options.trials]]
+        seconds["trials"].append(sum(trial["seconds"] for trial in trials))
+        seconds["lora trials"].append(seconds["lora"][-1] * options.trials)
+    middle = {name: median(values) for name, values in seconds.items()}
+    table = [["what", "seconds", "LoRA on all layers takes"]]
+    table += [
+        [f"top {options.layers} blocks, {options.epochs} epochs, trunk stored", f"{middle['stored']:.1f}",
+         f"{middle['lora'] / middle['stored']:.2f} times as long"],
+        ["the same, trunk computed each time", f"{middle['computed']:.1f}",
+         f"{middle['lora'] / middle['computed']:.2f} times as long"],
+        [f"{options.trials} trials of it, trunk stored once", f"{middle['trials']:.1f}",
+         f"{middle['lora trials'] / middle['trials']:.2f} times as long"],
+    ]  # fmt: skip
+    print(columns(table))
+    found = {
+        "stored_trunk_vs_lora": middle["lora"] / middle["stored"],
+        "search_vs_lora": middle["lora trials"] / middle["trials"],
+        "largest_loss_gap": gap,
+    }
+    print(json.dumps({name: round(value, 7) for name, value in found.items()}))
+
+
+class fresh_home:  # noqa: N801
+    """An empty cache folder inside the block: no earlier store gives a head start."""
+
+    def __enter__(self) -> None:
+        self.before = os.environ.get("LUTHIER_HOME")
+        self.folder = tempfile.TemporaryDirectory()
+        os.environ["LUTHIER_HOME"] = self.folder.name
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+        if self.before is None:
+            del os.environ["LUTHIER_HOME"]
+        else:
+            os.environ["LUTHIER_HOME"] = self.before
+
+
+if __name__ == "__main__":
+    main()

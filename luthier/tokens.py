@@ -1,0 +1,91 @@
+"""The tokens of a data set, made once for each tokenizer and prompt format, and kept for the next start.
+
+In: a data set, the tokenizer and its folder, a `PromptFormat`. Out: for each split its stored rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import files
+from luthier.arrays import ArrayWriter
+from luthier.errors import Problem, UserError
+from luthier.kept import kept
+from luthier.progress import Progress
+from luthier.prompts import PromptFormat, tokenise_pieces
+from luthier.stored_rows import RowWriter, StoredRows
+
+if TYPE_CHECKING:
+    from luthier.prepare.read import Dataset
+
+TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+CODE = ("prompts.py", "stored_rows.py", "tokens.py")
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class TokenisedSplit:
+    """A split's rows in the order of its examples."""
+
+    rows: StoredRows
+    truncated: int
+    """Rows that lost tokens to `max_length`."""
+
+
+def tokenised_splits(
+    data: Dataset, tokenizer: Any, folder: Path, prompt_format: PromptFormat, progress: Progress
+) -> dict[str, TokenisedSplit]:
+    """Rows of every split. Raises `UserError` that names the examples that cannot be learned from."""
+
+    def fill(writer: ArrayWriter) -> dict[str, Any]:
+        total = sum(len(split) for split in data.splits.values())
+        with progress.stage("tokenising", total) as tell:
+            return write_tokens(writer, data, tokenizer, prompt_format, lambda done: tell(done, ""))
+
+    arrays = kept("tokens", tokens_key(data, folder, prompt_format), fill, progress)
+    truncated = arrays.about["truncated"]
+    return {name: TokenisedSplit(StoredRows(arrays, f"{name}."), truncated[name]) for name in data.splits}
+
+
+def tokens_key(data: Dataset, folder: Path, prompt_format: PromptFormat) -> str | None:
+    """A hash of all that decides the tokens: examples, prompt format, the tokenizer, and the code that runs it."""
+    import tokenizers
+    import transformers
+
+    if data.key is None:
+        return None
+    own = sorted(file for file in folder.iterdir() if file.suffix in TOKENIZER_FILES)
+    content = [part for file in own for part in (file.name, files.remembered_fingerprint(file))]
+    code = files.code_fingerprint(*(Path(__file__).with_name(name) for name in CODE))
+    versions = (transformers.__version__, tokenizers.__version__)
+    return files.fingerprint(data.key, prompt_format.fingerprint, code, *versions, *content)
+
+
+def write_tokens(
+    writer: ArrayWriter, data: Dataset, tokenizer: Any, prompt_format: PromptFormat, progress: Any
+) -> dict[str, Any]:
+    problems: list[Problem] = []
+    unlearnable = done = 0
+    truncated: dict[str, int] = {}
+    for name, examples in data.splits.items():
+        rows = RowWriter(writer, f"{name}.", len(tokenizer))
+        truncated[name] = 0
+        for piece in tokenise_pieces(examples, tokenizer, prompt_format):
+            rows.add(piece.rows)
+            truncated[name] += piece.truncated
+            unlearnable += len(piece.problems)
+            problems += piece.problems[: SHOWN_PROBLEMS - len(problems)]
+            done += len(piece.rows) + len(piece.problems)
+            progress(done)
+    if problems:
+        raise UserError(capped(problems, unlearnable))
+    return {"truncated": truncated}
+
+
+def capped(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """So many problems, of which these are the first."""
+    more = count - len(problems)
+    return [*problems, *([Problem(f"and {more} more rows like these")] if more else [])]
