@@ -61,11 +61,11 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model: Any) -> Family | None:
     """How this model is packed; None where it runs on the plain path."""
-    config = model.config.get_text_config()
-    family = FAMILIES.get(config.model_type)
-    if family is None or getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_decoder", False):
+    config = model.config  # of the whole model: one that also sees pictures has another type than its text part
+    unusual = ("use_bidirectional_attention", "is_decoder", "attn_logit_softcapping")
+    if any(getattr(config, name, None) for name in unusual):
         return None
-    return family
+    return FAMILIES.get(config.model_type)
 
 
 def speed_up(model: Any) -> Family | None:
@@ -192,7 +192,7 @@ def _window(module: Any) -> int:
 
 
 def _children(module: nn.Module, *names: str) -> bool:
-    return all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+    return all(type(getattr(module, name, None)) is nn.Linear for name in names)  # a quantised one is a kind of it
 
 
 def _activation(module: Any) -> str | None:
