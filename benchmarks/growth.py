@@ -23,16 +23,15 @@ the a this that film plot acting cast scene story music ending is was feels seem
 lifeless long short clever odd and but yet so very rather quite hardly with without of in by for from
 """
 LABELS = ("bad", "good")
-WORDS_A_REVIEW = (8, 40)
 
 
-def write_reviews(path: Path, rows: int) -> None:
+def write_reviews(path: Path, rows: int, shortest: int = 8, longest: int = 40) -> None:
     """Short reviews as JSON lines, the same ones every time."""
     chance = random.Random(0)
     words = WORDS.split()
     with path.open("w") as file:
         for number in range(rows):
-            text = " ".join(chance.choices(words, k=chance.randint(*WORDS_A_REVIEW)))
+            text = " ".join(chance.choices(words, k=chance.randint(shortest, longest)))
             file.write(json.dumps({"text": f"{text} {number}", "label": LABELS[number % 2]}) + "\n")
 
 
@@ -62,11 +61,11 @@ def in_its_own_process(model: Path, data: Path, home: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(rows: int, folder: Path, model: Path) -> dict[str, Any]:
+def compare(rows: int, words: tuple[int, int], folder: Path, model: Path) -> dict[str, Any]:
     """First and second start on so many rows."""
     data = folder / f"{rows}.jsonl"
     home = folder / f"home-{rows}"
-    write_reviews(data, rows)
+    write_reviews(data, rows, *words)
     first, second = (in_its_own_process(model, data, home) for _ in range(2))
     assert first["fingerprint"] == second["fingerprint"]
     kept = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
@@ -87,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000, help="largest number of rows")
     parser.add_argument("--smallest", type=int, default=1000, help="smallest number of rows")
+    parser.add_argument("--words", type=int, nargs=2, default=(8, 40), help="fewest and most words of a review")
     parser.add_argument("--folder", type=Path, help="where to write rows and cache (default: a temporary folder)")
     parser.add_argument("--measure", nargs=2, metavar=("MODEL", "DATA"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -103,7 +103,7 @@ def main() -> None:
         results: list[dict[str, Any]] = []
         rows = chosen.smallest
         while rows <= chosen.rows:
-            results.append(compare(rows, folder, model))
+            results.append(compare(rows, chosen.words, folder, model))
             if len(results) == 1:
                 print("  ".join(f"{title:>16}" for title in results[0]))
             print("  ".join(f"{value:>16,}" for value in results[-1].values()), flush=True)

@@ -129,3 +129,10 @@ def mapped(path: Path, kind: np.dtype) -> np.ndarray:
         return np.empty(0, kind)
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind)
+
+
+def let_go(array: np.ndarray) -> None:
+    """Take what was read of a mapped array out of this process's memory; it is read again when it is asked for."""
+    file = array.base.obj if isinstance(array.base, memoryview) else array.base
+    if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)

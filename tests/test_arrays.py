@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.arrays import Arrays, ArrayWriter, DamagedError, open_arrays
+from luthier.arrays import Arrays, ArrayWriter, DamagedError, let_go, open_arrays
 from luthier.files import SAMPLE_BYTES, SAMPLES, sampled_fingerprint
 
 KINDS = {"tokens": "uint16", "ends": "int64", "ids": "S16", "lines": "uint8", "weights": "float64"}
@@ -64,6 +65,24 @@ def test_damage_is_noticed(tmp_path: Path, harm, said: str) -> None:  # type: ig
     harm(tmp_path)
     with pytest.raises(DamagedError, match=said):
         open_arrays(tmp_path)
+
+
+def mapped_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux")
+def test_what_was_let_go_is_out_of_memory_and_can_be_read_again(tmp_path: Path) -> None:
+    size = 64 * 2**20
+    written(tmp_path, [("lines", b"ab" * (size // 2))])
+    (array,) = open_arrays(tmp_path).values.values()
+    before = mapped_bytes()
+    total = int(array.sum(dtype=np.int64))
+    read = mapped_bytes()
+    let_go(array)
+    assert read - before > size / 2 and mapped_bytes() - before < size / 8
+    assert int(array.sum(dtype=np.int64)) == total == (ord("a") + ord("b")) * size // 2
+    let_go(np.arange(3))
 
 
 def test_samples_of_a_long_file_see_its_ends_and_its_length(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import overload
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
+from luthier.arrays import ArrayWriter, let_go
 from luthier.records import Example
 
 ID_BYTES = 16
@@ -53,7 +53,7 @@ class Examples(Sequence[Example]):
     def __init__(
         self, lines: np.ndarray, ends: np.ndarray, ids: np.ndarray, rows: np.ndarray, multi_label: bool = False
     ) -> None:
-        self.lines, self.ends, self.ids, self.rows = lines.data, ends, ids, rows
+        self.lines, self.ends, self.ids, self.rows = lines, ends, ids, rows
         self.multi_label = multi_label
         """Whether a label is always a tuple of names, also where the row has a single name."""
 
@@ -66,7 +66,9 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
-            return [self._read(row) for row in self.rows[index].tolist()]
+            chosen = [self._read(row) for row in self.rows[index].tolist()]
+            let_go(self.lines)  # whoever goes through all of them would end up with all of the file
+            return chosen
         return self._read(int(self.rows[index]))
 
     def first_by_id(self, count: int | None) -> list[Example]:
@@ -76,7 +78,7 @@ class Examples(Sequence[Example]):
 
     def _read(self, row: int) -> Example:
         start = int(self.ends[row - 1]) if row else 0
-        place, fields, *weight = json.loads(bytes(self.lines[start : int(self.ends[row])]))
+        place, fields, *weight = json.loads(self.lines[start : int(self.ends[row])].tobytes())
         label = fields.get("label")
         if isinstance(label, list):
             fields["label"] = tuple(label)
