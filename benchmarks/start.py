@@ -27,10 +27,9 @@ def open_network(job: Job) -> Network:
     from luthier.models.find import find_model
     from luthier.models.load import load_network
     from luthier.models.settings import ModelSettings
-    from luthier.tasks import TASKS
 
     settings = ModelSettings.model_validate({"path": job.model, "dtype": job.dtype, "device": job.device})
-    head = TASKS[job.task].head
+    head = objective_of(job).head
     return load_network(find_model(job.model), settings, head=head, labels=job.labels, seed=job.seed)
 
 

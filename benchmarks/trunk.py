@@ -28,7 +28,8 @@ def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate
     from luthier.models.load import load_network
     from luthier.models.settings import TrunkSettings
     from luthier.models.trunk import stored_trunk
-    from luthier.tune.loop import train
+    from luthier.tune.loop import Strand, train
+    from luthier.tune.objectives import Context
     from luthier.tune.optimizers import Optimizer
 
     recipe = prepared.recipe
@@ -42,10 +43,8 @@ def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate
         stack.enter_context(stored_trunk(network, TrunkSettings(store_trunk=store), 0, lambda line: None))
         steps = train(
             network,
-            recipe.chosen_objective,
+            [Strand(recipe.chosen_objective.begin(Context(network, rows)), plan)],
             Optimizer(network, recipe.train),
-            rows,
-            plan,
             recipe.train,
             learning_rate=rate,
             micro_batch_tokens=1024,

@@ -117,18 +117,22 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     """Rows end to end as one `Batch`; every row must carry the same streams."""
     import torch
 
-    lengths = torch.tensor([len(row.tokens) for row in rows])
+    parts = [row.parts or (len(row.tokens),) for row in rows]
+    lengths = torch.tensor([length for row_parts in parts for length in row_parts])
 
     def flat(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
         return torch.cat([torch.as_tensor(value, dtype=dtype).reshape(-1) for value in values]).to(device)
 
     token_streams = {n: flat([row.token_streams[n] for row in rows], torch.float32) for n in rows[0].token_streams}
     example_streams = {
-        n: torch.as_tensor([row.example_streams[n] for row in rows]).to(device) for n in rows[0].example_streams
+        n: torch.as_tensor(
+            [row.example_streams[n] for row, of_row in zip(rows, parts, strict=True) for _ in of_row]
+        ).to(device)
+        for n in rows[0].example_streams
     }
     return Batch(
         tokens_N=flat([row.tokens for row in rows], torch.long),
-        example_N=torch.repeat_interleave(torch.arange(len(rows)), lengths).to(device),
+        example_N=torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device),
         lengths_E=lengths.to(device),
         token_streams=token_streams,
         example_streams=example_streams,

@@ -54,7 +54,7 @@ class Conversation:
 
     @property
     def greeting(self) -> str:
-        if self.saved.prompt_format.task == "classify":
+        if self.saved.prompt_format.form == "classify":
             return f"Type a text to label it ({', '.join(self.saved.prompt_format.labels)}). /exit ends."
         return "Type a message. /new starts over, /exit ends."
 
@@ -66,7 +66,7 @@ class Conversation:
         network, prompt_format = self.saved.network, self.saved.prompt_format
         if not message.strip():
             raise UserError("the message is empty", mend="type a text")
-        if prompt_format.task == "classify":
+        if prompt_format.form == "classify":
             row = prompt_row({"text": message}, network.tokenizer, prompt_format)
             (values,) = class_probabilities(network, [row], prompt_format.multi_label)
             probabilities = dict(zip(prompt_format.labels, values, strict=True))

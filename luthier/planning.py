@@ -53,9 +53,7 @@ class Prepared:
     @property
     def metric_task(self) -> str:
         """The name under which the metrics know this task."""
-        if self.recipe.task != "classify":
-            return "generate"
-        return "multi-label" if self.data.multi_label else "classify"
+        return "multi-label" if self.data.multi_label else TASKS[self.recipe.task].form
 
     @property
     def metrics(self) -> list[str]:
@@ -149,8 +147,8 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
     from luthier.evaluate.baselines import BASELINES
     from luthier.evaluate.metrics import METRICS as KNOWN
 
-    task = "generate" if recipe.task != "classify" else "classify"
-    fitting = [n for n, m in KNOWN.items() if task in m.tasks or (task == "classify" and "multi-label" in m.tasks)]
+    form = TASKS[recipe.task].form
+    fitting = [n for n, m in KNOWN.items() if form in m.tasks or (form == "classify" and "multi-label" in m.tasks)]
     problems = []
     where = source.place(("evaluate", "metrics"))
     problems += [
@@ -162,7 +160,7 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
     if chosen is not None and chosen not in (*fitting, "loss"):
         where = source.place(("train", "select_by"))
         problems.append(Problem(f"'{chosen}' is not known for this task", where, nearest(chosen, [*fitting, "loss"])))
-    fits = [name for name, baseline in BASELINES.items() if recipe.task in baseline.tasks]
+    fits = [name for name, baseline in BASELINES.items() if form in baseline.forms]
     where = source.place(("evaluate", "baselines"))
     problems += [
         Problem(f"baseline '{name}' is not known for this task", where, nearest(name, fits))
@@ -174,7 +172,7 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
 
 def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
     """What the model's own files say against this recipe."""
-    if TASKS[recipe.task].head == "language" and facts.kind != "decoder":
+    if recipe.chosen_objective.head == "language" and facts.kind != "decoder":
         problems.append(
             Problem(
                 f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",

@@ -265,10 +265,10 @@ def _without(places: Sequence[tuple[Any, ...]], values: Mapping[str, Any]) -> Re
 
 def _misfits(recipe: Recipe, source: Source) -> list[Problem]:
     """Settings that are right by themselves and do not go together."""
-    task = TASKS[recipe.task]
-    if recipe.chosen_objective.head == task.head:
+    form = TASKS[recipe.task].form
+    if form in recipe.chosen_objective.forms:
         return []
-    fitting = [name for name, kind in OBJECTIVES.items() if kind.head == task.head]
+    fitting = [name for name, kind in OBJECTIVES.items() if form in kind.forms]
     return [
         Problem(
             f"this objective does not fit task: {recipe.task}",

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from luthier.evaluate.baselines import BASELINES
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, METRICS, MULTI_LABEL, Metric
+from luthier.evaluate.metrics import METRICS, MULTI_LABEL, Metric
 from luthier.recipe import ALIASES, Recipe, schema
 from luthier.selection import SELECTIONS
 from luthier.settings import Settings
@@ -22,7 +22,6 @@ from luthier.tasks import TASKS
 from luthier.tune.objectives import OBJECTIVES
 
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-USED_FOR = {CLASSIFY: "`classify`", MULTI_LABEL: "`classify` with several labels", GENERATE: "`generate`, `chat`"}
 PLAIN = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
 
 
@@ -138,10 +137,17 @@ def task_table() -> str:
 
 def metric_table() -> str:
     rows = [
-        [f"`{name}`", metric.description, ", ".join(USED_FOR[task] for task in metric.tasks), compared_by(metric)]
+        [f"`{name}`", metric.description, ", ".join(map(used_for, metric.tasks)), compared_by(metric)]
         for name, metric in METRICS.items()
     ]
     return table(["Metric", "What it is", "Tasks", "Compared by"], rows)
+
+
+def used_for(form: str) -> str:
+    """The tasks whose examples are of that form."""
+    if form == MULTI_LABEL:
+        return "`classify` with several labels"
+    return ", ".join(f"`{task.name}`" for task in TASKS.values() if task.form == form)
 
 
 def compared_by(metric: Metric) -> str:
@@ -150,8 +156,7 @@ def compared_by(metric: Metric) -> str:
 
 def baseline_table() -> str:
     rows = [
-        [f"`{name}`", baseline.title, ", ".join(f"`{task}`" for task in baseline.tasks)]
-        for name, baseline in BASELINES.items()
+        [f"`{name}`", baseline.title, ", ".join(map(used_for, baseline.forms))] for name, baseline in BASELINES.items()
     ]
     return table(["Baseline", "In the report", "Tasks"], rows)
 

@@ -1,6 +1,7 @@
 """The types that cross stages: Example, Row, Batch, Loss, Step, Prediction.
 
-Shape letters: E examples, N tokens of all examples together, T tokens of the longest example, C classes.
+Shape letters: E sequences (one an example, unless it is a pair), N tokens of all of them, T tokens of the longest,
+C classes.
 """
 
 from __future__ import annotations
@@ -37,21 +38,24 @@ class Row:
     """Streams aligned to tokens, T long each; `weight` is the weight of the loss of predicting that token."""
     example_streams: Mapping[str, Any] = field(default_factory=dict)
     """One value for the whole example: `label` (a class index, or C zeros and ones), `weight`."""
+    parts: Sequence[int] = ()
+    """Lengths of the sequences that make up `tokens`, where they are several: a preferred and a rejected answer, a
+    source and its target. They stay in one micro-batch and never see each other. Empty for a single sequence."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of several examples, end to end, and the streams that go with them. No padding: whoever runs the model
+    """Tokens of several sequences, end to end, and the streams that go with them. No padding: whoever runs the model
     pads if it must (`padded`), so no loss can depend on it."""
 
     tokens_N: torch.Tensor
     example_N: torch.Tensor
-    """Which example (0 to E-1, rising) each token belongs to."""
+    """Which sequence (0 to E-1, rising) each token belongs to."""
     lengths_E: torch.Tensor
     token_streams: Mapping[str, torch.Tensor]
     """Each N long."""
     example_streams: Mapping[str, torch.Tensor]
-    """Each E long."""
+    """Each E long: a row of several parts has its value at each of them."""
 
     def __len__(self) -> int:
         return int(self.lengths_E.numel())

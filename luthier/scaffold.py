@@ -20,8 +20,7 @@ import yaml
 from luthier import files
 from luthier.errors import UserError, nearest, raise_all
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.prepare.columns import LABEL_NAMES, MESSAGES, TEXT_NAMES, find_columns
-from luthier.prepare.columns import TASKS as CONVENTIONS
+from luthier.prepare.columns import LABEL_NAMES, MESSAGES, TEXT_NAMES, conventions, find_columns
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
 from luthier.prepare.labels import label_text
 from luthier.prepare.settings import DataSettings
@@ -184,7 +183,7 @@ def guess_labels(table: Table, ask: Ask | None) -> Guess | None:
 
 def ask_columns(table: Table, task: str, ask: Ask) -> Guess:
     """Have the user name each column that the task needs."""
-    convention = next(each for each in CONVENTIONS[task] if task != "generate" or "prompt" in each.needs)
+    convention = next(each for each in conventions(task) if task != "generate" or "prompt" in each.needs)
     columns = {ours: choose(ask, f"Which column is the {ours}?", table.columns, "") for ours in convention.needs}
     return Guess(task, columns, "as you said")
 
@@ -203,7 +202,7 @@ def choose(ask: Ask, question: str, options: Sequence[str], default: str) -> str
 
 def nothing_fits(table: Table, task: str | None) -> UserError:
     forms = "; ".join(
-        f"{name}: {', or '.join(each.name for each in CONVENTIONS[name])}" for name in ([task] if task else TASKS)
+        f"{name}: {', or '.join(each.name for each in conventions(name))}" for name in ([task] if task else TASKS)
     )
     mend = f"rename the columns, or write a recipe with data.columns. Understood are: {forms}"
     if "csv" in table.format or "tsv" in table.format:

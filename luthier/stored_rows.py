@@ -2,7 +2,8 @@
 
 In: rows as they are tokenised. Out: `StoredRows`, a sequence of `Row`s that holds nothing in memory. Arrays, each name
 after a prefix of the caller's: `tokens`, `ends` (where each row's tokens end), `ids`, and for each stream its values:
-one a row, or, where it has several, how often each value comes again (a loss mask is a handful of such runs).
+one a row, or, where it has several, how often each value comes again (a loss mask is a handful of such runs). Rows of
+several sequences also have `parts`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class RowWriter:
     def add(self, rows: Sequence[Row]) -> None:
         self._ragged("tokens", "ends", [row.tokens for row in rows], self.token_type)
         self.arrays.add(f"{self.prefix}ids", np.frombuffer(bytes.fromhex("".join(row.id for row in rows)), "S16"))
+        if any(row.parts for row in rows):
+            self._ragged("parts", "parts.ends", [row.parts for row in rows], np.uint32)
         if rows:
             for name in rows[0].token_streams:
                 self._runs(f"token.{name}", [row.token_streams[name] for row in rows])
@@ -72,6 +75,7 @@ class StoredRows(Sequence[Row]):
         self.tokens, self.ends, self.ids = found["tokens"], found["ends"], found["ids"]
         self.token_streams = streams(found, "token.")
         self.example_streams = streams(found, "example.")
+        self.parts, self.part_ends = found.get("parts"), found.get("parts.ends")
 
     @property
     def lengths(self) -> np.ndarray:
@@ -94,6 +98,7 @@ class StoredRows(Sequence[Row]):
             self.tokens[span(self.ends, row)].tolist(),
             {name: stream.read(row) for name, stream in self.token_streams.items()},
             {name: stream.read(row) for name, stream in self.example_streams.items()},
+            () if self.parts is None or self.part_ends is None else self.parts[span(self.part_ends, row)].tolist(),
         )
 
 

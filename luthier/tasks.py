@@ -1,4 +1,8 @@
-"""What a `task:` stands for: the objective, head, metrics and baselines that go with it. A new task is one row here."""
+"""What a `task:` stands for: how its examples look, and the objective, metrics and baselines that go with it.
+
+A new task is one row here; a new form of examples is also a row in the tables of each stage that looks inside examples:
+`prepare/columns.py` (from columns), `prompts/tokenise.py` (to tokens), `evaluate/predict.py` (to answers).
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 Head = Literal["classes", "language"]
+"""`classes`: a score for each label. `language`: the model's own next-token head."""
+Form = Literal["classify", "generate"]
+"""How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """The defaults that `task:` picks; a recipe may choose others of the same head."""
+    """What `task:` picks; a recipe may choose another objective that reads the same form of examples."""
 
     name: str
+    form: Form
     objective: str
-    head: Head
-    """`classes`: a head that gives one score a label. `language`: the model's own next-token head."""
     metrics: tuple[str, ...]
     """Reported on the test split; the first one is the one the verdict and the best checkpoint go by."""
     baselines: tuple[str, ...]
     about: str
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether its examples go through a chat template."""
+        return self.form == "generate"
 
 
 TASKS: dict[str, Task] = {
@@ -27,24 +38,24 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             "classify",
+            form="classify",
             objective="classify",
-            head="classes",
             metrics=("accuracy", "f1", "precision", "recall", "balanced_accuracy"),
             baselines=("majority", "zero_shot", "few_shot"),
             about="one label (or several) for a text",
         ),
         Task(
             "generate",
+            form="generate",
             objective="sft",
-            head="language",
             metrics=("exact_match", "token_f1", "perplexity"),
             baselines=("zero_shot", "few_shot"),
             about="an answer to a prompt: extraction, summaries, translation, questions",
         ),
         Task(
             "chat",
+            form="generate",
             objective="sft",
-            head="language",
             metrics=("perplexity", "token_f1", "exact_match"),
             baselines=("zero_shot", "few_shot"),
             about="the assistant's turns of a dialogue",

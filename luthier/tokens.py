@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from luthier.prepare.read import Dataset
 
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-CODE = ("prompts.py", "stored_rows.py", "tokens.py")
+CODE = ("stored_rows.py", "tokens.py")
 SHOWN_PROBLEMS = 20
 
 
@@ -59,7 +59,8 @@ def tokens_key(data: Dataset, folder: Path, prompt_format: PromptFormat) -> str 
         return None
     own = sorted(file for file in folder.iterdir() if file.suffix in TOKENIZER_FILES)
     content = [part for file in own for part in (file.name, files.remembered_fingerprint(file))]
-    code = files.code_fingerprint(*(Path(__file__).with_name(name) for name in CODE))
+    here = Path(__file__).parent
+    code = files.code_fingerprint(*(here / name for name in CODE), *sorted((here / "prompts").glob("*.py")))
     versions = (transformers.__version__, tokenizers.__version__)
     return files.fingerprint(data.key, prompt_format.fingerprint, code, *versions, *content)
 

@@ -38,8 +38,10 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     from luthier.models.trunk import stored_trunk
     from luthier.tune.checkpoints import Checkpoints
     from luthier.tune.hooks import Best, validation_steps
+    from luthier.tune.loop import Strand
     from luthier.tune.loop import train as train_loop
     from luthier.tune.moved import MovedCheck
+    from luthier.tune.objectives import Context
     from luthier.tune.optimizers import Optimizer
 
     files.remove_unfinished(run.folder)
@@ -60,6 +62,9 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         selection.apply(network)
         if run.manifest["estimate"]["checkpoint_activations"]:
             network.checkpoint_activations()
+        examples = prepared.data.splits["train"]
+        context = Context(network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
+        strand = Strand(objective.begin(context), plan)
         optimizer = Optimizer(network, settings)
         moved = MovedCheck(network, optimizer)
     for note in network.notes:
@@ -93,10 +98,8 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     validate_at = validation_steps(plan.steps, plan.steps_per_epoch, settings.validate_every)
     steps = train_loop(
         network,
-        objective,
+        [strand],
         optimizer,
-        prepared.rows,
-        plan,
         settings,
         learning_rate=rate,
         micro_batch_tokens=run.manifest["estimate"]["micro_batch_tokens"],
@@ -134,6 +137,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
                 )
     counts = moved.check(network, optimizer)
     checkpoints.load_best(optimizer, best.step)
+    network.drop_auxiliary()
     with progress.stage("saving the model"):
         save_model(network, selection, prepared.prompt_format, run.model_folder)
     taken = [row for row in run.log if row["kind"] == "step"]  # before an interruption too

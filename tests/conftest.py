@@ -17,9 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin
 import pytest
 from hypothesis import settings
 
-# The same examples every time: what passed once passes again. `--hypothesis-profile explore` looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+# The same examples every time: what passed once passes again; `--hypothesis-profile explore` looks for new ones.
+# No example is timed: machines are shared.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 USERS_HOME = os.environ.get("LUTHIER_HOME")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from luthier.errors import UserError
 from luthier.models.load import load_tokenizer
 from luthier.models.tiny import CHAT_TEMPLATE
-from luthier.prompts import PLAIN_TEMPLATE, PromptFormat, Tokenised, Turns, choose_format, prompt_row, tokenise
+from luthier.prompts import PromptFormat, Tokenised, Turns, choose_format, prompt_row, tokenise
+from luthier.prompts.format import PLAIN_TEMPLATE
 from luthier.records import Example, Row
 
 TRIMMING = CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")

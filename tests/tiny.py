@@ -20,8 +20,8 @@ from luthier.prompts import PromptFormat, choose_format, tokenise
 from luthier.records import Batch, Example, Row, Step
 from luthier.selection import SELECTIONS, Selection
 from luthier.tasks import Head
-from luthier.tune.loop import train
-from luthier.tune.objectives import OBJECTIVES, Objective
+from luthier.tune.loop import Strand, train
+from luthier.tune.objectives import OBJECTIVES, Context, Objective
 from luthier.tune.optimizers import Optimizer
 from luthier.tune.schedules import ScheduleSettings
 
@@ -94,7 +94,7 @@ def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
 
 
 def fitting_objective(net: Network) -> Objective:
-    return next(kind() for kind in OBJECTIVES.values() if kind.head == net.head)
+    return OBJECTIVES["classify" if net.head == "classes" else "sft"]()
 
 
 def run_steps(
@@ -107,16 +107,15 @@ def run_steps(
     until: int | None = None,
     learning_rate: float = 1e-2,
     micro_batch_tokens: int = 60,
+    objective: Objective | None = None,
 ) -> list[Step]:
     """The real loop over a plan of so many steps, from step `after`, left at step `until`."""
     plan = BatchPlan(len(some), batch_size=4, epochs=steps, seed=0, max_steps=steps)
     taken = []
     for step in train(
         net,
-        fitting_objective(net),
+        [Strand((objective or fitting_objective(net)).begin(Context(net, some)), plan)],
         optimizer,
-        some,
-        plan,
         ScheduleSettings(schedule="constant", warmup_ratio=0),
         learning_rate=learning_rate,
         micro_batch_tokens=micro_batch_tokens,

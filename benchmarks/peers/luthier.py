@@ -22,7 +22,8 @@ def run(job: Job, out: Path) -> None:
     from luthier.batches import BatchPlan
     from luthier.models.save import save_model
     from luthier.records import Row
-    from luthier.tune.loop import train
+    from luthier.tune.loop import Strand, train
+    from luthier.tune.objectives import Context
     from luthier.tune.optimizers import Optimizer
 
     clock = Clock(job)
@@ -42,10 +43,8 @@ def run(job: Job, out: Path) -> None:
     with cold_trunk(network, settings, sum(job.step_tokens), out):
         for step in train(
             network,
-            objective_of(job),
+            [Strand(objective_of(job).begin(Context(network, rows)), plan)],
             optimizer,
-            rows,
-            plan,
             settings,
             learning_rate=job.learning_rate,
             micro_batch_tokens=job.micro_batch_tokens,

@@ -21,6 +21,7 @@ from luthier.evaluate.predict import Advance, predict_answers
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
 from luthier.records import Example, Prediction
+from luthier.tasks import Form
 
 INSTRUCTION = "Classify the text with one of these labels: {labels}. Answer with the label only."
 INSTRUCTION_SEVERAL = "Which of these labels apply to the text: {labels}? Answer with those labels only, or none."
@@ -53,7 +54,7 @@ class Baseline:
     """Predictions, and a line on how they were had."""
     prompted: bool
     """Whether it needs a model that writes."""
-    tasks: tuple[str, ...]
+    forms: tuple[Form, ...]
 
 
 def majority(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
@@ -88,9 +89,9 @@ def few_shot(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline("majority class", majority, prompted=False, tasks=("classify",)),
-    "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, tasks=("classify", "generate", "chat")),
-    "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, tasks=("classify", "generate", "chat")),
+    "majority": Baseline("majority class", majority, prompted=False, forms=("classify",)),
+    "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, forms=("classify", "generate")),
+    "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, forms=("classify", "generate")),
 }
 
 
@@ -123,7 +124,7 @@ def _prompted(asked: Asked, examples: Sequence[Example], advance: Advance) -> tu
     assert asked.network is not None
     network = asked.network
     network.model.eval()
-    if asked.prompt_format.task != "classify":
+    if asked.prompt_format.form != "classify":
         shown = [replace(e, fields=_messages(asked, e, examples)) for e in asked.test]
         return predict_answers(network, shown, asked.prompt_format, asked.max_new_tokens, advance), ""
     chat = _chat_format(asked)
@@ -175,7 +176,7 @@ def _chat_format(asked: Asked) -> PromptFormat:
 
 def _messages(asked: Asked, example: Example, examples: Sequence[Example]) -> dict[str, Any]:
     """The conversation that asks about one example, with others answered before it."""
-    if asked.prompt_format.task != "classify":
+    if asked.prompt_format.form != "classify":
         shown = [message for each in examples for message in each.fields["messages"] if message["role"] != "system"]
         own = example.fields["messages"]
         system = [message for message in own[:1] if message["role"] == "system"]
@@ -197,12 +198,12 @@ def _messages(asked: Asked, example: Example, examples: Sequence[Example]) -> di
 def _long_prompt(asked: Asked) -> int:
     """Tokens of the longest prompt without examples; texts to label can be cut, so there the longest 5% don't count."""
     lengths = sorted(_prompt_tokens(asked, example, []) for example in asked.test)
-    return lengths[int(0.95 * (len(lengths) - 1))] if asked.prompt_format.task == "classify" else lengths[-1]
+    return lengths[int(0.95 * (len(lengths) - 1))] if asked.prompt_format.form == "classify" else lengths[-1]
 
 
 def _prompt_tokens(asked: Asked, example: Example, examples: Sequence[Example]) -> int:
     assert asked.network is not None
-    chat = _chat_format(asked) if asked.prompt_format.task == "classify" else asked.prompt_format
+    chat = _chat_format(asked) if asked.prompt_format.form == "classify" else asked.prompt_format
     return len(prompt_row(_messages(asked, example, examples), asked.network.tokenizer, chat).tokens)
 
 

@@ -14,6 +14,7 @@ from luthier.engine.generate import generate
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, Turns, prompt_row, tokenise
 from luthier.records import Example, Prediction
+from luthier.tasks import Form
 
 Advance = Callable[[int], Any]
 
@@ -27,14 +28,17 @@ def predict(
 ) -> list[Prediction]:
     """What the model answers to each example, asked exactly as it was trained."""
     network.model.eval()
-    if prompt_format.task == "classify":
-        return predict_labels(network, examples, prompt_format, advance)
-    return predict_answers(network, examples, prompt_format, max_new_tokens, advance)
+    return PREDICTORS[prompt_format.form](network, examples, prompt_format, max_new_tokens, advance)
 
 
 def predict_labels(
-    network: Network, examples: Sequence[Example], prompt_format: PromptFormat, advance: Advance
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
 ) -> list[Prediction]:
+    """The likeliest label of each text, or all that are likelier than not."""
     rows = tokenise(examples, network.tokenizer, prompt_format).rows
     probabilities = class_probabilities(network, rows, prompt_format.multi_label, advance)
     predictions = []
@@ -100,3 +104,8 @@ def predict_answers(
             )
         )
     return predictions
+
+
+Predictor = Callable[[Network, Sequence[Example], PromptFormat, int, Advance], list[Prediction]]
+PREDICTORS: dict[Form, Predictor] = {"classify": predict_labels, "generate": predict_answers}
+"""How each form of examples is answered."""

@@ -9,9 +9,10 @@ Shape letters: E examples, N tokens of all examples, T tokens of the longest, D 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ SCORE_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 """Settings of families that scale or cap the scores of their head."""
 PADDING_WORTH = {"cpu": 32}
 """Padding tokens that cost about as much as starting another micro-batch, by device (LOG.md)."""
+AUXILIARY = "auxiliary"
+"""Name of the module that holds what learns beside the model in one run only."""
 LOSS_CHUNK = 512
 """Tokens whose scores over the vocabulary are held at once on the plain path."""
 
@@ -74,7 +77,7 @@ class Network:
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_fingerprint = base_fingerprint
-        self.class_scale = 1.0
+        self._reference: dict[str, torch.Tensor] | None = None
         self._base_state: dict[str, torch.Tensor] | None = None
 
     @property
@@ -233,6 +236,46 @@ class Network:
         if pooler is not None and parent is not self.model.base_model:
             after += [f"{prefix}.pooler.{n}" for n, _ in pooler.named_parameters()]
         return after
+
+    # What an objective keeps beside the model for the length of a run
+
+    def add_auxiliary(self, name: str, module: nn.Module) -> nn.Module:
+        """Add a part that learns with the model and is not saved with it: a value head, a discriminator."""
+        holder = self.model.get_submodule(AUXILIARY) if hasattr(self.model, AUXILIARY) else nn.ModuleDict()
+        self.model.add_module(AUXILIARY, holder)
+        holder[name] = module.to(self.device, torch.float32)
+        self.new_parameters |= {f"{AUXILIARY}.{name}.{inner}" for inner, _ in module.named_parameters()}
+        return module
+
+    def drop_auxiliary(self) -> None:
+        """Leave the model as it was without such parts."""
+        if hasattr(self.model, AUXILIARY):
+            delattr(self.model, AUXILIARY)
+            self.new_parameters = {name for name in self.new_parameters if not name.startswith(f"{AUXILIARY}.")}
+
+    def keep_reference(self) -> None:
+        """Remember what learns as it is now, for `as_reference`."""
+        learning = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self._reference = {n: p.detach().clone() for n, p in learning if not n.startswith(f"{AUXILIARY}.")}
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside the block, the network is as it was when `keep_reference` was called: no gradient, no dropout."""
+        assert self._reference is not None
+        parameters = dict(self.model.named_parameters())
+        now = {name: parameters[name].data for name in self._reference}
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            self.model.eval()
+            for name, value in self._reference.items():
+                parameters[name].data = value
+            with torch.no_grad():
+                yield
+        finally:
+            for name, value in now.items():
+                parameters[name].data = value
+            for module in training:
+                module.training = True
 
     def base_state(self) -> dict[str, torch.Tensor]:
         """The base model's tensors by parameter name, read again from its files on first use."""

@@ -1,7 +1,7 @@
 """From the data's columns to a task's own fields.
 
 In: a row as a mapping, the user's column map, the task. Out: the `fields` of an Example; a `RowError` that says what is
-wrong. `TASKS` says for each task which ways of naming columns it knows: a new task is a new row there.
+wrong. `CONVENTIONS` says for each form of examples which ways of naming columns it knows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from luthier.errors import Problem, nearest
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import SKIP, RowError, checked, kind, label_text
+from luthier.tasks import TASKS, Form
 
 Names = Mapping[str, tuple[str, ...]]
 Columns = Mapping[str, str | Sequence[str]]
@@ -154,13 +155,16 @@ INSTRUCTION = Convention(
 PROMPT = Convention({"prompt": ("input",), "completion": ("response", "output")}, build_prompt, SYSTEM)
 QUESTION = Convention({"question": ("query",), "answer": ("response",)}, build_question, SYSTEM)
 
-TASKS: dict[str, tuple[Convention, ...]] = {
+CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "classify": (CLASSIFY,),
     "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
-    "chat": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
 }
-LABELLED = {"classify"}
-"""Tasks whose fields have a `label`."""
+LABELLED: set[Form] = {"classify"}
+"""Forms whose fields have a `label`."""
+
+
+def conventions(task: str) -> tuple[Convention, ...]:
+    return CONVENTIONS[TASKS[task].form]
 
 
 # ── Finding the columns ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +175,7 @@ def find_columns(task: str, given: Columns, table: Table) -> tuple[Convention | 
     problems = map_problems(task, given, table)
     if problems:
         return None, {}, problems
-    fitting = [each for each in TASKS[task] if each.fields >= given.keys()]
+    fitting = [each for each in conventions(task) if each.fields >= given.keys()]
     for convention in fitting:
         columns, unclear = match(convention, given, table)
         if unclear:
@@ -183,7 +187,7 @@ def find_columns(task: str, given: Columns, table: Table) -> tuple[Convention | 
 
 def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
     """What is wrong with the user's own column map."""
-    known = {name for convention in TASKS[task] for name in convention.fields}
+    known = {name for convention in conventions(task) for name in convention.fields}
     problems = [
         Problem(f"task {task} has no field {ours!r}", "data.columns", nearest(ours, known))
         for ours in given
@@ -195,8 +199,8 @@ def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
         for column in [theirs] if isinstance(theirs, str) else theirs:
             if column not in table.columns:
                 problems.append(missing(column, table))
-    if not problems and not any(each.fields >= given.keys() for each in TASKS[task]):
-        mend = "name the fields of one of: " + ", ".join(each.name for each in TASKS[task])
+    if not problems and not any(each.fields >= given.keys() for each in conventions(task)):
+        mend = "name the fields of one of: " + ", ".join(each.name for each in conventions(task))
         problems.append(Problem(f"no way of naming columns has all of {', '.join(given)}", "data.columns", mend))
     return problems
 

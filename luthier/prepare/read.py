@@ -25,7 +25,7 @@ from luthier.files import code_fingerprint, fingerprint
 from luthier.kept import kept
 from luthier.prepare import split as splitting
 from luthier.prepare.checks import Splits, class_problems, drop_unknown_labels, no_rows_left, subset_problems
-from luthier.prepare.columns import LABELLED, TASKS, Columns, Convention, find_columns, prefer_label_names, row_reader
+from luthier.prepare.columns import LABELLED, Columns, Convention, find_columns, prefer_label_names, row_reader
 from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
 from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts, warnings
 from luthier.prepare.formats import bad_rows
@@ -35,6 +35,7 @@ from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, p
 from luthier.prepare.split import Marks
 from luthier.progress import Progress
 from luthier.records import Example
+from luthier.tasks import TASKS
 
 __all__ = ["DataSettings", "Dataset", "LabelBins", "read_data"]
 
@@ -161,7 +162,11 @@ def write_data(
     if settings.on_bad_row == "skip":
         bad += drop_unknown_labels(marks, splits, labels, read_example.__getitem__)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(class_problems(marks, splits, labels, multi_label, read_example.__getitem__) if task in LABELLED else [])
+    raise_all(
+        class_problems(marks, splits, labels, multi_label, read_example.__getitem__)
+        if TASKS[task].form in LABELLED
+        else []
+    )
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))
@@ -179,7 +184,7 @@ def write_data(
 
 def label_problems(settings: DataSettings, task: str) -> list[Problem]:
     """Settings for labels that a task without labels would pass over in silence."""
-    if task in LABELLED:
+    if TASKS[task].form in LABELLED:
         return []
     given = [key for key in ("label_separator", "label_bins", "label_names") if getattr(settings, key)]
     return [
@@ -226,7 +231,7 @@ def clean(
     advance: Callable[[int], None],
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
-    keyed = labelled_example if task in LABELLED else messages_example
+    keyed = labelled_example if TASKS[task].form in LABELLED else messages_example
     examples = ExampleWriter(writer)
     keys, kinds = bytearray(), array("i")
     kind_of: dict[tuple[str, ...], int] = {}
@@ -281,7 +286,7 @@ def make_splits(
     for split, rows in given.items():
         kept_rows, copies = splitting.drop_copies(marks, rows)
         duplicates += len(rows) - len(kept_rows)
-        if task in LABELLED:
+        if TASKS[task].form in LABELLED:
             kept_rows, found = splitting.settle_conflicts(marks, kept_rows, copies)
             conflicts.append(found)
         splits[split] = kept_rows

@@ -1,9 +1,9 @@
 """What the loss is. One file each; a new objective is one file and one row in `OBJECTIVES`."""
 
-from luthier.tune.objectives.base import Objective
+from luthier.tune.objectives.base import Context, Learner, Objective
 from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.sft import Sft
 
 OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "sft": Sft}
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = ["OBJECTIVES", "Context", "Learner", "Objective"]

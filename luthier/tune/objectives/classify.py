@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from luthier.records import Batch, Loss
-from luthier.tasks import Head
+from luthier.tasks import Form, Head
 from luthier.tune.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Classify(Objective):
     """A label for a text. Labels that are lists make it multi-label by themselves."""
 
     head: ClassVar[Head] = "classes"
+    forms: ClassVar[tuple[Form, ...]] = ("classify",)
     example_streams: ClassVar[tuple[str, ...]] = ("label", "weight")
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
 

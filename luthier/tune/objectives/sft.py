@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.records import Batch, Loss
-from luthier.tasks import Head
+from luthier.tasks import Form, Head
 from luthier.tune.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class Sft(Objective):
     """Learn the assistant's turns; the prompt carries no loss."""
 
     head: ClassVar[Head] = "language"
+    forms: ClassVar[tuple[Form, ...]] = ("generate",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
 
