@@ -88,7 +88,7 @@ def speed_up(model: Any) -> Family | None:
             join([module.q_proj, module.k_proj, module.v_proj])
             module.forward = partial(_attention_forward, module, module.forward)
         elif type(module) is nn.Dropout:
-            module.forward = partial(_dropout_forward, module)
+            module.forward = partial(_dropout_forward, module)  # type: ignore[method-assign]
     return family
 
 
