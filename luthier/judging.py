@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import files
 from luthier.errors import UserError
+from luthier.models.heads import made
 from luthier.planning import Prepared
 from luthier.prepare.facts import account
 from luthier.progress import Progress
@@ -123,7 +124,7 @@ def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> li
 
     settings = prepared.recipe.evaluate
     names = TASKS[prepared.recipe.task].baselines if settings.baselines is None else settings.baselines
-    if prepared.facts.kind != "decoder":
+    if made("language", prepared.facts) is None:
         for name in names:
             if BASELINES[name].prompted:
                 progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")

@@ -16,6 +16,7 @@ from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
+from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
@@ -25,6 +26,7 @@ from luthier.records import Row
 from luthier.stored_rows import StoredRows
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS
 from luthier.tokens import TokenisedSplit, tokenised_splits
+from luthier.tune.objectives import OBJECTIVES, Objective
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 DEFAULT_MAX_LENGTH = 1024
@@ -170,14 +172,22 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
     return problems
 
 
+def can_learn(objective: Objective, facts: ModelFacts) -> bool:
+    """Whether this kind of model can be taught by the objective, and have the head that it needs."""
+    return facts.kind in objective.kinds and made(objective.head, facts) is not None
+
+
 def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
     """What the model's own files say against this recipe."""
-    if recipe.chosen_objective.head == "language" and facts.kind != "decoder":
+    if not can_learn(recipe.chosen_objective, facts):
+        others = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective](), facts)]
+        kinds = [kind for kind in recipe.chosen_objective.kinds if kind in HEADS[recipe.chosen_objective.head].made]
         problems.append(
             Problem(
-                f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",
+                f"{found.path} is {article(facts.kind)} ({facts.model_type}), which can't do task: {recipe.task}",
                 source.place(("model",)),
-                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
+                f"use {' or '.join(ADVICE[kind] for kind in kinds)}"
+                + (f", or task: {' or '.join(others)}" if others else ""),
             )
         )
     if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:

@@ -16,6 +16,8 @@ import torch
 
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
+from luthier.models.describe import describe_model
+from luthier.models.heads import HEADS, loader, settle
 from luthier.models.load import quiet
 from luthier.models.network import Network
 from luthier.records import Row
@@ -131,13 +133,12 @@ def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, ker
         text.layer_types = list(text.layer_types[:BLOCKS])
     text.vocab_size = VOCABULARY
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
-    config.num_labels = 2
-    classes = transformers.AutoModelForSequenceClassification
-    kind: Any = classes if head == "classes" else transformers.AutoModelForCausalLM
+    settle(config, head, ("a", "b"), multi_label=False)
+    kind = loader(head, describe_model(folder), str(folder))
     with torch.random.fork_rng(devices=[]):
         model = kind.from_config(config).to(dtype).to(device)
     prefix = f"{model.base_model_prefix}."
-    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head == "classes" else set()
+    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if HEADS[head].is_new else set()
     return Network(
         model,
         _Padding,

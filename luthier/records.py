@@ -21,7 +21,8 @@ class Example:
     id: str
     """Content hash of the fields: the same row has the same id in every run."""
     fields: Mapping[str, Any]
-    """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages."""
+    """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages.
+    `lm`: text."""
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
@@ -107,3 +108,5 @@ class Prediction:
     """Sum of negative log-likelihood of the reference in nats, where the system gives it."""
     loss_tokens: int = 0
     """How many tokens `loss` is summed over."""
+    loss_bytes: int = 0
+    """How many bytes of text (UTF-8) these tokens stand for, where the text is what is predicted."""

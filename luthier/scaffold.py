@@ -20,7 +20,7 @@ import yaml
 from luthier import files
 from luthier.errors import UserError, nearest, raise_all
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.prepare.columns import LABEL_NAMES, MESSAGES, TEXT_NAMES, conventions, find_columns
+from luthier.prepare.columns import LABEL_NAMES, MESSAGES, TEXT_NAMES, Convention, conventions, find_columns
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
 from luthier.prepare.labels import label_text
 from luthier.prepare.settings import DataSettings
@@ -115,13 +115,12 @@ def sample(source: str) -> Table:
 
 def guess_task(table: Table, task: str | None, ask: Ask | None) -> Guess:
     """The task (unless it is given) and the columns that it needs."""
-    guessers = {"chat": guess_turns, "generate": guess_answers, "classify": guess_labels}
-    order = [task] if task else list(guessers)
+    order = [task] if task else list(GUESSERS)
     for each in order:
         if guess := by_names(table, each, task is not None):
             return guess
     for each in order:
-        if guess := guessers[each](table, ask):
+        if guess := GUESSERS[each].by_looks(table, ask):
             return guess
     if task is None and ask is not None and len(table.columns) > 1:
         chosen = choose(ask, "What should the model do?", list(TASKS), "classify")
@@ -132,16 +131,18 @@ def guess_task(table: Table, task: str | None, ask: Ask | None) -> Guess:
 
 
 def by_names(table: Table, task: str, given: bool) -> Guess | None:
-    """Columns with well-known names; a label column must also look like one, unless the task was given."""
+    """Columns with well-known names; unless the task was given, they must also look like what the task reads."""
     convention, columns, _ = find_columns(task, {}, table)
-    if convention is None or (task == "chat" and convention is not MESSAGES and not given):
+    if convention is None:
         return None
     plain = {ours: str(theirs) for ours, theirs in columns.items()}
-    if task == "classify" and not given and not looks_like_labels(values(table, plain["label"])):
-        return None
-    if task == "generate" and convention is MESSAGES and not given:
+    if not given and not GUESSERS[task].likely(table, convention, plain):
         return None
     return Guess(task, plain, "by the names of the columns")
+
+
+def label_column_is_likely(table: Table, convention: Convention, columns: Columns) -> bool:
+    return looks_like_labels(values(table, columns["label"]))
 
 
 def guess_turns(table: Table, ask: Ask | None) -> Guess | None:
@@ -179,6 +180,32 @@ def guess_labels(table: Table, ask: Ask | None) -> Guess | None:
     if len(labels) > 1 and len(known) != 1 and ask is None:
         why += f" ({', '.join(column for column in labels if column != label)} would do as well: check this)"
     return Guess("classify", {"text": text, "label": label}, why)
+
+
+def guess_text(table: Table, ask: Ask | None) -> Guess | None:
+    """One column, and text in it."""
+    if len(table.columns) != 1 or not is_text(values(table, table.columns[0])):
+        return None
+    return Guess("lm", {"text": table.columns[0]}, "there is nothing but text")
+
+
+@dataclass(frozen=True)
+class Guesser:
+    """How a task is recognised in data."""
+
+    by_looks: Callable[[Table, Ask | None], Guess | None]
+    """By what cells hold, whatever the columns are called."""
+    likely: Callable[[Table, Convention, Columns], bool]
+    """Whether columns that have the names that the task knows are likely meant for it."""
+
+
+GUESSERS: dict[str, Guesser] = {
+    "chat": Guesser(guess_turns, lambda table, convention, columns: convention is MESSAGES),
+    "generate": Guesser(guess_answers, lambda table, convention, columns: convention is not MESSAGES),
+    "classify": Guesser(guess_labels, label_column_is_likely),
+    "lm": Guesser(guess_text, lambda table, convention, columns: len(table.columns) == 1),
+}
+"""In the order in which they are tried."""
 
 
 def ask_columns(table: Table, task: str, ask: Ask) -> Guess:

@@ -11,8 +11,9 @@ from typing import Literal
 
 Head = Literal["classes", "language"]
 """`classes`: a score for each label. `language`: the model's own next-token head."""
-Form = Literal["classify", "generate"]
-"""How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages."""
+Form = Literal["classify", "generate", "lm"]
+"""How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
+`lm`: a text alone."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ TASKS: dict[str, Task] = {
             metrics=("perplexity", "token_f1", "exact_match"),
             baselines=("zero_shot", "few_shot"),
             about="the assistant's turns of a dialogue",
+        ),
+        Task(
+            "lm",
+            form="lm",
+            objective="lm",
+            metrics=("perplexity", "bits_per_byte"),
+            baselines=("untouched",),
+            about="more text like yours: continued pretraining on raw text of a domain",
         ),
     )
 }

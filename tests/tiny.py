@@ -5,7 +5,7 @@ In: a folder of a tiny model. Out: a `Network`, `Row`s of several lengths, a run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from luthier.models.settings import ModelSettings
 from luthier.prompts import PromptFormat, choose_format, tokenise
 from luthier.records import Batch, Example, Row, Step
 from luthier.selection import SELECTIONS, Selection
-from luthier.tasks import Head
+from luthier.tasks import TASKS, Form, Head
 from luthier.tune.loop import Strand, train
 from luthier.tune.objectives import OBJECTIVES, Context, Objective
 from luthier.tune.optimizers import Optimizer
@@ -53,32 +53,56 @@ def small(name: str) -> Selection:
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 
-def prompt_format(net: Network, *, multi_label: bool = False, max_length: int = 128) -> PromptFormat:
-    if net.head == "classes":
-        return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
-    return choose_format("chat", net.tokenizer, (), False, max_length)
+TASK_OF: dict[Head, str] = {"classes": "classify", "language": "chat"}
+"""A task that a network with this head can learn."""
 
 
-def examples(head: Head, *, multi_label: bool = False, count: int = 7) -> list[Example]:
+def task_of(objective: Objective, net: Network) -> str:
+    """A task for this objective."""
+    usual = TASK_OF[net.head]
+    if TASKS[usual].form in objective.forms:
+        return usual
+    return next(task.name for task in TASKS.values() if task.form in objective.forms)
+
+
+def prompt_format(
+    net: Network, *, task: str | None = None, multi_label: bool = False, max_length: int = 128
+) -> PromptFormat:
+    labels = LABELS if net.head == "classes" else ()
+    return choose_format(task or TASK_OF[net.head], net.tokenizer, labels, multi_label, max_length)
+
+
+def messages(index: int, text: str, label: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
+    return {"messages": turns * (1 + index % 2)}
+
+
+FIELDS: dict[Form, Callable[[int, str, str], dict[str, Any]]] = {
+    "classify": lambda index, text, label: {"text": text, "label": label},
+    "generate": messages,
+    "lm": lambda index, text, label: {"text": text},
+}
+"""The fields of an example of each form, from its number, a text and a label."""
+
+
+def examples(task: str, *, multi_label: bool = False, count: int = 7) -> list[Example]:
     """Examples of several lengths and weights that can be learned from."""
     made = []
     for index in range(count):
         text = TEXTS[index % len(TEXTS)] + " more" * (index // len(TEXTS))
         label = LABELS[index % len(LABELS)]
-        if head == "classes":
-            fields: dict[str, Any] = {"text": text, "label": [label] if multi_label else label}
-        else:
-            turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
-            fields = {"messages": turns * (1 + index % 2)}
+        fields = FIELDS[TASKS[task].form](index, text, label)
+        if multi_label:
+            fields["label"] = [label]
         made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
     return made
 
 
-def rows(net: Network, *, multi_label: bool = False, count: int = 7) -> list[Row]:
+def rows(net: Network, *, task: str | None = None, multi_label: bool = False, count: int = 7) -> list[Row]:
     made = tokenise(
-        examples(net.head, multi_label=multi_label, count=count),
+        examples(task or TASK_OF[net.head], multi_label=multi_label, count=count),
         net.tokenizer,
-        prompt_format(net, multi_label=multi_label),
+        prompt_format(net, task=task, multi_label=multi_label),
     )
     assert not made.problems
     return made.rows

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from luthier.engine.generate import choose, generate
-from luthier.evaluate.predict import Advance, predict_answers
+from luthier.evaluate.predict import Advance, predict, predict_answers
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
 from luthier.records import Example, Prediction
@@ -88,10 +88,18 @@ def few_shot(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     return predictions, note + cut
 
 
+def untouched(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """The base model, given the very rows that the tuned one is given."""
+    assert asked.network is not None
+    note = "the model as it was before tuning, on the same rows"
+    return predict(asked.network, asked.test, asked.prompt_format, asked.max_new_tokens, advance), note
+
+
 BASELINES: dict[str, Baseline] = {
     "majority": Baseline("majority class", majority, prompted=False, forms=("classify",)),
     "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, forms=("classify", "generate")),
     "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, forms=("classify", "generate")),
+    "untouched": Baseline("the untouched model", untouched, prompted=True, forms=("lm",)),
 }
 
 

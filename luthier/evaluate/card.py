@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 import yaml
 
-from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL
 from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
 from luthier.evaluate.report import facts
+from luthier.evaluate.uses import USES
 from luthier.files import write_text
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
@@ -65,12 +65,17 @@ def render_card(card: CardData, adapter: bool) -> str:
     environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
     template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
     verdict = card.verdict
+    use, labels = USES[verdict["task"]], list(card.labels or verdict["labels"])
+    few = len(verdict["labels"]) <= 8
+    named = ", ".join(map(inline, verdict["labels"])) if few else f"one of {len(verdict['labels'])} labels"
     return template.render(
         card=card,
         verdict=verdict,
         adapter=adapter,
-        labelled=verdict["task"] in (CLASSIFY, MULTI_LABEL),
-        labels=list(card.labels or verdict["labels"]),
+        use=use,
+        purpose=use.purpose.replace("{labels}", named),
+        size=environment.from_string(use.size).render(labels=labels),
+        asking=environment.from_string(use.asking).render(labels=labels),
         metadata=yaml.safe_dump(metadata(card, adapter), sort_keys=False, allow_unicode=True).rstrip(),
         tuned=next(system for system in verdict["systems"] if system["name"] == TUNED),
         against={row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == verdict["main_metric"]},
@@ -82,7 +87,7 @@ def render_card(card: CardData, adapter: bool) -> str:
 def metadata(card: CardData, adapter: bool) -> dict[str, Any]:
     """The YAML block on top, in the hub's own keys; what is not known is left out."""
     verdict = card.verdict
-    pipeline = "text-classification" if verdict["task"] in (CLASSIFY, MULTI_LABEL) else "text-generation"
+    pipeline = USES[verdict["task"]].pipeline
     tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
     results = [
         {"type": name, "name": verdict["metrics"][name]["title"], "value": round(found["value"], 6)}

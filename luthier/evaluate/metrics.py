@@ -22,7 +22,7 @@ from luthier.errors import UserError, nearest
 from luthier.records import Prediction
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE = TASKS = ("classify", "multi-label", "generate")
+CLASSIFY, MULTI_LABEL, GENERATE, LM = TASKS = ("classify", "multi-label", "generate", "lm")
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
 
@@ -236,6 +236,17 @@ def perplexity(sums_BK: Array) -> Array:
         return np.exp(sums_BK[:, 1] / sums_BK[:, 0])
 
 
+def count_bytes(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    """[N, 2]: bytes, loss in nats; NaN for a row that has none."""
+    pairs = [(p.loss_bytes, p.loss if p.loss is not None else np.nan) for p in predictions]
+    return np.array(pairs, dtype=np.float64)
+
+
+def bits_per_byte(sums_BK: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums_BK[:, 1] / sums_BK[:, 0] / np.log(2)
+
+
 # ---- the table
 
 LABELLED = (CLASSIFY, MULTI_LABEL)
@@ -289,9 +300,18 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric(
         "perplexity",
         "exponential of the mean loss per reference token; depends on the tokenizer",
-        (GENERATE,),
+        (GENERATE, LM),
         count_loss,
         perplexity,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "bits_per_byte": Metric(
+        "bits per byte",
+        "loss in bits for each byte of text (UTF-8); comparable between tokenizers",
+        (LM,),
+        count_bytes,
+        bits_per_byte,
         higher_is_better=False,
         percent=False,
     ),
@@ -301,5 +321,6 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
     GENERATE: ("exact_match", "token_f1", "perplexity"),
+    LM: ("perplexity", "bits_per_byte"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

@@ -12,7 +12,8 @@ from typing import Any
 from luthier.engine.classify import class_probabilities, negative_log_likelihoods
 from luthier.engine.generate import generate
 from luthier.models.network import Network
-from luthier.prompts import PromptFormat, Turns, prompt_row, tokenise
+from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
+from luthier.prompts.texts import learned_bytes
 from luthier.records import Example, Prediction
 from luthier.tasks import Form
 
@@ -85,8 +86,8 @@ def predict_answers(
 ) -> list[Prediction]:
     """Greedy answers to the last turn, and the likelihood of every reference turn."""
     prompts = [list(prompt_row(example.fields, network.tokenizer, prompt_format).tokens) for example in examples]
-    stop_ids = Turns(network.tokenizer, prompt_format).stop_ids
-    answers = generate(network, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, progress=advance)
+    stops = stop_ids(network.tokenizer, prompt_format)
+    answers = generate(network, prompts, max_new_tokens=max_new_tokens, stop_ids=stops, progress=advance)
     rows = tokenise(examples, network.tokenizer, prompt_format).rows
     losses = dict(zip((row.id for row in rows), negative_log_likelihoods(network, rows), strict=True))
     predictions = []
@@ -106,6 +107,40 @@ def predict_answers(
     return predictions
 
 
+def predict_texts(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """How likely the model finds each text; nothing is answered."""
+    made = tokenise(examples, network.tokenizer, prompt_format)
+    first = dict(zip(reversed(made.example_of), reversed(made.rows), strict=True))
+    sums = dict.fromkeys(range(len(examples)), (0.0, 0))
+    found = negative_log_likelihoods(network, made.rows, advance)
+    for number, (loss, tokens) in zip(made.example_of, found, strict=True):
+        sums[number] = (sums[number][0] + loss, sums[number][1] + tokens)
+    return [
+        Prediction(
+            id=example.id,
+            expected="",
+            predicted="",
+            text=example.fields["text"],
+            loss=sums[number][0] if number in first else None,
+            loss_tokens=sums[number][1],
+            loss_bytes=learned_bytes(example.fields["text"], first[number].tokens, network.tokenizer)
+            if number in first
+            else 0,
+        )
+        for number, example in enumerate(examples)
+    ]
+
+
 Predictor = Callable[[Network, Sequence[Example], PromptFormat, int, Advance], list[Prediction]]
-PREDICTORS: dict[Form, Predictor] = {"classify": predict_labels, "generate": predict_answers}
+PREDICTORS: dict[Form, Predictor] = {
+    "classify": predict_labels,
+    "generate": predict_answers,
+    "lm": predict_texts,
+}
 """How each form of examples is answered."""

@@ -24,6 +24,8 @@ from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss
 from luthier.kernels.fast import Family, label_scores, packed_hidden
+from luthier.models.describe import Kind, model_kind
+from luthier.models.heads import HEADS
 from luthier.records import Batch, Row
 from luthier.tasks import Head
 
@@ -95,6 +97,16 @@ class Network:
         """Most tokens the model takes at once; None where its positions have no end."""
         value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return value if value is not None and value > 0 else None
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it reads, writes, or reads first and then writes."""
+        return model_kind(self.model.config.to_dict())
+
+    @property
+    def peft_task(self) -> str:
+        """PEFT's name for a model of this kind with this head."""
+        return HEADS[self.head].made[self.kind].peft
 
     # What the model computes
 

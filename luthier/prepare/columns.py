@@ -72,6 +72,10 @@ def build_classify(values: Values) -> Values:
     return {"text": text_of(values["text"], "text"), "label": values["label"]}
 
 
+def build_text(values: Values) -> Values:
+    return {"text": text_of(values["text"], "text")}
+
+
 def build_messages(values: Values) -> Values:
     system = optional_text(values, "system")
     turns = read_turns(values["messages"], "messages")
@@ -147,6 +151,7 @@ TEXT_NAMES = ("sentence", "review", "content", "comment", "tweet", "body", "docu
 LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "label_name", "label_text")
 SYSTEM: Names = {"system": ("system_prompt",)}
 
+TEXT = Convention({"text": TEXT_NAMES}, build_text)
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
 MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
 INSTRUCTION = Convention(
@@ -158,6 +163,7 @@ QUESTION = Convention({"question": ("query",), "answer": ("response",)}, build_q
 CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "classify": (CLASSIFY,),
     "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
+    "lm": (TEXT,),
 }
 LABELLED: set[Form] = {"classify"}
 """Forms whose fields have a `label`."""

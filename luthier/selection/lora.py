@@ -94,7 +94,7 @@ class Lora(Selection):
         )
         return {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS" if network.head == "classes" else "CAUSAL_LM",
+            "task_type": network.peft_task,
             "base_model_name_or_path": network.base_name,
             "revision": network.base_revision,
             "r": self.rank,

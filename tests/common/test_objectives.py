@@ -13,15 +13,23 @@ from hypothesis import strategies as st
 
 from luthier.batches import collate, micro_batches
 from luthier.models.network import Network
+from luthier.models.tiny import ENCODERS
 from luthier.records import Row
 from luthier.tune.objectives import OBJECTIVES, Objective
 from tests import tiny as make
 
+KINDS = dict.fromkeys(ENCODERS, "encoder")
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
-CASES = [(name, family) for name, kind in OBJECTIVES.items() for family in FAMILIES[kind.head]]
+CASES = [
+    (name, family)
+    for name, kind in OBJECTIVES.items()
+    for family in FAMILIES[kind.head]
+    if KINDS.get(family, "decoder") in kind.kinds
+]
+"""Every family that the objective says it can teach."""
 Case = tuple[Objective, Network, list[Row]]
 
 
@@ -30,7 +38,7 @@ def case(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Case:
     name, family = request.param
     objective = OBJECTIVES[name]()
     net = make.network(tiny(family), objective.head)
-    return objective, net, make.rows(net)
+    return objective, net, make.rows(net, task=make.task_of(objective, net))
 
 
 def gradients(objective: Objective, net: Network, groups: Sequence[Sequence[Row]]) -> dict[str, torch.Tensor]:
@@ -116,7 +124,7 @@ def reference_classify(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total
 
 
-REFERENCES = {"sft": reference_sft, "classify": reference_classify}
+REFERENCES = {"sft": reference_sft, "lm": reference_sft, "classify": reference_classify}
 
 
 def test_equals_a_plain_reference(case: Case) -> None:

@@ -2,8 +2,9 @@
 
 from luthier.tune.objectives.base import Context, Learner, Objective
 from luthier.tune.objectives.classify import Classify
+from luthier.tune.objectives.lm import Lm
 from luthier.tune.objectives.sft import Sft
 
-OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "sft": Sft}
+OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "lm": Lm, "sft": Sft}
 
 __all__ = ["OBJECTIVES", "Context", "Learner", "Objective"]
