@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.engine.classify import class_probabilities
+from luthier.engine.classify import class_probabilities, scores
 from luthier.engine.generate import Sampling, generate
 from luthier.errors import UserError
 from luthier.evaluate.predict import label_answer
@@ -116,6 +116,14 @@ def reply(conversation: Conversation, message: str, on_text: OnText | None) -> R
     return answer
 
 
+def rate(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """A text's number."""
+    network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    row = prompt_row({"text": message}, network.tokenizer, prompt_format)
+    mean, deviation = prompt_format.scale
+    return Reply(f"{mean + deviation * scores(network, [row])[0]:.4g}", row.tokens)
+
+
 def go_on(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
     """How the text might go on."""
     row = prompt_row({"text": message}, conversation.saved.network.tokenizer, conversation.saved.prompt_format)
@@ -133,5 +141,6 @@ class Answerer:
 ANSWERERS: dict[Form, Answerer] = {
     "classify": Answerer("Type a text to label it ({labels}). /exit ends.", label),
     "generate": Answerer("Type a message. /new starts over, /exit ends.", reply),
+    "regress": Answerer("Type a text to get its number. /exit ends.", rate),
     "lm": Answerer("Type how a text begins, and the model goes on. /exit ends.", go_on),
 }

@@ -49,7 +49,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             where=str(run.folder),
             mend="evaluate on data with the same labels (data.label_names renames them)",
         )
-    systems = [tuned_result(saved.network, prepared, progress), *baseline_results(saved, prepared, progress)]
+    systems = [tuned_result(saved, prepared, progress), *baseline_results(saved, prepared, progress)]
     with progress.stage("testing for significance"):
         verdict = build_verdict(
             prepared.metric_task,
@@ -90,6 +90,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
+            scale=saved.prompt_format.scale,
             adapter=(run.model_folder / "adapter_config.json").exists(),
             command=report.command,
         ),
@@ -100,7 +101,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     return verdict
 
 
-def tuned_result(network: Network, prepared: Prepared, progress: Progress) -> SystemResult:
+def tuned_result(saved: Saved, prepared: Prepared, progress: Progress) -> SystemResult:
     """The tuned model's answers on the test split."""
     from luthier.evaluate.predict import predict
     from luthier.evaluate.verdict import SystemResult
@@ -109,7 +110,11 @@ def tuned_result(network: Network, prepared: Prepared, progress: Progress) -> Sy
     started = time.perf_counter()
     with progress.stage("judging the tuned model", len(test)) as tell:
         predictions = predict(
-            network, test, prepared.prompt_format, prepared.recipe.evaluate.max_new_tokens, lambda done: tell(done, "")
+            saved.network,
+            test,
+            saved.prompt_format,
+            prepared.recipe.evaluate.max_new_tokens,
+            lambda done: tell(done, ""),
         )
     selection = next(iter(prepared.recipe.resolved()["selection"]))
     return SystemResult(

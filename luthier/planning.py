@@ -131,7 +131,7 @@ def prepare(
 
     tokenizer = load_tokenizer(found.folder)
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, facts.window or DEFAULT_MAX_LENGTH)
-    prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
+    prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale)
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
     train = parsed.train

@@ -22,7 +22,8 @@ class Example:
     """Content hash of the fields: the same row has the same id in every run."""
     fields: Mapping[str, Any]
     """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages.
-    `lm`: text."""
+    `lm`: text.
+    `regress`: text, score (a number)."""
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
@@ -97,7 +98,7 @@ class Prediction:
 
     id: str
     expected: Any
-    """Label name, sorted list of label names, or the reference text."""
+    """Label name, sorted list of label names, a number, or the reference text."""
     predicted: Any
     """The same kind as `expected`."""
     text: str
@@ -105,7 +106,8 @@ class Prediction:
     probabilities: Mapping[str, float] | None = None
     """Per label, where the system gives them."""
     loss: float | None = None
-    """Sum of negative log-likelihood of the reference in nats, where the system gives it."""
+    """Sum of negative log-likelihood of the reference in nats, where the system gives it; of a number, the squared
+    error in deviations of the training split."""
     loss_tokens: int = 0
     """How many tokens `loss` is summed over."""
     loss_bytes: int = 0

@@ -20,7 +20,15 @@ import yaml
 from luthier import files
 from luthier.errors import UserError, nearest, raise_all
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.prepare.columns import LABEL_NAMES, MESSAGES, TEXT_NAMES, Convention, conventions, find_columns
+from luthier.prepare.columns import (
+    LABEL_NAMES,
+    MESSAGES,
+    SCORE_NAMES,
+    TEXT_NAMES,
+    Convention,
+    conventions,
+    find_columns,
+)
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
 from luthier.prepare.labels import label_text
 from luthier.prepare.settings import DataSettings
@@ -35,6 +43,7 @@ SAMPLE_BYTES = 1 << 20
 SAMPLE_ROWS = 500
 MOST_LABELS = 50
 LONGEST_LABEL = 40
+SCORE_WORDS = ("score", *SCORE_NAMES, "price", "grade", "points", "amount")
 LABEL_WORDS = ("label", *LABEL_NAMES, "topic", "rating", "stars", "type", "tag", "polarity", "spam")
 TEXT_WORDS = ("text", *TEXT_NAMES, "message", "title", "description")
 PROMPT_WORDS = ("prompt", "question", "source", "input", "query", "instruction", "request")
@@ -182,6 +191,17 @@ def guess_labels(table: Table, ask: Ask | None) -> Guess | None:
     return Guess("classify", {"text": text, "label": label}, why)
 
 
+def guess_scores(table: Table, ask: Ask | None) -> Guess | None:
+    """A column of numbers, and the column with the longest text."""
+    numbers = [column for column in table.columns if looks_like_scores(values(table, column))]
+    known = [column for column in numbers if named(column, SCORE_WORDS)]
+    texts = [column for column in table.columns if is_text(values(table, column))]
+    if len(known) != 1 or not texts:
+        return None
+    text = max(texts, key=lambda column: (named(column, TEXT_WORDS), mean_length(values(table, column))))
+    return Guess("regress", {"text": text, "score": known[0]}, f"'{known[0]}' holds numbers")
+
+
 def guess_text(table: Table, ask: Ask | None) -> Guess | None:
     """One column, and text in it."""
     if len(table.columns) != 1 or not is_text(values(table, table.columns[0])):
@@ -203,6 +223,7 @@ GUESSERS: dict[str, Guesser] = {
     "chat": Guesser(guess_turns, lambda table, convention, columns: convention is MESSAGES),
     "generate": Guesser(guess_answers, lambda table, convention, columns: convention is not MESSAGES),
     "classify": Guesser(guess_labels, label_column_is_likely),
+    "regress": Guesser(guess_scores, lambda table, _, columns: looks_like_scores(values(table, columns["score"]))),
     "lm": Guesser(guess_text, lambda table, convention, columns: len(table.columns) == 1),
 }
 """In the order in which they are tried."""
@@ -267,6 +288,11 @@ def looks_like_labels(cells: Sequence[Any]) -> bool:
         return False
     kinds = set(flat)
     return 2 <= len(kinds) <= min(MOST_LABELS, max(2, len(flat) // 2))
+
+
+def looks_like_scores(cells: Sequence[Any]) -> bool:
+    """Nothing but numbers, and more than one."""
+    return len(set(map(str, cells))) > 1 and all(is_number(cell) for cell in cells)
 
 
 def is_text(cells: Sequence[Any]) -> bool:

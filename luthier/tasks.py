@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language"]
-"""`classes`: a score for each label. `language`: the model's own next-token head."""
-Form = Literal["classify", "generate", "lm"]
+Head = Literal["classes", "language", "score"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number."""
+Form = Literal["classify", "generate", "lm", "regress"]
 """How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
-`lm`: a text alone."""
+`lm`: a text alone. `regress`: a text and a number."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ TASKS: dict[str, Task] = {
             metrics=("perplexity", "token_f1", "exact_match"),
             baselines=("zero_shot", "few_shot"),
             about="the assistant's turns of a dialogue",
+        ),
+        Task(
+            "regress",
+            form="regress",
+            objective="regress",
+            metrics=("mae", "rmse", "r2", "pearson", "spearman"),
+            baselines=("mean", "median"),
+            about="a number for a text: a rating, a price, a similarity",
         ),
         Task(
             "lm",

@@ -53,7 +53,7 @@ def small(name: str) -> Selection:
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 
-TASK_OF: dict[Head, str] = {"classes": "classify", "language": "chat"}
+TASK_OF: dict[Head, str] = {"classes": "classify", "language": "chat", "score": "regress"}
 """A task that a network with this head can learn."""
 
 
@@ -69,7 +69,7 @@ def prompt_format(
     net: Network, *, task: str | None = None, multi_label: bool = False, max_length: int = 128
 ) -> PromptFormat:
     labels = LABELS if net.head == "classes" else ()
-    return choose_format(task or TASK_OF[net.head], net.tokenizer, labels, multi_label, max_length)
+    return choose_format(task or TASK_OF[net.head], net.tokenizer, labels, multi_label, max_length, scale=(3.0, 2.0))
 
 
 def messages(index: int, text: str, label: str) -> dict[str, Any]:
@@ -81,6 +81,7 @@ FIELDS: dict[Form, Callable[[int, str, str], dict[str, Any]]] = {
     "classify": lambda index, text, label: {"text": text, "label": label},
     "generate": messages,
     "lm": lambda index, text, label: {"text": text},
+    "regress": lambda index, text, label: {"text": text, "score": len(text) / 7 - index},
 }
 """The fields of an example of each form, from its number, a text and a label."""
 
@@ -113,11 +114,11 @@ def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
     net.model.eval()
     batch: Batch = collate(some)
     with torch.no_grad():
-        return net.class_logits(batch) if net.head == "classes" else net.token_logits(net.hidden(batch))
+        return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:
-    return OBJECTIVES["classify" if net.head == "classes" else "sft"]()
+    return OBJECTIVES[TASKS[TASK_OF[net.head]].objective]()
 
 
 def run_steps(

@@ -33,6 +33,17 @@ def class_probabilities(
 
 
 @torch.inference_mode()
+def scores(network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None) -> list[float]:
+    """What the network's score head gives each row, in the order of the rows."""
+    results = [0.0 for _ in rows]
+    for indices, batch in _batches(network, rows):
+        for index, value in zip(indices, network.class_logits(batch).float().squeeze(1).tolist(), strict=True):
+            results[index] = value
+        progress(len(indices))
+    return results
+
+
+@torch.inference_mode()
 def negative_log_likelihoods(
     network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
 ) -> list[tuple[float, int]]:

@@ -95,10 +95,27 @@ def untouched(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     return predict(asked.network, asked.test, asked.prompt_format, asked.max_new_tokens, advance), note
 
 
+def mean(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """The mean of the training split's scores, for every row: no constant has a smaller squared error there."""
+    return _constant(asked, float(np.mean([e.fields["score"] for e in asked.train])), "mean")
+
+
+def median(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """The median of the training split's scores: no constant has a smaller absolute error there."""
+    return _constant(asked, float(np.median([e.fields["score"] for e in asked.train])), "median")
+
+
+def _constant(asked: Asked, value: float, name: str) -> tuple[list[Prediction], str]:
+    made = [Prediction(e.id, e.fields["score"], value, e.fields["text"]) for e in asked.test]
+    return made, f"always {value:.4g}, the {name} of {len(asked.train):,} training rows"
+
+
 BASELINES: dict[str, Baseline] = {
     "majority": Baseline("majority class", majority, prompted=False, forms=("classify",)),
     "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, forms=("classify", "generate")),
     "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, forms=("classify", "generate")),
+    "mean": Baseline("the training mean", mean, prompted=False, forms=("regress",)),
+    "median": Baseline("the training median", median, prompted=False, forms=("regress",)),
     "untouched": Baseline("the untouched model", untouched, prompted=True, forms=("lm",)),
 }
 

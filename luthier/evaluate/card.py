@@ -42,6 +42,8 @@ class CardData:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] = ()
     """In the order of the model's outputs; left out: the verdict's, sorted."""
+    scale: tuple[float, float] = (0.0, 1.0)
+    """Mean and deviation of the numbers that it learned from."""
     command: str = ""
     """What to type to repeat the run."""
 
@@ -75,7 +77,7 @@ def render_card(card: CardData, adapter: bool) -> str:
         use=use,
         purpose=use.purpose.replace("{labels}", named),
         size=environment.from_string(use.size).render(labels=labels),
-        asking=environment.from_string(use.asking).render(labels=labels),
+        asking=environment.from_string(use.asking).render(labels=labels, scale=card.scale),
         metadata=yaml.safe_dump(metadata(card, adapter), sort_keys=False, allow_unicode=True).rstrip(),
         tuned=next(system for system in verdict["systems"] if system["name"] == TUNED),
         against={row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == verdict["main_metric"]},

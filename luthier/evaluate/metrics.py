@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.errors import UserError, nearest
+from luthier.evaluate import numbers
 from luthier.records import Prediction
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE, LM = TASKS = ("classify", "multi-label", "generate", "lm")
+CLASSIFY, MULTI_LABEL, GENERATE, LM, REGRESS = TASKS = ("classify", "multi-label", "generate", "lm", "regress")
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
 
@@ -79,9 +80,11 @@ def label_names(predictions: Iterable[Prediction]) -> list[str]:
 
 
 def names(value: Any) -> list[str]:
-    """A label, or a list of them, as a list; no label for an answer outside them."""
+    """A label, or a list of them, as a list; no label for an answer outside them, or for a number."""
     if isinstance(value, str) or value is None:
         return [value] if value else []
+    if isinstance(value, int | float):
+        return []
     return list(value)
 
 
@@ -315,6 +318,48 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
         percent=False,
     ),
+    "mae": Metric(
+        "mean absolute error",
+        "mean of how far answers are from the number, in its own unit",
+        (REGRESS,),
+        numbers.count_errors,
+        numbers.mae,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "rmse": Metric(
+        "root mean squared error",
+        "root of the mean squared distance, in the number's own unit; far misses weigh more",
+        (REGRESS,),
+        numbers.count_errors,
+        numbers.rmse,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "r2": Metric(
+        "R²",
+        "share of the numbers' spread that answers explain; below zero where the mean does better",
+        (REGRESS,),
+        numbers.count_errors,
+        numbers.r2,
+        percent=False,
+    ),
+    "pearson": Metric(
+        "Pearson correlation",
+        "how nearly answers and numbers lie on a line",
+        (REGRESS,),
+        numbers.count_products,
+        numbers.correlation,
+        percent=False,
+    ),
+    "spearman": Metric(
+        "Spearman correlation",
+        "how nearly answers and numbers are in one order; ranks are those among all test rows, in resamples too",
+        (REGRESS,),
+        numbers.count_rank_products,
+        numbers.correlation,
+        percent=False,
+    ),
 }
 
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
@@ -322,5 +367,6 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
     GENERATE: ("exact_match", "token_f1", "perplexity"),
     LM: ("perplexity", "bits_per_byte"),
+    REGRESS: ("mae", "rmse", "r2", "pearson", "spearman"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

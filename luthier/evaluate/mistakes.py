@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, is_right, names, token_f1, words
+from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS, is_right, names, token_f1, words
 from luthier.records import Prediction
 
 MOST = 10
@@ -25,7 +25,7 @@ def worst_mistakes(predictions: Sequence[Prediction], task: str) -> list[dict[st
             "expected": cut(p.expected) if isinstance(p.expected, str) else p.expected,
             "predicted": cut(p.predicted) if isinstance(p.predicted, str) else p.predicted,
             "confidence": confidence(p),
-            "remark": remark(p) if task == LM else "",
+            "remark": REMARKS[task](p) if task in REMARKS else "",
         }
         for p in WORST[task](predictions)[:MOST]
     ]
@@ -47,11 +47,16 @@ def most_surprising(predictions: Sequence[Prediction]) -> list[Prediction]:
     return sorted(predictions, key=lambda p: -mean_loss(p))
 
 
+def farthest_numbers(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return sorted(predictions, key=lambda p: -abs(p.predicted - p.expected))
+
+
 WORST: dict[str, Callable[[Sequence[Prediction]], list[Prediction]]] = {
     CLASSIFY: surest_wrong,
     MULTI_LABEL: surest_wrong,
     GENERATE: farthest_answers,
     LM: most_surprising,
+    REGRESS: farthest_numbers,
 }
 
 
@@ -59,8 +64,11 @@ def mean_loss(prediction: Prediction) -> float:
     return (prediction.loss or 0.0) / max(1, prediction.loss_tokens)
 
 
-def remark(prediction: Prediction) -> str:
-    return f"perplexity {math.exp(min(mean_loss(prediction), 700)):,.1f}"
+REMARKS: dict[str, Callable[[Prediction], str]] = {
+    LM: lambda p: f"perplexity {math.exp(min(mean_loss(p), 700)):,.1f}",
+    REGRESS: lambda p: f"expected {p.expected:.4g}, answered {p.predicted:.4g}",
+}
+"""What is said of an answer where that is neither a text nor labels."""
 
 
 def confidence(prediction: Prediction) -> float | None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, negative_log_likelihoods
+from luthier.engine.classify import class_probabilities, negative_log_likelihoods, scores
 from luthier.engine.generate import generate
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
@@ -107,6 +107,26 @@ def predict_answers(
     return predictions
 
 
+def predict_scores(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """A number for each text, in the user's own unit."""
+    rows = tokenise(examples, network.tokenizer, prompt_format).rows
+    mean, deviation = prompt_format.scale
+    predictions = []
+    for example, value in zip(examples, scores(network, rows, advance), strict=True):
+        expected, predicted = example.fields["score"], mean + deviation * value
+        error = (predicted - expected) / deviation
+        predictions.append(
+            Prediction(example.id, expected, predicted, example.fields["text"], loss=error**2, loss_tokens=1)
+        )
+    return predictions
+
+
 def predict_texts(
     network: Network,
     examples: Sequence[Example],
@@ -142,5 +162,6 @@ PREDICTORS: dict[Form, Predictor] = {
     "classify": predict_labels,
     "generate": predict_answers,
     "lm": predict_texts,
+    "regress": predict_scores,
 }
 """How each form of examples is answered."""

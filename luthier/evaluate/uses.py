@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL
+from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,23 @@ def labelling(printing: str) -> Use:
     )
 
 
+SCORING = """mean, deviation = {{ scale[0] }}, {{ scale[1] }}  # of the scores that it learned from
+with torch.inference_mode():
+    print(mean + deviation * model(**tokenizer("your text", return_tensors="pt")).logits[0, 0].item())"""
+
+
 USES: dict[str, Use] = {
     CLASSIFY: labelling("print(labels[int(scores.argmax())])"),
     MULTI_LABEL: labelling("print([label for label, score in zip(labels, scores) if score > 0])"),
+    REGRESS: Use(
+        "give text a number",
+        "text-classification",
+        "AutoModelForSequenceClassification",
+        SCORING,
+        size=", num_labels=1",
+        needs_torch=True,
+        limit="It gives every text a number, also text that none fits.",
+    ),
     GENERATE: Use("write answers", "text-generation", "AutoModelForCausalLM", ANSWERING),
     LM: Use(
         "go on with text like that below",

@@ -47,6 +47,7 @@ SEQUENCE = Made("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSI
 CAUSAL = Made("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "CAUSAL_LM")
 HEADS: dict[Head, HeadKind] = {
     "classes": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
+    "score": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
     "language": HeadKind({"decoder": CAUSAL}, is_new=False),
 }
 
@@ -84,3 +85,6 @@ def settle(config: Any, head: Head, labels: Sequence[str], multi_label: bool) ->
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+    elif head == "score":
+        config.num_labels = 1
+        config.problem_type = "regression"

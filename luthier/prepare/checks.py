@@ -43,6 +43,14 @@ def class_problems(marks: Marks, splits: Splits, labels: Sequence[str], multi_la
     return problems
 
 
+def score_problems(score: Mapping[str, float]) -> list[Problem]:
+    """Nothing to learn where every score is the same."""
+    if score["deviation"] > 1e-12 * max(abs(score["mean"]), 1e-300):
+        return []
+    what = f"every score in train is {score['mean']:g}: there is nothing to learn"
+    return [Problem(what, "data", "check `columns`, or give rows with other scores")]
+
+
 def unknown_labels(marks: Marks, splits: Splits, labels: Sequence[str]) -> dict[str, list[int]]:
     """Rows of validation and test by each label that train does not have."""
     known = set(labels)

@@ -76,6 +76,10 @@ def build_text(values: Values) -> Values:
     return {"text": text_of(values["text"], "text")}
 
 
+def build_scored(values: Values) -> Values:
+    return {"text": text_of(values["text"], "text"), "score": values["score"]}
+
+
 def build_messages(values: Values) -> Values:
     system = optional_text(values, "system")
     turns = read_turns(values["messages"], "messages")
@@ -149,10 +153,12 @@ def finish(turns: list[dict[str, str]]) -> Values:
 
 TEXT_NAMES = ("sentence", "review", "content", "comment", "tweet", "body", "document")
 LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "label_name", "label_text")
+SCORE_NAMES = ("scores", "rating", "stars", "value", "similarity", "target", "label")
 SYSTEM: Names = {"system": ("system_prompt",)}
 
 TEXT = Convention({"text": TEXT_NAMES}, build_text)
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
+SCORED = Convention({"text": TEXT_NAMES, "score": SCORE_NAMES}, build_scored)
 MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
 INSTRUCTION = Convention(
     {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
@@ -164,9 +170,12 @@ CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "classify": (CLASSIFY,),
     "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
     "lm": (TEXT,),
+    "regress": (SCORED,),
 }
 LABELLED: set[Form] = {"classify"}
 """Forms whose fields have a `label`."""
+NUMBERED: set[Form] = {"regress"}
+"""Forms whose fields have a `score`."""
 
 
 def conventions(task: str) -> tuple[Convention, ...]:
@@ -200,7 +209,7 @@ def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
         if ours not in known
     ]
     for ours, theirs in given.items():
-        if ours in ("label", "messages") and not isinstance(theirs, str):
+        if ours in ("label", "score", "messages") and not isinstance(theirs, str):
             problems.append(Problem("is one column", f"data.columns.{ours}", "name one; only text can be joined"))
         for column in [theirs] if isinstance(theirs, str) else theirs:
             if column not in table.columns:

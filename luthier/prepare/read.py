@@ -24,12 +24,28 @@ from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.files import code_fingerprint, fingerprint
 from luthier.kept import kept
 from luthier.prepare import split as splitting
-from luthier.prepare.checks import Splits, class_problems, drop_unknown_labels, no_rows_left, subset_problems
-from luthier.prepare.columns import LABELLED, Columns, Convention, find_columns, prefer_label_names, row_reader
+from luthier.prepare.checks import (
+    Splits,
+    class_problems,
+    drop_unknown_labels,
+    no_rows_left,
+    score_problems,
+    subset_problems,
+)
+from luthier.prepare.columns import (
+    LABELLED,
+    NUMBERED,
+    Columns,
+    Convention,
+    find_columns,
+    prefer_label_names,
+    row_reader,
+)
 from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
-from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts, warnings
+from luthier.prepare.facts import aside, describe, rows_fingerprint, spread, table_facts, warnings
 from luthier.prepare.formats import bad_rows
-from luthier.prepare.labels import LabelValue, RowError, label_reader
+from luthier.prepare.labels import RowError
+from luthier.prepare.readers import LABEL_SETTINGS, READERS
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
 from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.split import Marks
@@ -56,6 +72,12 @@ class Dataset:
     """The rows that `on_bad_row: skip` left out: file, line, reason, row (as text)."""
     key: str | None
     """Says all that decides the content; None where nothing quick does."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and deviation of train's scores; (0, 1) for a task without."""
+        score = self.facts["splits"]["train"].get("score", {"mean": 0.0, "deviation": 1.0})
+        return score["mean"], score["deviation"]
 
     def fingerprint(self, split: str) -> str:
         """Of the split's set of rows, whatever their order."""
@@ -139,8 +161,8 @@ def write_data(
     """Everything from tables of raw rows to examples and the rows of each split; returns what is known of them."""
     convention, columns = agree_on_columns(task, settings, tables)
     bins_dropped: Counter[str] = Counter()
-    read, read_label = row_reader(convention, columns), label_reader(settings, bins_dropped)
-    marks, given, multi_label = clean(writer, tables, read, read_label, task, advance)
+    read, finish = row_reader(convention, columns), READERS[TASKS[task].form](settings, bins_dropped)
+    marks, given, multi_label = clean(writer, tables, lambda row: finish(read(row)), task, advance)
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
     if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
@@ -156,17 +178,14 @@ def write_data(
         "bins_dropped": dict(bins_dropped),
     }
     everything = np.arange(len(marks.ids), dtype=np.uint32)
-    read_example = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
-    splits, split_facts = make_splits(marks, given, settings, task, read_example.__getitem__)
+    read_all = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
+    read_example: Callable[[int], Example] = read_all.__getitem__
+    splits, split_facts = make_splits(marks, given, settings, task, read_example)
     labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
     if settings.on_bad_row == "skip":
-        bad += drop_unknown_labels(marks, splits, labels, read_example.__getitem__)
+        bad += drop_unknown_labels(marks, splits, labels, read_example)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(
-        class_problems(marks, splits, labels, multi_label, read_example.__getitem__)
-        if TASKS[task].form in LABELLED
-        else []
-    )
+    raise_all(class_problems(marks, splits, labels, multi_label, read_example) if TASKS[task].form in LABELLED else [])
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))
@@ -175,6 +194,10 @@ def write_data(
     facts["splits"] = {
         name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
     }
+    if TASKS[task].form in NUMBERED:
+        for name, rows in chosen.items():
+            facts["splits"][name]["score"] = spread(read_example(int(row)).fields["score"] for row in rows)
+        raise_all(score_problems(facts["splits"]["train"]["score"]))
     facts["warnings"] = warnings(facts, settings, labels)
     for name in SPLITS:
         writer.add(name, chosen.get(name, everything[:0]))
@@ -184,11 +207,16 @@ def write_data(
 
 def label_problems(settings: DataSettings, task: str) -> list[Problem]:
     """Settings for labels that a task without labels would pass over in silence."""
-    if TASKS[task].form in LABELLED:
-        return []
-    given = [key for key in ("label_separator", "label_bins", "label_names") if getattr(settings, key)]
+    known = LABEL_SETTINGS.get(TASKS[task].form, ())
+    what = "does not read it" if known else "has no labels"
+    given = [key for key in LABEL_SETTINGS["classify"] if key not in known and getattr(settings, key)]
     return [
-        Problem(f"task {task} has no labels", f"data.{key}", "leave it out, or use task: classify") for key in given
+        Problem(
+            f"task {task} {'does not read it' if known else 'has no labels'}",
+            f"data.{key}",
+            "leave it out, or use task: classify",
+        )
+        for key in given
     ]
 
 
@@ -225,8 +253,7 @@ class Cleaned(NamedTuple):
 def clean(
     writer: ArrayWriter,
     tables: Tables,
-    read: Callable[[Mapping[str, Any]], dict[str, Any]],
-    read_label: Callable[[Any], LabelValue | None],
+    read: Callable[[Mapping[str, Any]], dict[str, Any] | None],
     task: str,
     advance: Callable[[int], None],
 ) -> Cleaned:
@@ -243,12 +270,10 @@ def clean(
             for number, row in table.rows:
                 try:
                     fields = read(row)
-                    if "label" in fields:
-                        fields["label"] = read_label(fields["label"])
                 except RowError as bad:
                     table.add_bad(number, bad.what, row, bad.mend)
                     continue
-                if "label" in fields and fields["label"] is None:
+                if fields is None:
                     continue
                 several_labels |= isinstance(fields.get("label"), tuple)
                 example, key, labels = keyed(fields, table.place(number))
@@ -276,6 +301,11 @@ def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, 
     return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
 
 
+def scored_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same text and other scores are different examples of the same split."""
+    return Example(fingerprint(fields["text"], repr(fields["score"])), fields, place), fingerprint(fields["text"]), ()
+
+
 def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
     key = fingerprint(fields["text"])
     return Example(key, fields, place), key, ()
@@ -285,6 +315,7 @@ EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[s
     "classify": labelled_example,
     "generate": messages_example,
     "lm": text_example,
+    "regress": scored_example,
 }
 """How each form of fields becomes an example, the hash of its input, and its labels."""
 

@@ -15,6 +15,7 @@ from luthier.prompts.encoded import Encoded
 from luthier.prompts.format import PromptFormat
 from luthier.prompts.labelled import encode_labelled
 from luthier.prompts.messages import encode_messages, without_answer
+from luthier.prompts.scored import encode_scored
 from luthier.prompts.texts import encode_raw, windows
 from luthier.records import Example, Row
 from luthier.tasks import Form
@@ -43,6 +44,7 @@ def _text(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 FORMS: dict[Form, Encoding] = {
     "classify": Encoding(encode_labelled, _text, cuts_prompts=True),
     "generate": Encoding(encode_messages, without_answer, cuts_prompts=False),
+    "regress": Encoding(encode_scored, _text, cuts_prompts=True),
     "lm": Encoding(encode_raw, _text, cuts_prompts=False, empty="one token alone has nothing to predict it from"),
 }
 

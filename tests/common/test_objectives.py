@@ -21,6 +21,7 @@ from tests import tiny as make
 KINDS = dict.fromkeys(ENCODERS, "encoder")
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
+    "score": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
 CASES = [
@@ -124,7 +125,16 @@ def reference_classify(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total
 
 
-REFERENCES = {"sft": reference_sft, "lm": reference_sft, "classify": reference_classify}
+def reference_regress(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        score = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]
+        total = total + (score - row.example_streams["score"]) ** 2 * row.example_streams["weight"]
+    return total
+
+
+REFERENCES = {"sft": reference_sft, "lm": reference_sft, "classify": reference_classify, "regress": reference_regress}
 
 
 def test_equals_a_plain_reference(case: Case) -> None:

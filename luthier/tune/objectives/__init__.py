@@ -3,8 +3,9 @@
 from luthier.tune.objectives.base import Context, Learner, Objective
 from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.lm import Lm
+from luthier.tune.objectives.regress import Regress
 from luthier.tune.objectives.sft import Sft
 
-OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "lm": Lm, "sft": Sft}
+OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "lm": Lm, "regress": Regress, "sft": Sft}
 
 __all__ = ["OBJECTIVES", "Context", "Learner", "Objective"]
