@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, scores
+from luthier.engine.classify import class_probabilities, scores, word_tags
 from luthier.engine.generate import Sampling, generate
 from luthier.errors import UserError
+from luthier.evaluate.entities import entities
 from luthier.evaluate.predict import label_answer
 from luthier.models.save import Saved
 from luthier.prompts import prompt_row, stop_ids
@@ -124,6 +125,18 @@ def rate(conversation: Conversation, message: str, on_text: OnText | None) -> Re
     return Reply(f"{mean + deviation * scores(network, [row])[0]:.4g}", row.tokens)
 
 
+def mark(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """The entities in a text, whose words are what white space parts."""
+    network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    words = message.split()
+    row = prompt_row({"tokens": words}, network.tokenizer, prompt_format)
+    tags = ["O"] * len(words)
+    for each in word_tags(network, [row])[0]:
+        tags[each.word] = prompt_format.labels[each.tag]
+    found = [f"{' '.join(words[start:end])} ({kind})" for kind, start, end in entities(tags, strict=True)]
+    return Reply(", ".join(found) or "(none)", row.tokens)
+
+
 def go_on(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
     """How the text might go on."""
     row = prompt_row({"text": message}, conversation.saved.network.tokenizer, conversation.saved.prompt_format)
@@ -142,5 +155,6 @@ ANSWERERS: dict[Form, Answerer] = {
     "classify": Answerer("Type a text to label it ({labels}). /exit ends.", label),
     "generate": Answerer("Type a message. /new starts over, /exit ends.", reply),
     "regress": Answerer("Type a text to get its number. /exit ends.", rate),
+    "tag": Answerer("Type a text to find what is tagged in it. /exit ends.", mark),
     "lm": Answerer("Type how a text begins, and the model goes on. /exit ends.", go_on),
 }

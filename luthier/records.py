@@ -23,7 +23,7 @@ class Example:
     fields: Mapping[str, Any]
     """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages.
     `lm`: text.
-    `regress`: text, score (a number)."""
+    `regress`: text, score (a number). `tag`: tokens (words), tags (a name for each)."""
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
@@ -98,7 +98,7 @@ class Prediction:
 
     id: str
     expected: Any
-    """Label name, sorted list of label names, a number, or the reference text."""
+    """Label name, sorted list of label names, a number, a tag for each word, or the reference text."""
     predicted: Any
     """The same kind as `expected`."""
     text: str

@@ -31,6 +31,7 @@ from luthier.prepare.columns import (
 )
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
 from luthier.prepare.labels import label_text
+from luthier.prepare.readers import IOB2
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.recipe import TrainSettings
@@ -202,6 +203,28 @@ def guess_scores(table: Table, ask: Ask | None) -> Guess | None:
     return Guess("regress", {"text": text, "score": known[0]}, f"'{known[0]}' holds numbers")
 
 
+def guess_tags(table: Table, ask: Ask | None) -> Guess | None:
+    """A column with lists of tags, and one with as long lists of words."""
+    for tags in table.columns:
+        for words in table.columns:
+            if words != tags and looks_tagged(table, {"tokens": words, "tags": tags}):
+                return Guess("tag", {"tokens": words, "tags": tags}, f"'{tags}' holds a tag for each of '{words}'")
+    return None
+
+
+def looks_tagged(table: Table, columns: Columns) -> bool:
+    """Whether two columns hold lists of the same lengths, one of them of tags."""
+    words, tags = (values(table, columns[name]) for name in ("tokens", "tags"))
+    if not words or len(words) != len(tags) or not all(isinstance(cell, list) for cell in (*words, *tags)):
+        return False
+    flat = [label_text(tag) for cell in tags for tag in cell]
+    return all(map(len_equal, words, tags)) and all(isinstance(tag, str) and IOB2.fullmatch(tag) for tag in flat)
+
+
+def len_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b)
+
+
 def guess_text(table: Table, ask: Ask | None) -> Guess | None:
     """One column, and text in it."""
     if len(table.columns) != 1 or not is_text(values(table, table.columns[0])):
@@ -222,6 +245,7 @@ class Guesser:
 GUESSERS: dict[str, Guesser] = {
     "chat": Guesser(guess_turns, lambda table, convention, columns: convention is MESSAGES),
     "generate": Guesser(guess_answers, lambda table, convention, columns: convention is not MESSAGES),
+    "tag": Guesser(guess_tags, lambda table, convention, columns: looks_tagged(table, columns)),
     "classify": Guesser(guess_labels, label_column_is_likely),
     "regress": Guesser(guess_scores, lambda table, _, columns: looks_like_scores(values(table, columns["score"]))),
     "lm": Guesser(guess_text, lambda table, convention, columns: len(table.columns) == 1),

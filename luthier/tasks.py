@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language", "score"]
-"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number."""
-Form = Literal["classify", "generate", "lm", "regress"]
+Head = Literal["classes", "language", "score", "tags"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number.
+`tags`: a score for each tag, at every token."""
+Form = Literal["classify", "generate", "lm", "regress", "tag"]
 """How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
-`lm`: a text alone. `regress`: a text and a number."""
+`lm`: a text alone. `regress`: a text and a number. `tag`: words and a tag for each."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ TASKS: dict[str, Task] = {
             metrics=("mae", "rmse", "r2", "pearson", "spearman"),
             baselines=("mean", "median"),
             about="a number for a text: a rating, a price, a similarity",
+        ),
+        Task(
+            "tag",
+            form="tag",
+            objective="tag",
+            metrics=("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
+            baselines=("word_lookup",),
+            about="a tag for each word: names of people and places, parts of an address",
         ),
         Task(
             "lm",

@@ -25,6 +25,8 @@ from luthier.tune.objectives import OBJECTIVES, Context, Objective
 from luthier.tune.optimizers import Optimizer
 
 LABELS = ("no", "yes", "maybe")
+TAGS = ("O", "B-film", "I-film")
+LABELS_OF: dict[Head, tuple[str, ...]] = {"classes": LABELS, "tags": TAGS}
 TEXTS = (
     "a warm film",
     "dull, lifeless and far too long",
@@ -43,7 +45,7 @@ def find(folder: Path) -> FoundModel:
 def network(folder: Path, head: Head, *, dtype: Any = "float32", multi_label: bool = False, seed: int = 0) -> Network:
     """The tiny model on the processor; its label head, if that is what it gets, has three labels."""
     settings = ModelSettings(path=str(folder), dtype=dtype, device="cpu")
-    labels = LABELS if head == "classes" else ()
+    labels = LABELS_OF.get(head, ())
     return load_network(find(folder), settings, head=head, labels=labels, multi_label=multi_label, seed=seed)
 
 
@@ -53,7 +55,7 @@ def small(name: str) -> Selection:
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 
-TASK_OF: dict[Head, str] = {"classes": "classify", "language": "chat", "score": "regress"}
+TASK_OF: dict[Head, str] = {"classes": "classify", "language": "chat", "score": "regress", "tags": "tag"}
 """A task that a network with this head can learn."""
 
 
@@ -68,7 +70,7 @@ def task_of(objective: Objective, net: Network) -> str:
 def prompt_format(
     net: Network, *, task: str | None = None, multi_label: bool = False, max_length: int = 128
 ) -> PromptFormat:
-    labels = LABELS if net.head == "classes" else ()
+    labels = LABELS_OF.get(net.head, ())
     return choose_format(task or TASK_OF[net.head], net.tokenizer, labels, multi_label, max_length, scale=(3.0, 2.0))
 
 
@@ -81,6 +83,10 @@ FIELDS: dict[Form, Callable[[int, str, str], dict[str, Any]]] = {
     "classify": lambda index, text, label: {"text": text, "label": label},
     "generate": messages,
     "lm": lambda index, text, label: {"text": text},
+    "tag": lambda index, text, label: {
+        "tokens": text.split(),
+        "tags": [TAGS[(index + place) % 3] for place in range(len(text.split()))],
+    },
     "regress": lambda index, text, label: {"text": text, "score": len(text) / 7 - index},
 }
 """The fields of an example of each form, from its number, a text and a label."""
@@ -114,7 +120,9 @@ def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
     net.model.eval()
     batch: Batch = collate(some)
     with torch.no_grad():
-        return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
+        if net.head == "language":
+            return net.token_logits(net.hidden(batch))
+        return net.tag_logits(batch) if net.head == "tags" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:

@@ -6,6 +6,7 @@ In: rows. Out: one row of probabilities each, or the negative log-likelihood of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,37 @@ def scores(network: Network, rows: Sequence[Row], progress: Callable[[int], Any]
     for indices, batch in _batches(network, rows):
         for index, value in zip(indices, network.class_logits(batch).float().squeeze(1).tolist(), strict=True):
             results[index] = value
+        progress(len(indices))
+    return results
+
+
+@dataclass(frozen=True)
+class WordTag:
+    """What a tagger says of one word."""
+
+    word: int
+    """Which of the row's words, from 0."""
+    tag: int
+    """The likeliest tag's number."""
+    loss: float
+    """Negative log-likelihood of the row's own tag for it, in nats."""
+
+
+@torch.inference_mode()
+def word_tags(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> list[list[WordTag]]:
+    """For each row, the tag of every word that begins at one of its tokens."""
+    results: list[list[WordTag]] = [[] for _ in rows]
+    for indices, batch in _batches(network, rows):
+        begins = batch.token_streams["word"].nonzero().squeeze(1)
+        logits_MC = network.tag_logits(batch)[begins].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits_MC, batch.token_streams["tag"][begins].long(), reduction="none"
+        )
+        columns = (batch.example_N[begins], batch.token_streams["word"][begins], logits_MC.argmax(dim=1), losses)
+        for row, word, tag, loss in zip(*(column.tolist() for column in columns), strict=True):
+            results[indices[row]].append(WordTag(int(word) - 1, tag, loss))
         progress(len(indices))
     return results
 

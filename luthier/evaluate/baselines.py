@@ -105,6 +105,21 @@ def median(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     return _constant(asked, float(np.median([e.fields["score"] for e in asked.train])), "median")
 
 
+def word_lookup(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """Each word's commonest tag in the training split, the first by name among equals; O for words not in it."""
+    seen: dict[str, Counter[str]] = {}
+    for example in asked.train:
+        for word, tag in zip(example.fields["tokens"], example.fields["tags"], strict=True):
+            seen.setdefault(word, Counter())[tag] += 1
+    commonest = {word: min(tags, key=lambda tag: (-tags[tag], tag)) for word, tags in seen.items()}
+    made = []
+    for example in asked.test:
+        words = example.fields["tokens"]
+        tags = [commonest.get(word, "O") for word in words]
+        made.append(Prediction(example.id, list(example.fields["tags"]), tags, " ".join(words)))
+    return made, f"each word's commonest tag among {len(commonest):,} words of the training rows, O for others"
+
+
 def _constant(asked: Asked, value: float, name: str) -> tuple[list[Prediction], str]:
     made = [Prediction(e.id, e.fields["score"], value, e.fields["text"]) for e in asked.test]
     return made, f"always {value:.4g}, the {name} of {len(asked.train):,} training rows"
@@ -114,6 +129,7 @@ BASELINES: dict[str, Baseline] = {
     "majority": Baseline("majority class", majority, prompted=False, forms=("classify",)),
     "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, forms=("classify", "generate")),
     "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, forms=("classify", "generate")),
+    "word_lookup": Baseline("word lookup", word_lookup, prompted=False, forms=("tag",)),
     "mean": Baseline("the training mean", mean, prompted=False, forms=("regress",)),
     "median": Baseline("the training median", median, prompted=False, forms=("regress",)),
     "untouched": Baseline("the untouched model", untouched, prompted=True, forms=("lm",)),

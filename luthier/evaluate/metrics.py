@@ -19,11 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.errors import UserError, nearest
-from luthier.evaluate import numbers
+from luthier.evaluate import entities, numbers
 from luthier.records import Prediction
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE, LM, REGRESS = TASKS = ("classify", "multi-label", "generate", "lm", "regress")
+CLASSIFY, MULTI_LABEL, GENERATE, LM, REGRESS, TAG = TASKS = (
+    "classify",
+    "multi-label",
+    "generate",
+    "lm",
+    "regress",
+    "tag",
+)
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
 
@@ -157,11 +164,30 @@ def micro_f1(sums_BK: Array) -> Array:
     return ratio(2 * both.sum(axis=1), (predicted + expected).sum(axis=1))
 
 
+def micro_precision(sums_BK: Array) -> Array:
+    both, predicted, _ = parts(sums_BK)
+    return ratio(both.sum(axis=1), predicted.sum(axis=1))
+
+
+def micro_recall(sums_BK: Array) -> Array:
+    both, _, expected = parts(sums_BK)
+    return ratio(both.sum(axis=1), expected.sum(axis=1))
+
+
 def class_table(predictions: Sequence[Prediction], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1, support and number predicted of each label."""
-    both, predicted, expected = parts(count_labels(predictions, labels).sum(axis=0, keepdims=True, dtype=np.float64))
+    return name_table(labels, count_labels(predictions, labels))
+
+
+def type_table(predictions: Sequence[Prediction], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The same of each type of entities (strict IOB2), `labels` being tags."""
+    return name_table(entities.types_in(labels), entities.count_strict(predictions, labels))
+
+
+def name_table(names: Sequence[str], counts_NK: Array) -> list[dict[str, Any]]:
+    both, predicted, expected = parts(counts_NK.sum(axis=0, keepdims=True, dtype=np.float64))
     columns = zip(
-        labels,
+        names,
         ratio(both, predicted)[0],
         ratio(both, expected)[0],
         ratio(2 * both, predicted + expected)[0],
@@ -253,6 +279,10 @@ def bits_per_byte(sums_BK: Array) -> Array:
 # ---- the table
 
 LABELLED = (CLASSIFY, MULTI_LABEL)
+NAMED = (*LABELLED, TAG)
+"""Tasks whose answers are names from a list."""
+NAME_TABLES = {CLASSIFY: class_table, MULTI_LABEL: class_table, TAG: type_table}
+"""By task, the figures of each label or type."""
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         "accuracy",
@@ -318,6 +348,41 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
         percent=False,
     ),
+    "entity_f1": Metric(
+        "entity F1",
+        "F1 of entities of all types together, right in type, start and end; one starts with B alone (strict IOB2)",
+        (TAG,),
+        entities.count_strict,
+        micro_f1,
+    ),
+    "entity_precision": Metric(
+        "entity precision",
+        "share of the predicted entities that are right, of all types together (strict IOB2)",
+        (TAG,),
+        entities.count_strict,
+        micro_precision,
+    ),
+    "entity_recall": Metric(
+        "entity recall",
+        "share of the expected entities that are found, of all types together (strict IOB2)",
+        (TAG,),
+        entities.count_strict,
+        micro_recall,
+    ),
+    "entity_f1_lenient": Metric(
+        "lenient entity F1",
+        "entity F1 where an I that continues nothing starts an entity too (conlleval; seqeval's default)",
+        (TAG,),
+        entities.count_lenient,
+        micro_f1,
+    ),
+    "token_accuracy": Metric(
+        "token accuracy",
+        "share of words with the right tag; high wherever most are O",
+        (TAG,),
+        entities.count_words,
+        share,
+    ),
     "mae": Metric(
         "mean absolute error",
         "mean of how far answers are from the number, in its own unit",
@@ -367,6 +432,7 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
     GENERATE: ("exact_match", "token_f1", "perplexity"),
     LM: ("perplexity", "bits_per_byte"),
+    TAG: ("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
     REGRESS: ("mae", "rmse", "r2", "pearson", "spearman"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

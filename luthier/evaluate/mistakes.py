@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS, is_right, names, token_f1, words
+from luthier.evaluate.entities import describe_entities, wrong_entities
+from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS, TAG, is_right, names, token_f1, words
 from luthier.records import Prediction
 
 MOST = 10
@@ -51,12 +52,17 @@ def farthest_numbers(predictions: Sequence[Prediction]) -> list[Prediction]:
     return sorted(predictions, key=lambda p: -abs(p.predicted - p.expected))
 
 
+def most_wrong_entities(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return sorted((p for p in predictions if wrong_entities(p)), key=lambda p: -wrong_entities(p))
+
+
 WORST: dict[str, Callable[[Sequence[Prediction]], list[Prediction]]] = {
     CLASSIFY: surest_wrong,
     MULTI_LABEL: surest_wrong,
     GENERATE: farthest_answers,
     LM: most_surprising,
     REGRESS: farthest_numbers,
+    TAG: most_wrong_entities,
 }
 
 
@@ -66,6 +72,7 @@ def mean_loss(prediction: Prediction) -> float:
 
 REMARKS: dict[str, Callable[[Prediction], str]] = {
     LM: lambda p: f"perplexity {math.exp(min(mean_loss(p), 700)):,.1f}",
+    TAG: describe_entities,
     REGRESS: lambda p: f"expected {p.expected:.4g}, answered {p.predicted:.4g}",
 }
 """What is said of an answer where that is neither a text nor labels."""

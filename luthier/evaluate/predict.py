@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, negative_log_likelihoods, scores
+from luthier.engine.classify import class_probabilities, negative_log_likelihoods, scores, word_tags
 from luthier.engine.generate import generate
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
@@ -127,6 +127,34 @@ def predict_scores(
     return predictions
 
 
+def predict_tags(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """The likeliest tag of each word; O for words beyond the longest row."""
+    made = tokenise(examples, network.tokenizer, prompt_format)
+    found = dict(zip(made.example_of, word_tags(network, made.rows, advance), strict=True))
+    predictions = []
+    for number, example in enumerate(examples):
+        words, tags = example.fields["tokens"], ["O"] * len(example.fields["tokens"])
+        for each in found.get(number, []):
+            tags[each.word] = prompt_format.labels[each.tag]
+        predictions.append(
+            Prediction(
+                id=example.id,
+                expected=list(example.fields["tags"]),
+                predicted=tags,
+                text=" ".join(words),
+                loss=sum(each.loss for each in found[number]) if number in found else None,
+                loss_tokens=len(found.get(number, [])),
+            )
+        )
+    return predictions
+
+
 def predict_texts(
     network: Network,
     examples: Sequence[Example],
@@ -163,5 +191,6 @@ PREDICTORS: dict[Form, Predictor] = {
     "generate": predict_answers,
     "lm": predict_texts,
     "regress": predict_scores,
+    "tag": predict_tags,
 }
 """How each form of examples is answered."""

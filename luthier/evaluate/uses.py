@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS
+from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS, TAG
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Use:
     size: str = ""
     """What the loader must be told of the head, so that an adapter's fits; a template that sees `labels`."""
     needs_torch: bool = False
+    counted: tuple[str, str] = ("test row", "test rows")
+    """What the figures of a label or type are counted in: one, several."""
     limit: str = ""
     """What its users should know."""
 
@@ -60,9 +62,27 @@ with torch.inference_mode():
     print(mean + deviation * model(**tokenizer("your text", return_tensors="pt")).logits[0, 0].item())"""
 
 
+TAGGING = """labels = {{ labels|tojson }}
+text = "the words of a text"
+tokens = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+spans = tokens.pop("offset_mapping")[0].tolist()
+with torch.inference_mode():
+    best = model(**tokens).logits[0].argmax(dim=-1).tolist()
+print([(text[start:end], labels[tag]) for (start, end), tag in zip(spans, best) if end > start])"""
+
+
 USES: dict[str, Use] = {
     CLASSIFY: labelling("print(labels[int(scores.argmax())])"),
     MULTI_LABEL: labelling("print([label for label, score in zip(labels, scores) if score > 0])"),
+    TAG: Use(
+        "tag words",
+        "token-classification",
+        "AutoModelForTokenClassification",
+        TAGGING,
+        size=", num_labels={{ labels|length }}",
+        needs_torch=True,
+        counted=("entity", "entities"),
+    ),
     REGRESS: Use(
         "give text a number",
         "text-classification",

@@ -37,11 +37,11 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.evaluate.metrics import (
     CLASSIFY,
-    LABELLED,
+    NAME_TABLES,
+    NAMED,
     NO_ANSWER,
     Metric,
     check_metric,
-    class_table,
     confusion_matrix,
     label_names,
 )
@@ -93,7 +93,7 @@ def build_verdict(
     chosen = {name: check_metric(name, task) for name in dict.fromkeys([main_metric, *metrics])}
     check_same_rows(systems)
     rows = len(systems[0].predictions)
-    known = label_names(p for system in systems for p in system.predictions) if task in LABELLED else []
+    known = label_names(p for system in systems for p in system.predictions) if task in NAMED else []
     known = sorted({*known, *labels})
     measured = measure(systems, chosen, known, resamples, seed)
     tuned = next(system for system in systems if system.name == TUNED)
@@ -225,7 +225,7 @@ def describe(
         "tokens": system.tokens,
         "tokens_per_row": None if system.tokens is None else system.tokens / rows,
         "no_answer": None,
-        "classes": class_table(system.predictions, labels) if task in LABELLED else [],
+        "classes": NAME_TABLES[task](system.predictions, labels) if task in NAME_TABLES else [],
         "confusion": None,
     }
     if task == CLASSIFY:

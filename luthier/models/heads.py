@@ -45,9 +45,11 @@ class HeadKind:
 
 SEQUENCE = Made("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "SEQ_CLS")
 CAUSAL = Made("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "CAUSAL_LM")
+TOKEN = Made("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "TOKEN_CLS")
 HEADS: dict[Head, HeadKind] = {
     "classes": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
     "score": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
+    "tags": HeadKind({"decoder": TOKEN, "encoder": TOKEN}),
     "language": HeadKind({"decoder": CAUSAL}, is_new=False),
 }
 
@@ -80,11 +82,12 @@ def article(kind: Kind) -> str:
 
 def settle(config: Any, head: Head, labels: Sequence[str], multi_label: bool) -> None:
     """Write into a model's config what the head is to give; the language head is as the model brings it."""
-    if head == "classes":
+    if head in ("classes", "tags"):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-        config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+        if head == "classes":
+            config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
     elif head == "score":
         config.num_labels = 1
         config.problem_type = "regression"

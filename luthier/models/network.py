@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss
-from luthier.kernels.fast import Family, label_scores, packed_hidden
+from luthier.kernels.fast import Family, label_scores, packed_hidden, token_scores
 from luthier.models.describe import Kind, model_kind
 from luthier.models.heads import HEADS
 from luthier.records import Batch, Row
@@ -207,6 +207,15 @@ class Network:
             return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)
         tokens_ET, mask_ET = self.padded(batch)
         return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
+
+    def tag_logits(self, batch: Batch) -> torch.Tensor:
+        """One row of tag scores a token, [N, C], in the order of the batch's tokens, from the model's own head."""
+        self.running = batch
+        if self.family is not None:
+            hidden_ND = self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E))
+            return token_scores(self.model, hidden_ND)
+        tokens_ET, mask_ET = self.padded(batch)
+        return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits[mask_ET.bool()]
 
     def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch as a rectangle: token ids [E, T] and attention mask [E, T].

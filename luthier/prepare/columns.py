@@ -80,6 +80,28 @@ def build_scored(values: Values) -> Values:
     return {"text": text_of(values["text"], "text"), "score": values["score"]}
 
 
+def build_tagged(values: Values) -> Values:
+    words = [text_of(word, f"token {number}") for number, word in enumerate(list_of(values["tokens"], "tokens"), 1)]
+    tags = list_of(values["tags"], "tags")
+    if len(words) != len(tags):
+        raise RowError(f"{len(words)} tokens and {len(tags)} tags, where each token needs one", SKIP)
+    return {"tokens": words, "tags": tags}
+
+
+def list_of(cell: Any, name: str) -> list[Any]:
+    """A list, or one as JSON text in a CSV cell. Raises `RowError` where it is none, or empty."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            raise RowError(f"the {name} are not valid JSON", SKIP) from None
+    if not isinstance(cell, list | tuple):
+        raise RowError(f"the {name} are {kind(cell)} where a list is expected", SKIP)
+    if not cell:
+        raise RowError(f"the {name} are empty", SKIP)
+    return list(cell)
+
+
 def build_messages(values: Values) -> Values:
     system = optional_text(values, "system")
     turns = read_turns(values["messages"], "messages")
@@ -159,6 +181,7 @@ SYSTEM: Names = {"system": ("system_prompt",)}
 TEXT = Convention({"text": TEXT_NAMES}, build_text)
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
 SCORED = Convention({"text": TEXT_NAMES, "score": SCORE_NAMES}, build_scored)
+TAGGED = Convention({"tokens": ("words",), "tags": ("ner_tags", "labels", "ner")}, build_tagged)
 MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
 INSTRUCTION = Convention(
     {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
@@ -171,11 +194,14 @@ CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
     "lm": (TEXT,),
     "regress": (SCORED,),
+    "tag": (TAGGED,),
 }
 LABELLED: set[Form] = {"classify"}
 """Forms whose fields have a `label`."""
 NUMBERED: set[Form] = {"regress"}
 """Forms whose fields have a `score`."""
+IN_WORDS: set[Form] = {"tag"}
+"""Forms whose fields have `tokens` and `tags`."""
 
 
 def conventions(task: str) -> tuple[Convention, ...]:
@@ -209,7 +235,7 @@ def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
         if ours not in known
     ]
     for ours, theirs in given.items():
-        if ours in ("label", "score", "messages") and not isinstance(theirs, str):
+        if ours in ("label", "score", "messages", "tokens", "tags") and not isinstance(theirs, str):
             problems.append(Problem("is one column", f"data.columns.{ours}", "name one; only text can be joined"))
         for column in [theirs] if isinstance(theirs, str) else theirs:
             if column not in table.columns:

@@ -13,7 +13,7 @@ moved_for_rare_labels   rows that fill gaps, see `split.py`
 split_from              for each split: "given" or "cut by content hash, ..."
 splits                  for each: rows, rows_before_max_rows, labels (name: rows), fingerprint (of its set of rows,
                         whatever their order), for multi-label data rows_without_label, and for numbers score (mean,
-                        deviation, lowest, highest)
+                        deviation, lowest, highest), for tags stray_tags (I tags that continue no entity)
 warnings                sentences
 """
 
@@ -101,6 +101,8 @@ def warnings(facts: Mapping[str, Any], settings: DataSettings, labels: Sequence[
     unused = [name for name in settings.label_names.values() if name not in labels]
     if unused:
         found.append(f"label_names gives names that no row of train has: {', '.join(sorted(set(unused)))}")
+    if stray := sum(split.get("stray_tags", 0) for split in facts["splits"].values()):
+        found.append(f"{stray:,} I tags continue no entity of their type: by the IOB2 scheme there is none")
     if facts["moved_for_rare_labels"]:
         found.append(f"{facts['moved_for_rare_labels']} rows were moved between splits so that rare labels are in each")
     return found

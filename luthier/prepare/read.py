@@ -31,8 +31,10 @@ from luthier.prepare.checks import (
     no_rows_left,
     score_problems,
     subset_problems,
+    type_problems,
 )
 from luthier.prepare.columns import (
+    IN_WORDS,
     LABELLED,
     NUMBERED,
     Columns,
@@ -45,7 +47,7 @@ from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
 from luthier.prepare.facts import aside, describe, rows_fingerprint, spread, table_facts, warnings
 from luthier.prepare.formats import bad_rows
 from luthier.prepare.labels import RowError
-from luthier.prepare.readers import LABEL_SETTINGS, READERS
+from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names, types_of
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
 from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.split import Marks
@@ -63,7 +65,7 @@ class Dataset:
     splits: dict[str, Examples]
     """train, validation and test; one that was neither given nor cut is empty."""
     labels: list[str]
-    """The classes found in train, sorted; empty for a task without labels."""
+    """The classes found in train, sorted, or every tag that its types of entities have; empty for a task without."""
     multi_label: bool
     """Whether an example's label is a tuple of names, perhaps empty, instead of one name."""
     facts: dict[str, Any]
@@ -194,6 +196,11 @@ def write_data(
     facts["splits"] = {
         name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
     }
+    if TASKS[task].form in IN_WORDS:
+        raise_all(type_problems(marks, splits, labels, read_example))
+        for name, rows in chosen.items():
+            stray = sum(stray_tags(read_example(int(row)).fields["tags"]) for row in rows)
+            facts["splits"][name]["stray_tags"] = stray
     if TASKS[task].form in NUMBERED:
         for name, rows in chosen.items():
             facts["splits"][name]["score"] = spread(read_example(int(row)).fields["score"] for row in rows)
@@ -202,6 +209,7 @@ def write_data(
     for name in SPLITS:
         writer.add(name, chosen.get(name, everything[:0]))
     writer.add("kept_aside", b"".join(json.dumps(aside(each)).encode() + b"\n" for each in bad))
+    labels = tag_names(labels) if TASKS[task].form in IN_WORDS else labels
     return {"labels": labels, "multi_label": multi_label, "facts": facts}
 
 
@@ -212,7 +220,7 @@ def label_problems(settings: DataSettings, task: str) -> list[Problem]:
     given = [key for key in LABEL_SETTINGS["classify"] if key not in known and getattr(settings, key)]
     return [
         Problem(
-            f"task {task} {'does not read it' if known else 'has no labels'}",
+            f"task {task} {what}",
             f"data.{key}",
             "leave it out, or use task: classify",
         )
@@ -306,6 +314,12 @@ def scored_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tu
     return Example(fingerprint(fields["text"], repr(fields["score"])), fields, place), fingerprint(fields["text"]), ()
 
 
+def tagged_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Its labels are the types of entities in it."""
+    words, tags = (json.dumps(fields[name], ensure_ascii=False) for name in ("tokens", "tags"))
+    return Example(fingerprint(words, tags), fields, place), fingerprint(words), types_of(fields["tags"])
+
+
 def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
     key = fingerprint(fields["text"])
     return Example(key, fields, place), key, ()
@@ -316,6 +330,7 @@ EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[s
     "generate": messages_example,
     "lm": text_example,
     "regress": scored_example,
+    "tag": tagged_example,
 }
 """How each form of fields becomes an example, the hash of its input, and its labels."""
 

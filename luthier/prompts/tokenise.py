@@ -16,6 +16,7 @@ from luthier.prompts.format import PromptFormat
 from luthier.prompts.labelled import encode_labelled
 from luthier.prompts.messages import encode_messages, without_answer
 from luthier.prompts.scored import encode_scored
+from luthier.prompts.tagged import encode_tagged, untagged
 from luthier.prompts.texts import encode_raw, windows
 from luthier.records import Example, Row
 from luthier.tasks import Form
@@ -45,6 +46,7 @@ FORMS: dict[Form, Encoding] = {
     "classify": Encoding(encode_labelled, _text, cuts_prompts=True),
     "generate": Encoding(encode_messages, without_answer, cuts_prompts=False),
     "regress": Encoding(encode_scored, _text, cuts_prompts=True),
+    "tag": Encoding(encode_tagged, untagged, cuts_prompts=True, empty="no word becomes a token"),
     "lm": Encoding(encode_raw, _text, cuts_prompts=False, empty="one token alone has nothing to predict it from"),
 }
 

@@ -22,6 +22,7 @@ KINDS = dict.fromkeys(ENCODERS, "encoder")
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "score": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
+    "tags": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
 CASES = [
@@ -134,7 +135,24 @@ def reference_regress(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total
 
 
-REFERENCES = {"sft": reference_sft, "lm": reference_sft, "classify": reference_classify, "regress": reference_regress}
+def reference_tag(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        tags = torch.tensor(row.token_streams["tag"]).long()
+        losses = torch.nn.functional.cross_entropy(logits, tags, reduction="none")
+        total = total + (losses * torch.tensor(row.token_streams["weight"])).sum()
+    return total
+
+
+REFERENCES = {
+    "sft": reference_sft,
+    "lm": reference_sft,
+    "classify": reference_classify,
+    "regress": reference_regress,
+    "tag": reference_tag,
+}
 
 
 def test_equals_a_plain_reference(case: Case) -> None:

@@ -21,6 +21,7 @@ from tests import tiny as make
 FAMILIES = [
     *(("classes", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
     *(("score", family) for family in ("llama", "bert")),
+    *(("tags", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
     *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")),
 ]
 CASES = [(name, head, family) for name in SELECTIONS for head, family in FAMILIES]

@@ -5,7 +5,8 @@ from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.lm import Lm
 from luthier.tune.objectives.regress import Regress
 from luthier.tune.objectives.sft import Sft
+from luthier.tune.objectives.tag import Tag
 
-OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "lm": Lm, "regress": Regress, "sft": Sft}
+OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "lm": Lm, "regress": Regress, "sft": Sft, "tag": Tag}
 
 __all__ = ["OBJECTIVES", "Context", "Learner", "Objective"]
