@@ -63,7 +63,9 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         if run.manifest["estimate"]["checkpoint_activations"]:
             network.checkpoint_activations()
         examples = prepared.data.splits["train"]
-        context = Context(network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
+        context = Context(
+            network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base, plan, prepared.more
+        )
         strand = Strand(objective.begin(context), plan)
         optimizer = Optimizer(network, settings)
         moved = MovedCheck(network, optimizer)
@@ -119,6 +121,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
             shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
             tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")
             if step.step in validate_at:
+                strand.learner.settle()
                 figures = validate(network, prepared)
                 files.append_json_line(log, {"kind": "validation", "step": step.step, **figures})
                 gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
@@ -137,6 +140,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
                 )
     counts = moved.check(network, optimizer)
     checkpoints.load_best(optimizer, best.step)
+    strand.learner.settle()
     network.drop_auxiliary()
     with progress.stage("saving the model"):
         save_model(network, selection, prepared.prompt_format, run.model_folder)

@@ -14,10 +14,14 @@ from pydantic import Field
 
 from luthier.errors import UserError, nearest
 from luthier.selection.base import Selection, learn_only
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
     from luthier.kernels.lora import LoraLinear
     from luthier.models.network import Network
+
+
+PEFT_TASKS: dict[Head, str] = {"classes": "SEQ_CLS", "language": "CAUSAL_LM", "pooled": "FEATURE_EXTRACTION"}
 
 
 class Lora(Selection):
@@ -94,7 +98,7 @@ class Lora(Selection):
         )
         return {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS" if network.head == "classes" else "CAUSAL_LM",
+            "task_type": PEFT_TASKS[network.head],
             "base_model_name_or_path": network.base_name,
             "revision": network.base_revision,
             "r": self.rank,
