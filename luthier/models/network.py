@@ -67,6 +67,8 @@ class Network:
         """What a user should know of how it runs here."""
         self.label_layer: nn.Linear | None = None
         """From embeddings to label scores; only a `pooled` head has one. No part of the model."""
+        self.running: Batch | None = None
+        """The batch that it was last given: what a hook inside the model has to know of it."""
         self.trunk: Trunk | None = None
         """Where the output of its frozen blocks is kept, if it is."""
         self.new_parameters = new_parameters
@@ -106,6 +108,7 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        self.running = batch
         if self.family is not None:
             return self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E))
         tokens_ET, mask_ET = self.padded(batch)
@@ -166,14 +169,17 @@ class Network:
             logits_MV = torch.tanh(logits_MV / cap) * cap
         return logits_MV
 
-    def token_loss(self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
+    def token_loss(
+        self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Sum of the tokens' negative log-likelihoods (nats) times their weights, the scores never held all at once."""
         head = self.model.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled() and not label_smoothing:
             return head_loss(hidden_MD, head.weight, target_M, weight_M)
 
         def chunk_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            losses = nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+            scores = self.token_logits(hidden).float()
+            losses = nn.functional.cross_entropy(scores, target, reduction="none", label_smoothing=label_smoothing)
             return (losses * weight).sum()
 
         chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
@@ -187,6 +193,7 @@ class Network:
         """One row of label scores an example, [E, C], from its label head."""
         if self.label_layer is not None:
             return self.label_layer(self.embeddings(batch))
+        self.running = batch
         if self.family is not None:
             packing = Packing.of(batch.lengths_E)
             return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)
@@ -296,10 +303,15 @@ class Network:
 
             if self.folder is None:
                 self.folder = find_base(self.base_name, self.base_revision, self.base_fingerprint).folder
-            config = copy.deepcopy(self.model.config)
-            with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
-                base = type(self.model).from_pretrained(
-                    self.folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
-                )
-            self._base_state = {name: p.detach() for name, p in base.named_parameters()}
+            self._base_state = self.read_weights(self.folder)
         return self._base_state
+
+    def read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a folder with weights for this model, by parameter name; those that it does not hold are
+        there with values made anew."""
+        config = copy.deepcopy(self.model.config)
+        with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
+            loaded = type(self.model).from_pretrained(
+                folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+        return {name: p.detach() for name, p in loaded.named_parameters()}
