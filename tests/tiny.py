@@ -99,7 +99,10 @@ def fitting_objective(net: Network) -> Objective:
     return OBJECTIVES[{"classes": "classify", "pooled": "contrastive", "language": "sft"}[net.head]]()
 
 
-SETTINGS: dict[str, dict[str, Any]] = {"selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adversarial": {"target": "texts.jsonl"},
+    "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
+}
 """Of objectives that can't do without."""
 
 

@@ -22,9 +22,7 @@ def chunked_sums(sums: Sums, hidden_MD: torch.Tensor, parameters: Sequence[torch
 
 class _ChunkedSums(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, sums: Sums, size: int, hidden_MD: torch.Tensor, *parameters: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, sums: Sums, size: int, hidden_MD: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         learns = [bool(needed) for needed in ctx.needs_input_grad[2:]]
         totals: list[torch.Tensor] = []
         pieces_of_gradient: list[torch.Tensor] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,11 +126,28 @@ def reference_classify(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total
 
 
+def reference_adversarial(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    """The reversal as a formula: values are f, and the gradient is -share of f's."""
+    share = 2 / (1 + math.exp(-10 * 1.0)) - 1  # the only step of its plan
+    domains = net.model.get_submodule("auxiliary.domains")
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        mask = torch.ones_like(ids)
+        feature = net.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[0].mean(0)
+        score = domains((1 + share) * feature.detach() - share * feature)[0]
+        domain = torch.tensor(row.example_streams["domain"])
+        weight = row.example_streams["weight"]
+        total = total + torch.nn.functional.binary_cross_entropy_with_logits(score, domain) * weight / 2
+    return total + reference_classify(net, [row for row in rows if not row.example_streams["domain"]])
+
+
 REFERENCES = {
     "sft": reference_sft,
     "classify": reference_classify,
     "contrastive": reference_contrastive,
     "distil": reference_distil,
+    "adversarial": reference_adversarial,
     "selftrain": reference_classify,
 }
 

@@ -1,5 +1,6 @@
 """What the loss is. One file each; a new objective is one file and one row in `OBJECTIVES`."""
 
+from luthier.tune.objectives.adversarial import Adversarial
 from luthier.tune.objectives.base import Context, Known, Learner, MoreData, Objective
 from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.contrastive import Contrastive
@@ -8,6 +9,7 @@ from luthier.tune.objectives.selftrain import Selftrain
 from luthier.tune.objectives.sft import Sft
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "adversarial": Adversarial,
     "classify": Classify,
     "contrastive": Contrastive,
     "distil": Distil,

@@ -115,6 +115,4 @@ class ContrastiveLearner(Learner):
         weight_E = torch.tensor([row.example_streams["weight"] for row in rows])
         label = torch.tensor([row.example_streams["label"] for row in rows])
         assert network.label_layer is not None
-        fit_label_layer(
-            network.label_layer, embeddings(network, rows), label, weight_E, objective.inverse_strength
-        )
+        fit_label_layer(network.label_layer, embeddings(network, rows), label, weight_E, objective.inverse_strength)
