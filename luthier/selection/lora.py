@@ -124,7 +124,8 @@ class Lora(Selection):
             for name, module in network.model.named_modules()
             if is_linear(module) and name.removesuffix(".base") not in adapted
         ]
-        if any(name.rsplit(".", 1)[-1] in ends for name in others):
+        # PEFT meets the pooler that a `pooled` head does without
+        if network.head == "pooled" or any(name.rsplit(".", 1)[-1] in ends for name in others):
             return adapted
         return sorted(ends)
 
