@@ -6,7 +6,7 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +188,8 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 f"use {facts.window} or less",
             )
         )
-    layers = getattr(recipe.chosen_selection, "layers", None)
-    if layers is not None and not 1 <= layers <= facts.layers:
-        problems.append(
-            Problem(
-                f"{layers} layers were asked for, and the model has {facts.layers}",
-                source.place(("selection", "last_layers", "layers")),
-                f"use a number from 1 to {facts.layers}",
-            )
-        )
+    if refused := recipe.chosen_selection.refusal(facts, recipe.chosen_objective.head):
+        problems.append(replace(refused, where=source.place(tuple(refused.where.split(".")))))
 
 
 def check_splits(data: Dataset, problems: list[Problem]) -> None:

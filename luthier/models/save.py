@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
 
 
 def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
@@ -35,7 +34,8 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
     with files.whole_folder(folder) as temporary:
         if adapter is not None:
             files.write_json(temporary / ADAPTER_CONFIG, adapter)
-            save_file(adapter_tensors(network), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in selection.adapter_tensors(network).items()}
+            save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         else:
             network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
@@ -65,19 +65,6 @@ def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) ->
     if prompt_format.chat_template is not None:
         network.tokenizer.chat_template = prompt_format.chat_template
     network.tokenizer.save_pretrained(folder)
-
-
-def adapter_tensors(network: Network) -> dict[str, torch.Tensor]:
-    """What learned, under PEFT's names."""
-    return {
-        _peft_name(name): parameter.detach().contiguous().cpu()
-        for name, parameter in network.model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _peft_name(name: str) -> str:
-    return PEFT_PREFIX + (f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
 
 
 @dataclass(frozen=True)
@@ -117,12 +104,13 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         network.new_parameters = set(about["new_parameters"])
     selection.apply(network)
     if is_adapter:
-        _load_adapter(network, folder)
+        _load_adapter(selection.adapter_tensors(network), folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)
 
 
-def _load_adapter(network: Network, folder: Path) -> None:
+def _load_adapter(learned: dict[str, torch.Tensor], folder: Path) -> None:
+    """Copy the file's tensors into those of the same name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -132,7 +120,6 @@ def _load_adapter(network: Network, folder: Path) -> None:
         raise UserError(
             f"the adapter is damaged ({error})", where=str(folder / ADAPTER_WEIGHTS), mend="restore it from the run"
         ) from None
-    learned = {_peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
     wrong = sorted(learned.keys() ^ tensors.keys())
     wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)
     if wrong:
@@ -141,5 +128,5 @@ def _load_adapter(network: Network, folder: Path) -> None:
             where=str(folder / ADAPTER_WEIGHTS),
             mend="the file is damaged or of another model; restore it from the run",
         )
-    for name, parameter in learned.items():
-        parameter.data.copy_(tensors[name])
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])

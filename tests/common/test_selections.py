@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.errors import UserError
+from luthier.models.describe import describe_model
 from luthier.models.network import Network
 from luthier.models.save import load_saved, save_model
 from luthier.models.settings import ModelSettings
@@ -49,6 +51,11 @@ def tuned(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Tuned:
     name, head, family = request.param
     net = make.network(tiny(family), head)
     selection = make.small(name)
+    if refused := selection.refusal(describe_model(tiny(family)), head):
+        with pytest.raises(UserError) as told:
+            selection.apply(net)
+        assert told.value.problems == [refused] and "use selection" in refused.mend
+        pytest.skip(f"refused: {refused.what}")
     rows = make.rows(net)
     before = make.output(net, rows)
     selection.apply(net)
@@ -123,6 +130,11 @@ def test_save_load_gives_the_same_output(tuned: Tuned, tmp_path: Path) -> None:
 
 def test_merge_equals_adapted(tuned: Tuned) -> None:
     """Last of this module's tests: the network stays merged."""
+    if not tuned.selection.mergeable:
+        with pytest.raises(UserError) as told:
+            tuned.selection.merge(tuned.net)
+        assert "selection: lora" in str(told.value)
+        return
     tuned.selection.merge(tuned.net)
     torch.testing.assert_close(make.output(tuned.net, tuned.rows), tuned.adapted, rtol=1e-5, atol=1e-5)
     base = make.network(tuned.net.folder or Path(), tuned.net.head)
