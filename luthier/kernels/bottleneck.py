@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.errors import UserError
 from luthier.kernels.wrapped import Wrapped, features
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
@@ -22,7 +21,7 @@ FUNCTIONS = {
 
 
 class BottleneckLinear(Wrapped):
-    """The adapter starts as the identity: U and u are zeros."""
+    """The adapter starts as the identity: U and u are zeros. With a curve inside, it can't be merged."""
 
     def __init__(self, base: nn.Linear | Conv1D, width: int, activation: Activation) -> None:
         super().__init__(base)
@@ -39,11 +38,3 @@ class BottleneckLinear(Wrapped):
         if not self.on:
             return out
         return out + self.up(self.activation(self.down(out)))
-
-    def merged(self) -> nn.Module:
-        raise UserError(
-            "a bottleneck adapter has a curve inside, and can't be folded into plain weights",
-            where="selection.adapter",
-            mend="use the run's model/ folder as it is (luthier chat, luthier evaluate, run.load()), "
-            "or tune with selection: lora or ia3, which merge",
-        )

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.errors import Problem
+from luthier.errors import Problem, UserError
 from luthier.settings import Settings
 from luthier.tasks import Head
 
@@ -29,7 +29,7 @@ class Selection(Settings):
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
     mergeable: ClassVar[bool] = True
-    """Whether `merge` can give plain weights; where not, it raises `UserError`."""
+    """Whether what it learns can be folded into plain weights."""
 
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         """Why it can't work on this model with this head, as far as its files tell before weights are loaded.
@@ -50,8 +50,21 @@ class Selection(Settings):
         """What the learning rate is multiplied by for the parameter of this name, among those that learn."""
         return 1.0
 
+    def check_mergeable(self) -> None:
+        """Raise `UserError` where `merge` cannot give plain weights."""
+        if not self.mergeable:
+            raise UserError(
+                "what this selection learned can't be folded into plain weights",
+                mend="use the run as it is (luthier chat, luthier evaluate, Run.load()), or tune with selection: lora",
+            )
+
     def merge(self, network: Network) -> None:
-        """Fold what was learned into plain weights; nothing to do where plain weights are what learned."""
+        """Fold what was learned into plain weights; nothing to do where plain weights are what learned.
+
+        Raises:
+            UserError: this selection is not mergeable.
+        """
+        self.check_mergeable()
 
     def off(self, network: Network) -> contextlib.AbstractContextManager[None]:
         """Inside the block the network runs as the base model did (its new head, if any, stays as it is)."""

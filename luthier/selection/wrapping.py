@@ -21,6 +21,7 @@ class Wrapping(Selection):
     """A selection whose learned tensors are all in `Wrapped` layers."""
 
     def merge(self, network: Network) -> None:
+        self.check_mergeable()
         for name, layer in wrapped_layers(network):
             _put(network, name, layer.merged())
 
