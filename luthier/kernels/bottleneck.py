@@ -3,6 +3,7 @@ arXiv:1902.00751, figure 2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.kernels.wrapped import Wrapped, features
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": nn.functional.relu,
     "gelu": nn.functional.gelu,
     "silu": nn.functional.silu,
@@ -26,9 +27,9 @@ class BottleneckLinear(Wrapped):
     def __init__(self, base: nn.Linear | Conv1D, width: int, activation: Activation) -> None:
         super().__init__(base)
         _, outputs = features(base)
-        place = {"dtype": base.weight.dtype, "device": base.weight.device}
-        self.down = nn.Linear(outputs, width, **place)
-        self.up = nn.Linear(width, outputs, **place)
+        dtype, device = base.weight.dtype, base.weight.device
+        self.down = nn.Linear(outputs, width, dtype=dtype, device=device)
+        self.up = nn.Linear(width, outputs, dtype=dtype, device=device)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.activation = FUNCTIONS[activation]
