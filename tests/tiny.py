@@ -53,6 +53,7 @@ def small(name: str) -> Selection:
         "last_layers": {"layers": 2},
         "lora": {"rank": 4, "alpha": 8.0},
         "adapter": {"width": 4},
+        "tokens": {"add": ["film", "waste"]},
     }
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 

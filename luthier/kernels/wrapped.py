@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 class Wrapped(nn.Module):
     """Calls its base layer, and changes what goes in or comes out. Its own parameters are all that learns."""
 
-    def __init__(self, base: nn.Linear | Conv1D) -> None:
+    def __init__(self, base: nn.Linear | Conv1D | nn.Embedding) -> None:
         super().__init__()
         self.base = base
         self.on = True

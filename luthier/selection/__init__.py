@@ -12,6 +12,7 @@ from luthier.selection.ia3 import Ia3
 from luthier.selection.last_layers import LastLayers
 from luthier.selection.lora import Lora
 from luthier.selection.norms import Norms
+from luthier.selection.tokens import Tokens
 
 SELECTIONS: dict[str, type[Selection]] = {
     "full": Full,
@@ -22,6 +23,7 @@ SELECTIONS: dict[str, type[Selection]] = {
     "lora": Lora,
     "ia3": Ia3,
     "adapter": BottleneckAdapter,
+    "tokens": Tokens,
 }
 
 __all__ = ["SELECTIONS", "Selection"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import Problem, UserError
@@ -38,6 +38,10 @@ class Selection(Settings):
         """
         return None
 
+    def added_tokens(self) -> Sequence[str]:
+        """Tokens that the tokenizer must know before anything is tokenised; `apply` adds them to the network's own."""
+        return ()
+
     def apply(self, network: Network) -> None:
         """Wrap, add and freeze. The network's output is the same right after.
 
@@ -45,10 +49,6 @@ class Selection(Settings):
             UserError: this model has nothing that the selection could take, and what works instead.
         """
         raise NotImplementedError
-
-    def rate_factor(self, name: str) -> float:
-        """What the learning rate is multiplied by for the parameter of this name, among those that learn."""
-        return 1.0
 
     def check_mergeable(self) -> None:
         """Raise `UserError` where `merge` cannot give plain weights."""
@@ -79,7 +79,7 @@ class Selection(Settings):
         return self
 
     def rate_factor(self, name: str) -> float:
-        """What the learning rate of this parameter is multiplied by."""
+        """What the learning rate of this parameter, one of those that learn, is multiplied by."""
         return 1.0
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.errors import UserError, nearest
 from luthier.selection.base import ADAPTER_PREFIX
+from luthier.selection.tokens import check_tokens, has_rows, peft_name, put_tokens, token_layers
 from luthier.selection.wrapping import Wrapping, peft_config, short_names, wrap, wrapped_layers
 
 if TYPE_CHECKING:
@@ -42,15 +43,32 @@ class Lora(Wrapping):
     plus: float | None = Field(None, gt=0)
     """The learning rate of B is this many times that of A (LoRA+, whose paper advises 16); null for the same rate."""
 
+    add_tokens: list[str] = Field(default_factory=list)
+    """Tokens to add to the tokenizer, whose embeddings learn too, as in `selection.tokens`."""
+
+    @field_validator("add_tokens")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        return check_tokens(value)
+
+    def added_tokens(self) -> list[str]:
+        return self.add_tokens
+
+    def on_few_blocks(self) -> Lora:
+        return self.model_copy(update={"add_tokens": []})
+
     def apply(self, network: Network) -> None:
         from luthier.kernels.lora import DoraLinear, LoraLinear
+
+        names = self.target_names(network)
+        put_tokens(network, self.add_tokens)
 
         kind = DoraLinear if self.dora else LoraLinear
 
         def make(linear: Any, name: str) -> LoraLinear:
             return kind(linear, self.rank, self.alpha, self.dropout, rslora=self.rslora)
 
-        wrap(network, self.target_names(network), make)
+        wrap(network, names, make)
 
     def rate_factor(self, name: str) -> float:
         """B's factor of LoRA+ (Hayou et al. 2024, arXiv:2402.12354, section 4)."""
@@ -81,21 +99,25 @@ class Lora(Wrapping):
         return [name for name in linear if any(_matches(name, target) for target in self.targets)]
 
     def adapter_config(self, network: Network) -> dict[str, object]:
+        tokens = token_layers(network)
+        adapted = [name for name, layer in wrapped_layers(network) if (name, layer) not in tokens]
+        with_rows = {name.rpartition(".")[2]: layer.indices for name, layer in tokens if has_rows(layer)}
         return {
-            **peft_config(network, "LORA", short_names(network, [name for name, _ in wrapped_layers(network)])),
+            **peft_config(network, "LORA", short_names(network, adapted)),
             "r": self.rank,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "bias": "none",
             "use_rslora": self.rslora,
             "use_dora": self.dora,
+            "trainable_token_indices": with_rows or None,
         }
 
     def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:
         """PEFT's A and B are layers with a weight, its magnitude is a vector."""
         learned = [(name, p.detach()) for name, p in network.model.named_parameters() if p.requires_grad]
         ends = {name: ".weight" if name.endswith(("lora_A", "lora_B")) else "" for name, _ in learned}
-        return {f"{ADAPTER_PREFIX}{name}{ends[name]}": tensor for name, tensor in learned}
+        return {f"{ADAPTER_PREFIX}{peft_name(name, alone=False)}{ends[name]}": tensor for name, tensor in learned}
 
 
 def _matches(name: str, target: str) -> bool:

@@ -23,7 +23,9 @@ class Wrapping(Selection):
     def merge(self, network: Network) -> None:
         self.check_mergeable()
         for name, layer in wrapped_layers(network):
-            _put(network, name, layer.merged())
+            put(network, name, layer.merged())
+        if self.added_tokens():
+            network.model.config.get_text_config().vocab_size = network.model.get_input_embeddings().num_embeddings
 
     @contextlib.contextmanager
     def off(self, network: Network) -> Iterator[None]:
@@ -40,7 +42,7 @@ class Wrapping(Selection):
 def wrap(network: Network, names: Sequence[str], make: Callable[[Any, str], Wrapped]) -> None:
     """Put `make(layer, name)` in the place of each named layer, and let what is in there learn."""
     for name in names:
-        _put(network, name, make(network.model.get_submodule(name), name))
+        put(network, name, make(network.model.get_submodule(name), name))
     inner = [(name, n) for name, layer in wrapped_layers(network) for n, _ in layer.named_parameters()]
     learn_only(network, [f"{name}.{n}" for name, n in inner if not n.startswith("base.")])
 
@@ -90,6 +92,7 @@ def short_names(network: Network, names: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _put(network: Network, name: str, module: Any) -> None:
+def put(network: Network, name: str, module: Any) -> None:
+    """Put a module in the place of the named one."""
     parent, _, child = name.rpartition(".")
     setattr(network.model.get_submodule(parent), child, module)
