@@ -89,6 +89,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
+            added_tokens=bool(recipe.chosen_selection.added_tokens()),
             files=files_of(run.model_folder),
             command=report.command,
         ),

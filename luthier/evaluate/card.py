@@ -35,6 +35,8 @@ class CardData:
     base_model: str
     """As the recipe names it; it enters the metadata when it is a hub id."""
     title: str = "A model tuned with Luthier"
+    added_tokens: bool = False
+    """Whether the tokenizer was given tokens that the base model's does not have."""
     files: Files | None = None
     """What `model/` holds; left out: looked up beside the card."""
     license: str = ""

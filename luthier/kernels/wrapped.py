@@ -6,6 +6,8 @@ the method allows, folded into plain weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -13,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 class Wrapped(nn.Module):
     """Calls its base layer, and changes what goes in or comes out. Its own parameters are all that learns."""
+
+    base: Any
 
     def __init__(self, base: nn.Linear | Conv1D | nn.Embedding) -> None:
         super().__init__()

@@ -29,7 +29,8 @@ class Tokens(Wrapping):
     learning_rate: ClassVar[float] = 1e-3
 
     add: list[str] = Field(min_length=1)
-    """The tokens to add to the tokenizer; one that it has already learns anew. Words match whole words only."""
+    """The tokens to add to the tokenizer; one that it has already learns anew. A word matches whole words only; most
+    tokenizers count the space before a word to it, so " word" (in quotes) takes it in and makes texts shorter."""
 
     @field_validator("add")
     @classmethod

@@ -22,6 +22,7 @@ from luthier.selection.bias import Bias
 from luthier.selection.full import Full
 from luthier.selection.head import LabelHead
 from luthier.selection.lora import Lora
+from luthier.selection.tokens import Tokens
 from luthier.tune.moved import MovedCheck
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
 from tests import tiny as make
@@ -52,6 +53,8 @@ def test_memory_and_time_are_estimated_for_each(name: str, family: str, tiny: Ti
     selection = make.small(name)
     if selection.refusal(describe_model(tiny(family)), head):  # type: ignore[arg-type]
         pytest.skip("refused")
+    if name == "tokens":  # words of these rows
+        selection = Tokens(add=["film"])
     needed = prepared(tiny(family), {name: selection.model_dump(mode="json")}, task).estimate()
     assert needed.training_seconds is not None and needed.training_seconds >= 0
     net = make.network(tiny(family), head)  # type: ignore[arg-type]
@@ -59,7 +62,7 @@ def test_memory_and_time_are_estimated_for_each(name: str, family: str, tiny: Ti
     blocks, _ = net.blocks()
     learned = {n: p.numel() for n, p in net.model.named_parameters() if p.requires_grad}
     in_blocks = sum(count for n, count in learned.items() if n.startswith(f"{blocks}."))
-    if not isinstance(selection, Full):
+    if not isinstance(selection, Full) and name != "tokens":  # whose stand-in learns norms
         assert needed.learned_parameters == in_blocks
     assert needed.peak_bytes > 4 * sum(p.numel() for p in net.model.parameters())
 
@@ -159,6 +162,8 @@ def test_models_in_16_bits_start_unchanged_and_learn(name: str, family: str, tin
     before = make.output(net, rows)
     selection.apply(net)
     assert torch.equal(make.output(net, rows), before)
+    rows = make.rows(net)
+    before = make.output(net, rows)
     optimizer = Optimizer(net, OptimizerSettings())
     moved = MovedCheck(net, optimizer)
     make.run_steps(net, optimizer, rows, 3)
