@@ -191,6 +191,23 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
         )
     if refused := recipe.chosen_selection.refusal(facts, recipe.chosen_objective.head):
         problems.append(replace(refused, where=source.place(tuple(refused.where.split(".")))))
+    reached = recipe.chosen_selection.backward_layers(facts)
+    if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
+        problems.append(
+            Problem(
+                f"with {reached} blocks that learn one after another, the last would begin after the run's end",
+                source.place(("train", "unfreeze_every")),
+                f"use less than {recipe.train.epochs / max(1, reached - 1):.2g}, or more train.epochs",
+            )
+        )
+    if recipe.train.neftune_alpha and reached < facts.layers:
+        problems.append(
+            Problem(
+                "noise on the embeddings needs a selection that learns from the lowest block on",
+                source.place(("train", "neftune_alpha")),
+                "use selection: lora or full, or leave it out",
+            )
+        )
 
 
 def check_splits(data: Dataset, problems: list[Problem]) -> None:

@@ -167,14 +167,17 @@ class Network:
             logits_MV = torch.tanh(logits_MV / cap) * cap
         return logits_MV
 
-    def token_loss(self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
+    def token_loss(
+        self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Sum of the tokens' negative log-likelihoods (nats) times their weights, the scores never held all at once."""
         head = self.model.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled() and not label_smoothing:
             return head_loss(hidden_MD, head.weight, target_M, weight_M)
 
         def chunk_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            losses = nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+            scores = self.token_logits(hidden).float()
+            losses = nn.functional.cross_entropy(scores, target, reduction="none", label_smoothing=label_smoothing)
             return (losses * weight).sum()
 
         chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
