@@ -15,6 +15,7 @@ from luthier.models.find import find_model
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection import SELECTIONS, Selection
+from luthier.selection.base import ADAPTER_PREFIX
 from luthier.version import __version__
 
 if TYPE_CHECKING:
@@ -107,6 +108,39 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         _load_adapter(selection.adapter_tensors(network), folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)
+
+
+def go_on_from(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
+    """Let what learns start where an earlier run of the same model and selection ended.
+
+    A head is taken over where it is of the same kind with the same labels; otherwise it is as it was.
+
+    Raises:
+        UserError: the earlier run tuned other tensors.
+    """
+    from safetensors.torch import load_file
+
+    about = files.read_json(folder / FORMAT_FILE)
+    same_head = about["head"] == network.head and tuple(about["labels"]) == prompt_format.labels
+    body = f"{network.model.base_model_prefix}."
+    head = {n for n, _ in network.model.named_parameters() if n in network.new_parameters or not n.startswith(body)}
+    left = set() if same_head else head
+    if (folder / ADAPTER_CONFIG).exists():
+        learned, tensors = selection.adapter_tensors(network), load_file(folder / ADAPTER_WEIGHTS)
+        left = {ADAPTER_PREFIX + name for name in left}
+    else:
+        learned = {name: p.detach() for name, p in network.model.named_parameters() if p.requires_grad}
+        tensors = network.read_weights(folder)
+    learned = {name: tensor for name, tensor in learned.items() if name not in left}
+    wrong = [name for name, t in learned.items() if name not in tensors or tensors[name].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} tensors that learn here were not tuned there: {', '.join(wrong[:3])}",
+            where=str(folder),
+            mend="a stage goes on with the same model and selection",
+        )
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])
 
 
 def _load_adapter(learned: dict[str, torch.Tensor], folder: Path) -> None:
