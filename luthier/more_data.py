@@ -43,10 +43,13 @@ def read_more(
 
 
 def place(where: str, key: str) -> str:
-    """Where a problem is, seen from the recipe: the settings of these data stand under another key than `data`."""
+    """Where a problem is, seen from the recipe: these data are named by another key than `data.source`, and their other
+    settings stand beside it."""
     if where in ("", "data", "data.source"):
         return key
-    return f"{key}.{where.removeprefix('data.')}" if where.startswith("data.") else where
+    if where.startswith("data."):
+        return f"{key.rpartition('.')[0]}.{where.removeprefix('data.')}"
+    return f"{key}, {where}"
 
 
 def more_rows(

@@ -110,7 +110,7 @@ class Tuning:
         )
         selection.apply(self.network)
         if start is not None:
-            go_on_from(self.network, prepared.prompt_format, start)
+            go_on_from(self.network, prepared.recipe.chosen_selection, prepared.prompt_format, start)
         if run.manifest["estimate"]["checkpoint_activations"]:
             self.network.checkpoint_activations()
         add_noise(self.network, recipe.train)

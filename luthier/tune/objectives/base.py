@@ -57,7 +57,7 @@ class MoreData:
     data: Mapping[str, Any]
     """As in a recipe's `data:` section. All of its rows are taken: none are cut for validation or test."""
     where: str
-    """The recipe key that names it, for messages."""
+    """The recipe key of its source; its other settings stand beside that key. For messages."""
     labelled: bool = True
     """Whether its rows have what the task learns. Where not, only the text is looked at, and rows whose text is in the
     recipe's own data are left out."""

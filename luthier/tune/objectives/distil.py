@@ -257,6 +257,7 @@ class TokensLearner(Learner):
 
         head = network.model.get_output_embeddings()
         learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        size = max(1, CHUNK_VALUES // (4 * len(head.weight)))  # four times: both models' scores, and their logarithms
+        vocabulary = network.model.config.get_text_config().vocab_size
+        size = max(1, CHUNK_VALUES // (4 * vocabulary))  # four times: both models' scores, and their logarithms
         found = chunked_sums(sums, hidden_ND[target - 1], learned, size)
         return Loss(found[0], {"plain_loss": float(found[1].detach()), "divergence": float(found[2].detach())})
