@@ -95,6 +95,7 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
+    problems += parsed.chosen_objective.problems(base)
     problems += check_evaluation(parsed, source)
 
     found, facts = None, None
@@ -216,5 +217,11 @@ def check_streams(recipe: Recipe, rows: Sequence[Row]) -> None:
     objective = recipe.chosen_objective
     missing = [name for name in objective.token_streams if name not in rows[0].token_streams]
     missing += [name for name in objective.example_streams if name not in rows[0].example_streams]
+    if objective.pairs_only and not rows[0].parts:
+        raise UserError(
+            "this objective learns from pairs of answers, and these rows hold single answers with a label",
+            where="objective",
+            mend="use objective: kto, or give columns prompt, chosen, rejected",
+        )
     if missing:
         raise UserError(f"this objective needs {', '.join(missing)}, and rows of task {recipe.task} carry none")

@@ -65,6 +65,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         examples = prepared.data.splits["train"]
         context = Context(network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
         strand = Strand(objective.begin(context), plan)
+        network.comparison = objective.comparison or network.comparison
         optimizer = Optimizer(network, settings)
         moved = MovedCheck(network, optimizer)
     for note in network.notes:
@@ -107,9 +108,10 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     )
     tokens, busy = 0, 0.0
     stopped_early = bool(kept) and best.should_stop(settings.early_stopping)
+    trunk_settings = settings.model_copy(update={"store_trunk": False}) if objective.makes_rows else settings
     to_train = 0 if stopped_early else int(prepared.rows.lengths.sum())
     with (
-        stored_trunk(network, settings, to_train, progress.say) as trunk,
+        stored_trunk(network, trunk_settings, to_train, progress.say) as trunk,
         stop_requests() as requested,
         progress.stage("training", plan.steps) as tell,
     ):

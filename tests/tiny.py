@@ -19,9 +19,9 @@ from luthier.models.settings import ModelSettings
 from luthier.prompts import PromptFormat, choose_format, tokenise
 from luthier.records import Batch, Example, Row, Step
 from luthier.selection import SELECTIONS, Selection
-from luthier.tasks import Head
+from luthier.tasks import Form, Head
 from luthier.tune.loop import Strand, train
-from luthier.tune.objectives import OBJECTIVES, Context, Objective
+from luthier.tune.objectives import OBJECTIVES, Context, Learner, Objective
 from luthier.tune.optimizers import Optimizer
 from luthier.tune.schedules import ScheduleSettings
 
@@ -54,20 +54,33 @@ def small(name: str) -> Selection:
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 
-def prompt_format(net: Network, *, multi_label: bool = False, max_length: int = 128) -> PromptFormat:
+def prompt_format(
+    net: Network, *, multi_label: bool = False, max_length: int = 128, form: Form | None = None
+) -> PromptFormat:
+    if (form or FORM[net.head]) == "prefer":
+        return choose_format("prefer", net.tokenizer, (), False, max_length)
     if net.head == "classes":
         return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
     return choose_format("chat", net.tokenizer, (), False, max_length)
 
 
-def examples(head: Head, *, multi_label: bool = False, count: int = 7) -> list[Example]:
+FORM: dict[Head, Form] = {"classes": "classify", "language": "generate", "score": "prefer"}
+"""The form of examples that a head is tried with, where nothing else is said."""
+
+
+def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Example]:
     """Examples of several lengths and weights that can be learned from."""
     made = []
     for index in range(count):
         text = TEXTS[index % len(TEXTS)] + " more" * (index // len(TEXTS))
         label = LABELS[index % len(LABELS)]
-        if head == "classes":
-            fields: dict[str, Any] = {"text": text, "label": [label] if multi_label else label}
+        if (form or FORM[head]) == "prefer":
+            asked = [{"role": "user", "content": text}]
+            answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
+            chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
+            fields: dict[str, Any] = {"messages": asked, "chosen": chosen, "rejected": rejected}
+        elif head == "classes":
+            fields = {"text": text, "label": [label] if multi_label else label}
         else:
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
             fields = {"messages": turns * (1 + index % 2)}
@@ -75,11 +88,11 @@ def examples(head: Head, *, multi_label: bool = False, count: int = 7) -> list[E
     return made
 
 
-def rows(net: Network, *, multi_label: bool = False, count: int = 7) -> list[Row]:
+def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Row]:
     made = tokenise(
-        examples(net.head, multi_label=multi_label, count=count),
+        examples(net.head, multi_label=multi_label, count=count, form=form),
         net.tokenizer,
-        prompt_format(net, multi_label=multi_label),
+        prompt_format(net, multi_label=multi_label, form=form),
     )
     assert not made.problems
     return made.rows
@@ -90,11 +103,31 @@ def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
     net.model.eval()
     batch: Batch = collate(some)
     with torch.no_grad():
-        return net.class_logits(batch) if net.head == "classes" else net.token_logits(net.hidden(batch))
+        return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:
-    return OBJECTIVES["classify" if net.head == "classes" else "sft"]()
+    return OBJECTIVES[{"classes": "classify", "language": "sft", "score": "reward"}[net.head]]()
+
+
+def begin(objective: Objective, net: Network) -> tuple[Learner, list[Row]]:
+    """The objective in a run, the model a little away from where it started, and the rows of a first update."""
+    form = objective.forms[0]
+    data = rows(net, form=form)
+    learner = objective.begin(Context(net, data, examples(net.head, form=form), prompt_format(net, form=form)))
+    move(net)
+    made = list(next(iter(learner.updates(1, range(len(data))))))
+    if objective.makes_rows:
+        move(net)
+    return learner, made
+
+
+def move(net: Network) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
 def run_steps(

@@ -22,7 +22,7 @@ from luthier.errors import UserError, nearest
 from luthier.records import Prediction
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE = TASKS = ("classify", "multi-label", "generate")
+CLASSIFY, MULTI_LABEL, GENERATE, PREFER = TASKS = ("classify", "multi-label", "generate", "prefer")
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
 
@@ -209,6 +209,10 @@ def count_loss(predictions: Sequence[Prediction], labels: Sequence[str]) -> Arra
     return np.array(pairs, dtype=np.float64)
 
 
+def count_margin(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([p.margin if p.margin is not None else np.nan for p in predictions])
+
+
 def one_and(values: Sequence[float]) -> Array:
     """[N, 2]: 1 and the row's value, so that `share` of sums is a mean."""
     return np.stack([np.ones(len(values)), np.array(values, dtype=np.float64)], axis=1)
@@ -234,6 +238,10 @@ def token_f1(prediction: Prediction) -> float:
 def perplexity(sums_BK: Array) -> Array:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return np.exp(sums_BK[:, 1] / sums_BK[:, 0])
+
+
+def mean(sums_BK: Array) -> Array:
+    return sums_BK[:, 1] / sums_BK[:, 0]
 
 
 # ---- the table
@@ -295,11 +303,28 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
         percent=False,
     ),
+    "preference_accuracy": Metric(
+        "preference accuracy",
+        "share of rows where the answer that people chose is worth more to the model than the other one",
+        (PREFER,),
+        count_right,
+        share,
+        True,
+    ),
+    "margin": Metric(
+        "mean margin",
+        "mean of how much more the chosen answer is worth to the model than the other one",
+        (PREFER,),
+        count_margin,
+        mean,
+        percent=False,
+    ),
 }
 
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
     GENERATE: ("exact_match", "token_f1", "perplexity"),
+    PREFER: ("preference_accuracy", "margin"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

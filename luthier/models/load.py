@@ -101,6 +101,10 @@ def load_network(
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
         kind = transformers.AutoModelForSequenceClassification
+    elif head == "score":
+        config.num_labels = 1
+        config.problem_type = "regression"
+        kind = transformers.AutoModelForSequenceClassification
     else:
         refuse_encoder(found)
         kind = transformers.AutoModelForCausalLM
@@ -122,7 +126,10 @@ def load_network(
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
     prefix = f"{model.base_model_prefix}."
-    if head == "classes":  # a label head learns even where the files hold one that fits: its labels may be others
+    if head in (
+        "classes",
+        "score",
+    ):  # a label head learns even where the files hold one that fits: its labels may be others
         label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     else:
         label_head = set()

@@ -94,7 +94,7 @@ class Lora(Selection):
         )
         return {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS" if network.head == "classes" else "CAUSAL_LM",
+            "task_type": "CAUSAL_LM" if network.head == "language" else "SEQ_CLS",
             "base_model_name_or_path": network.base_name,
             "revision": network.base_revision,
             "r": self.rank,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from luthier.records import Batch, Example, Loss, Row
+from luthier.errors import Problem
+from luthier.records import Batch, Comparison, Example, Loss, Row
 from luthier.settings import Settings
 from luthier.tasks import Form, Head
 
@@ -47,6 +48,19 @@ class Objective(Settings):
     """The streams it reads, checked before weights are loaded."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
+    makes_rows: ClassVar[bool] = False
+    """Whether it makes rows of its own as it goes, so that nothing computed for a row is of use again."""
+    pairs_only: ClassVar[bool] = False
+    """Whether each row must be a pair of answers."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How the tuned model tells which of two answers it prefers; None where it is not tuned for that."""
+        return None
+
+    def problems(self, base: Path) -> list[Problem]:
+        """What is wrong with the settings that only the recipe's folder tells, such as a file that is not there."""
+        return []
 
     def weight(self, batch: Batch) -> float:
         """This batch's part of what the loss sum is divided by."""

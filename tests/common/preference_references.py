@@ -1,0 +1,88 @@
+"""Preference losses as their papers write them, a row at a time, beside a model that was never moved.
+
+In: a network that has moved a little, rows. Out: the loss sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from luthier.models.network import Network
+from luthier.records import Row
+from tests import tiny as make
+
+
+class Part(NamedTuple):
+    """One sequence of a row."""
+
+    prompt: list[int]
+    answer: list[int]
+    weight: list[float]
+    """Of the answer's tokens."""
+
+
+def parts_of(row: Row) -> list[Part]:
+    found, start = [], 0
+    for length in row.parts or [len(row.tokens)]:
+        tokens = list(row.tokens[start : start + length])
+        weight = list(row.token_streams["weight"][start : start + length])
+        first = next((index for index, each in enumerate(weight) if each), length)
+        found.append(Part(tokens[:first], tokens[first:], weight[first:]))
+        start += length
+    return found
+
+
+def log_probabilities(net: Network, part: Part) -> torch.Tensor:
+    """Of the answer's tokens that carry weight."""
+    ids = torch.tensor([part.prompt + part.answer])
+    logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+    chosen = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    return chosen[len(part.prompt) - 1 :][torch.tensor(part.weight) > 0]
+
+
+def gain(net: Network, start: Network, part: Part) -> torch.Tensor:
+    return log_probabilities(net, part).sum() - log_probabilities(start, part).sum().detach()
+
+
+def at_the_start(net: Network) -> Network:
+    return make.network(net.folder or Path(), net.head)
+
+
+def reference_dpo(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total, start = torch.zeros(()), at_the_start(net)
+    for row in rows:
+        chosen, rejected = (gain(net, start, part) for part in parts_of(row))
+        total = total - torch.log(torch.sigmoid(0.1 * (chosen - rejected))) * row.example_streams["weight"]
+    return total
+
+
+def reference_kto(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total, start = torch.zeros(()), at_the_start(net)
+    gains = []
+    for row, following in zip(rows, [*rows[1:], rows[0]], strict=True):
+        for here, strange in zip(parts_of(row), parts_of(following), strict=True):
+            gains.append(gain(net, start, Part(here.prompt, strange.answer, strange.weight)).item())
+    point = max(0.0, sum(gains) / len(gains))
+    assert all(row.example_streams["reference_point"] == pytest.approx(point, abs=1e-5) for row in rows)
+    for row in rows:
+        chosen, rejected = (gain(net, start, part) for part in parts_of(row))
+        wanted = 1 - torch.sigmoid(0.1 * (chosen - point))
+        unwanted = 1 - torch.sigmoid(0.1 * (point - rejected))
+        total = total + (wanted + unwanted) * row.example_streams["weight"]
+    return total
+
+
+def reference_reward(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = [torch.tensor([part.prompt + part.answer]) for part in parts_of(row)]
+        chosen, rejected = (
+            net.model(input_ids=each, attention_mask=torch.ones_like(each)).logits[0, 0] for each in ids
+        )
+        total = total - torch.log(torch.sigmoid(chosen - rejected)) * row.example_streams["weight"]
+    return total
