@@ -92,6 +92,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
+            head=recipe.chosen_objective.head,
             adapter=(run.model_folder / "adapter_config.json").exists(),
             command=report.command,
         ),

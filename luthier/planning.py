@@ -178,7 +178,8 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
             Problem(
                 f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",
                 source.place(("model",)),
-                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
+                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or "
+                + ("objective: reward" if recipe.task == "prefer" else "task: classify"),
             )
         )
     if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:

@@ -22,8 +22,8 @@ class Example:
     """Content hash of the fields: the same row has the same id in every run."""
     fields: Mapping[str, Any]
     """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages. `prefer`:
-    messages up to the answers, and either chosen and rejected, or completion and whether it is `desirable`; an answer is
-    a list of turns."""
+    messages up to the answers, and either chosen and rejected, or completion and whether it is `desirable`; an answer
+    is a list of turns."""
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
@@ -78,8 +78,8 @@ class Comparison:
     """How a model tells which of two answers it prefers: the one worth more to it."""
 
     by: Literal["gain", "mean", "score"]
-    """What an answer is worth. `gain`: the sum of its tokens' log-probabilities less what the reference gives it (nats).
-    `mean`: the mean of its tokens' log-probabilities (nats). `score`: what the model's own head says."""
+    """What an answer is worth. `gain`: the sum of its tokens' log-probabilities less what the reference gives it
+    (nats). `mean`: the mean of its tokens' log-probabilities (nats). `score`: what the model's own head says."""
     scale: float = 1.0
     """What that is multiplied by."""
 

@@ -1,4 +1,4 @@
-"""How likely a model finds answers: log-probabilities of the tokens that carry weight, with gradient where it is wanted.
+"""How likely a model finds answers: log-probabilities of the tokens that carry weight, with gradient where asked for.
 
 In: a network and a `Batch`, or rows. Out: sums over each sequence's answer, or the log-probability of each token.
 
@@ -31,7 +31,8 @@ class Answers:
     """Tokens of the answer; at least 1, so that it can be divided by."""
 
     @property
-    def mean_E(self) -> torch.Tensor:
+    def mean(self) -> torch.Tensor:
+        """Mean log-probability of each answer's tokens, [E]."""
         return self.sum_E / self.count_E
 
 

@@ -1,7 +1,8 @@
 """Next-token cross-entropy straight from hidden states: scores over the vocabulary are held a chunk at a time.
 
 In: hidden states [M, D] of the tokens that carry loss, the head's weight [V, D], targets and weights [M]. Out: the
-weighted sum of losses, or each token's loss. The gradient is formed while the scores are there, so they are computed once and kept nowhere.
+weighted sum of losses, or each token's loss. The gradient is formed while the scores are there, so they are computed
+once and kept nowhere.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def token_losses_plain(hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_
 def token_losses(hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
     """Each token's negative log-likelihood in nats, [M] in float32, with gradient for hidden states and head.
 
-    What a loss makes of these values is not known yet. A frozen head's gradient is a multiple of each token's own, which
-    is formed at once; a head that learns has its scores computed again in the backward pass.
+    What a loss makes of these values is not known yet. With a frozen head the gradient is a multiple of each token's
+    own, which is formed at once; for a head that learns, scores are computed again in the backward pass.
     """
     return _TokenLosses.apply(hidden_MD, weight_VD, target_M)
 

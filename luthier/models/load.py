@@ -126,10 +126,7 @@ def load_network(
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
     prefix = f"{model.base_model_prefix}."
-    if head in (
-        "classes",
-        "score",
-    ):  # a label head learns even where the files hold one that fits: its labels may be others
+    if head != "language":  # such a head learns even where the files hold one that fits: it may mean other labels
         label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     else:
         label_head = set()

@@ -73,6 +73,8 @@ class Network:
         hold (a BERT pooler)."""
         self.unused_parameters: set[str] = {name for name, _ in model.named_parameters() if name.endswith(UNUSED)}
         """Never touched by a forward pass: nothing can teach them, so nothing asks them to."""
+        self.indifferent_parameters: set[str] = set()
+        """They learn, and the loss is the same whatever they are, so they need not move."""
         self.folder = folder
         """The base model's own files; None until they are asked for, where what was loaded are tuned weights."""
         self.base_name = base_name
@@ -310,7 +312,7 @@ class Network:
 
     @contextlib.contextmanager
     def without_trunk(self) -> Iterator[None]:
-        """Inside the block nothing is read from the stored trunk nor written to it: for rows that will not come again."""
+        """Inside the block the stored trunk is neither read nor written: for rows that will not come again."""
         trunk, self.trunk = self.trunk, None
         try:
             yield

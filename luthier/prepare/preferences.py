@@ -1,7 +1,8 @@
 """Preference rows: two answers to a prompt of which one is better, or one answer that is wanted or not.
 
-In: cells (texts, lists of turns, dialogues written as "Human: ... Assistant: ..."). Out: the fields `messages` (all that
-comes before the answers), and `chosen` and `rejected`, or `completion` and `desirable`; an answer is a list of turns.
+In: cells (texts, lists of turns, dialogues written as "Human: ... Assistant: ..."). Out: the fields `messages` (all
+that comes before the answers), and `chosen` and `rejected`, or `completion` and `desirable`; an answer is a list of
+turns.
 """
 
 from __future__ import annotations

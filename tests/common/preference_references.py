@@ -80,9 +80,7 @@ def reference_kto(net: Network, rows: Sequence[Row]) -> torch.Tensor:
 def reference_reward(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     total = torch.zeros(())
     for row in rows:
-        ids = [torch.tensor([part.prompt + part.answer]) for part in parts_of(row)]
-        chosen, rejected = (
-            net.model(input_ids=each, attention_mask=torch.ones_like(each)).logits[0, 0] for each in ids
-        )
+        several = [torch.tensor([part.prompt + part.answer]) for part in parts_of(row)]
+        chosen, rejected = (net.model(input_ids=i, attention_mask=torch.ones_like(i)).logits[0, 0] for i in several)
         total = total - torch.log(torch.sigmoid(chosen - rejected)) * row.example_streams["weight"]
     return total

@@ -65,7 +65,7 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
 
 
 def test_padding_does_not_change_the_loss(case: Case) -> None:
-    learner, net, rows = case
+    learner, _, rows = case
     short = min(rows, key=lambda row: len(row.tokens))
     others = [row for row in rows if row is not short]
     assert max(len(row.tokens) for row in others) > 2 * len(short.tokens)
@@ -79,7 +79,7 @@ def test_padding_does_not_change_the_loss(case: Case) -> None:
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(budget=st.integers(1, 400), shuffle=st.randoms(use_true_random=False))
 def test_cutting_a_batch_up_does_not_change_the_gradient(case: Case, budget: int, shuffle: object) -> None:
-    learner, net, rows = case
+    learner, _, rows = case
     mixed = list(rows)
     shuffle.shuffle(mixed)  # type: ignore[attr-defined]
     whole = gradients(learner, [rows])

@@ -41,11 +41,11 @@ class Dpo(Objective):
 
     variant: Variant = "sigmoid"
     """`sigmoid`: DPO as published. `ipo`: a squared loss that does not run away (arXiv:2310.12036). `cdpo`: for labels
-    of which some are wrong. `simpo`: by mean log-probability, without a reference (arXiv:2405.14734). `orpo`: sft on the
-    chosen answer with an odds-ratio term, without a reference (arXiv:2403.07691)."""
+    of which some are wrong. `simpo`: by mean log-probability, without a reference (arXiv:2405.14734). `orpo`: sft on
+    the chosen answer with an odds-ratio term, without a reference (arXiv:2403.07691)."""
     beta: float | None = Field(None, gt=0)
-    """Strength of the hold on the reference model; for simpo the scale of rewards, for orpo the weight of the odds-ratio
-    term. By default 0.1, and 2 for simpo."""
+    """Strength of the hold on the reference model; for simpo the scale of rewards, for orpo the weight of the
+    odds-ratio term. By default 0.1, and 2 for simpo."""
     label_smoothing: float | None = Field(None, ge=0, lt=0.5)
     """For cdpo: the share of pairs that are thought to be labelled the wrong way round; by default 0.1."""
     gamma: float | None = Field(None, ge=0)
@@ -57,7 +57,9 @@ class Dpo(Objective):
         if not isinstance(value, dict):
             return value
         variant = value.get("variant", "sigmoid")
-        found = {key: default for key, (owner, default) in OWN_SETTINGS.items() if owner == variant}
+        found: dict[str, float | None] = {
+            key: default for key, (owner, default) in OWN_SETTINGS.items() if owner == variant
+        }
         found["beta"] = BETA.get(variant) if isinstance(variant, str) else None
         return {**value, **{key: default for key, default in found.items() if value.get(key) is None}}
 
@@ -103,12 +105,13 @@ class Dpo(Objective):
         import torch
 
         assert self.beta is not None
+        gamma, smoothing = self.gamma or 0.0, self.label_smoothing or 0.0
         log_sigmoid = torch.nn.functional.logsigmoid
         if reference_E is None:
-            mean_E = found.mean_E
+            mean_E = found.mean
             if self.variant == "simpo":  # equation 6
                 reward_E = self.beta * mean_E
-                return -log_sigmoid(reward_E[0::2] - reward_E[1::2] - self.gamma), reward_E
+                return -log_sigmoid(reward_E[0::2] - reward_E[1::2] - gamma), reward_E
             log_odds_E = mean_E - log_of_1_less(mean_E)  # equations 4 to 7
             return -mean_E[0::2] - self.beta * log_sigmoid(log_odds_E[0::2] - log_odds_E[1::2]), mean_E
         gain_E = found.sum_E - reference_E
@@ -117,7 +120,6 @@ class Dpo(Objective):
             gain_E = gain_E / found.count_E
             return (gain_E[0::2] - gain_E[1::2] - 1 / (2 * self.beta)) ** 2, reward_E
         margin_P = reward_E[0::2] - reward_E[1::2]  # equation 7; with smoothing, equation 3 of Mitchell's cDPO note
-        smoothing = self.label_smoothing or 0.0
         return -(1 - smoothing) * log_sigmoid(margin_P) - smoothing * log_sigmoid(-margin_P), reward_E
 
 

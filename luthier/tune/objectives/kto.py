@@ -1,12 +1,12 @@
 """Kahneman-Tversky optimisation: answers that are wanted or not, each by itself (Ethayarajh et al. 2024,
 arXiv:2402.01306, equations 7 and 8).
 
-In: single answers with `desirable`, or pairs, taken as a wanted and an unwanted answer. Out: the loss sum, the reward of
-wanted and of unwanted answers, the reference point.
+In: single answers with `desirable`, or pairs, taken as a wanted and an unwanted answer. Out: the loss sum, the reward
+of wanted and of unwanted answers, the reference point.
 
 The reference point z is the mean, over the rows of a step, of how much likelier the model finds a strange answer than
-its reference does: each prompt with the answer of another row of the step. It is found once for a step, before it is cut
-into micro-batches, and so does not depend on how it is cut.
+its reference does: each prompt with the answer of another row of the step. It is found once for a step, before it is
+cut into micro-batches, and so does not depend on how it is cut.
 
 Shape letters: E sequences.
 """
@@ -79,8 +79,8 @@ class KtoLearner(Learner):
         """z, in nats: never below 0, and 0 where a step has one row only."""
         from luthier.engine.likelihood import answers_of_rows
 
-        network, limit = self.context.network, self.context.prompt_format and self.context.prompt_format.max_length
-        strange = with_strange_answers(rows, limit)
+        network, prompt_format = self.context.network, self.context.prompt_format
+        strange = with_strange_answers(rows, prompt_format.max_length if prompt_format else None)
         if not strange:
             return 0.0
         with network.without_trunk():

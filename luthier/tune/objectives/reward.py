@@ -15,7 +15,7 @@ from pydantic import Field
 
 from luthier.records import Batch, Comparison, Loss
 from luthier.tasks import Form, Head
-from luthier.tune.objectives.base import Objective
+from luthier.tune.objectives.base import Context, Learner, Objective
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,14 @@ class Reward(Objective):
     @property
     def comparison(self) -> Comparison:
         return Comparison("score")
+
+    def begin(self, context: Context) -> Learner:
+        if not self.centring:  # a difference of scores says nothing of what is added to both
+            named = context.network.model.named_parameters()
+            context.network.indifferent_parameters |= {
+                name for name, parameter in named if name.endswith("bias") and parameter.shape == (1,)
+            }
+        return super().begin(context)
 
     def weight(self, batch: Batch) -> float:
         return float(batch.example_streams["weight"][0::2].sum())
