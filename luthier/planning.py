@@ -190,6 +190,23 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 f"use {facts.window} or less",
             )
         )
+    reached = recipe.chosen_selection.backward_layers(facts)
+    if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
+        problems.append(
+            Problem(
+                f"with {reached} blocks that learn one after another, the last would begin after the run's end",
+                source.place(("train", "unfreeze_every")),
+                f"use less than {recipe.train.epochs / max(1, reached - 1):.2g}, or more train.epochs",
+            )
+        )
+    if recipe.train.neftune_alpha and reached < facts.layers:
+        problems.append(
+            Problem(
+                "noise on the embeddings needs a selection that learns from the lowest block on",
+                source.place(("train", "neftune_alpha")),
+                "use selection: lora or full, or leave it out",
+            )
+        )
     layers = getattr(recipe.chosen_selection, "layers", None)
     if layers is not None and not 1 <= layers <= facts.layers:
         problems.append(
