@@ -164,7 +164,7 @@ def test_log_of_1_less_is_exact_at_both_ends() -> None:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.3, 0.6)])
 def test_kto_equals_trl_given_the_same_reference_point(
-    weights: tuple[float, float], found: Answers, reference_E: torch.Tensor
+    weights: tuple[float, float], found: Answers, reference_e: torch.Tensor
 ) -> None:
     from trl import KTOTrainer
 
