@@ -109,6 +109,16 @@ def fitting_objective(net: Network) -> Objective:
     return OBJECTIVES[{"classes": "classify", "language": "sft", "score": "reward"}[net.head]]()
 
 
+REWARD = f"{Path(__file__).parent / 'common' / 'reward.py'}:letters"
+
+
+def small_objective(name: str) -> Objective:
+    """The objective of that name, small enough for a tiny model."""
+    drawn = {"rewards": [REWARD], "max_new_tokens": 12}
+    settings: dict[str, dict[str, Any]] = {"grpo": {**drawn, "samples": 3}, "ppo": drawn}
+    return OBJECTIVES[name].model_validate(settings.get(name, {}))
+
+
 def begin(objective: Objective, net: Network) -> tuple[Learner, list[Row]]:
     """The objective in a run, the model a little away from where it started, and the rows of a first update."""
     form = objective.forms[0]

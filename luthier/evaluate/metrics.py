@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from luthier.errors import UserError, nearest
 from luthier.records import Prediction
+from luthier.rewards import same_final_answer
 
 Array = NDArray[np.floating[Any]]
 CLASSIFY, MULTI_LABEL, GENERATE, PREFER = TASKS = ("classify", "multi-label", "generate", "prefer")
@@ -199,6 +200,10 @@ def count_quasi_exact(predictions: Sequence[Prediction], labels: Sequence[str]) 
     return one_and([words(prediction.expected) == words(prediction.predicted) for prediction in predictions])
 
 
+def count_final_answer(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([same_final_answer(prediction.predicted, prediction.expected) for prediction in predictions])
+
+
 def count_token_f1(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
     return one_and([token_f1(prediction) for prediction in predictions])
 
@@ -288,6 +293,14 @@ METRICS: dict[str, Metric] = {
         "share of answers equal to the reference, case, punctuation and articles aside",
         (GENERATE,),
         count_quasi_exact,
+        share,
+        True,
+    ),
+    "final_answer": Metric(
+        "right final answers",
+        "share of answers that end in the reference's final number, after #### where it is written so",
+        (GENERATE,),
+        count_final_answer,
         share,
         True,
     ),

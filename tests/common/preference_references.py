@@ -1,4 +1,4 @@
-"""Preference losses as their papers write them, a row at a time, beside a model that was never moved.
+"""Losses of preferences and of rewards as their papers write them, row by row, beside a model that was never moved.
 
 In: a network that has moved a little, rows. Out: the loss sum.
 """
@@ -74,6 +74,27 @@ def reference_kto(net: Network, rows: Sequence[Row]) -> torch.Tensor:
         wanted = 1 - torch.sigmoid(0.1 * (chosen - point))
         unwanted = 1 - torch.sigmoid(0.1 * (point - rejected))
         total = total + (wanted + unwanted) * row.example_streams["weight"]
+    return total
+
+
+def reference_grpo(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    """Equation 3 with the defaults: groups of three answers, clipped at 0.2, 0.04 times the divergence."""
+    total, start = torch.zeros(()), at_the_start(net)
+    rewards = torch.tensor([row.example_streams["reward"] for row in rows]).view(-1, 3)
+    advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten().tolist()
+    assert any(advantages)
+    for row, advantage in zip(rows, advantages, strict=True):
+        (part,) = parts_of(row)
+        old = torch.tensor(row.token_streams["old_logprob"])[len(part.prompt) :]
+        now, before = log_probabilities(net, part), log_probabilities(start, part).detach()
+        assert row.token_streams["reference_logprob"][len(part.prompt) :] == pytest.approx(before.tolist(), abs=1e-4)
+        losses = []
+        for token in range(len(part.answer)):
+            ratio = torch.exp(now[token] - old[token])
+            surrogate = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            divergence = torch.exp(before[token] - now[token]) - (before[token] - now[token]) - 1
+            losses.append(-surrogate + 0.04 * divergence)
+        total = total + torch.stack(losses).mean() * row.example_streams["weight"]
     return total
 
 

@@ -16,7 +16,7 @@ from luthier.models.network import Network
 from luthier.records import Row
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
-from tests.common.preference_references import reference_dpo, reference_kto, reference_reward
+from tests.common.preference_references import reference_dpo, reference_grpo, reference_kto, reference_reward
 
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
@@ -30,7 +30,7 @@ Case = tuple[Learner, Network, list[Row]]
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Case:
     name, family = request.param
-    objective = OBJECTIVES[name]()
+    objective = make.small_objective(name)
     net = make.network(tiny(family), objective.head)
     learner, rows = make.begin(objective, net)
     return learner, net, rows
@@ -124,6 +124,7 @@ REFERENCES = {
     "sft": reference_sft,
     "classify": reference_classify,
     "dpo": reference_dpo,
+    "grpo": reference_grpo,
     "kto": reference_kto,
     "reward": reference_reward,
 }

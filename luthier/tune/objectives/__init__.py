@@ -3,10 +3,18 @@
 from luthier.tune.objectives.base import Context, Learner, Objective
 from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.dpo import Dpo
+from luthier.tune.objectives.grpo import Grpo
 from luthier.tune.objectives.kto import Kto
 from luthier.tune.objectives.reward import Reward
 from luthier.tune.objectives.sft import Sft
 
-OBJECTIVES: dict[str, type[Objective]] = {"classify": Classify, "dpo": Dpo, "kto": Kto, "reward": Reward, "sft": Sft}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classify": Classify,
+    "dpo": Dpo,
+    "grpo": Grpo,
+    "kto": Kto,
+    "reward": Reward,
+    "sft": Sft,
+}
 
 __all__ = ["OBJECTIVES", "Context", "Learner", "Objective"]
