@@ -98,6 +98,36 @@ def reference_grpo(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total
 
 
+def reference_ppo(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    """The defaults, token by token; the value head is read from the network, its old guesses from the rows."""
+    total, start = torch.zeros(()), at_the_start(net)
+    head = net.model.get_submodule("auxiliary.value")
+    parts = [parts_of(row)[0] for row in rows]
+    raw, returns = [], []
+    for row, part in zip(rows, parts, strict=True):
+        old, value = (row.token_streams[n][len(part.prompt) :] for n in ("old_logprob", "value"))
+        before = log_probabilities(start, part).tolist()
+        rewards = [-0.05 * (a - b) for a, b in zip(old, before, strict=True)]
+        rewards[-1] += row.example_streams["reward"]
+        errors = [r + v_next - v for r, v, v_next in zip(rewards, value, [*value[1:], 0.0], strict=True)]
+        advantages = [sum(0.95**k * e for k, e in enumerate(errors[t:])) for t in range(len(errors))]
+        raw.append(torch.tensor(advantages))
+        returns.append(torch.tensor(advantages) + torch.tensor(value))
+    everything = torch.cat(raw)
+    for row, part, estimate, goal in zip(rows, parts, raw, returns, strict=True):
+        advantage = (estimate - everything.mean()) / everything.std()
+        ids = torch.tensor([part.prompt + part.answer])
+        out = net.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        now_value = head(out.hidden_states[-1][0, len(part.prompt) - 1 : -1]).squeeze(1)
+        old, old_value = (torch.tensor(row.token_streams[n][len(part.prompt) :]) for n in ("old_logprob", "value"))
+        ratio = torch.exp(log_probabilities(net, part) - old)
+        surrogate = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        held = old_value + (now_value - old_value).clamp(-0.2, 0.2)
+        value_loss = 0.5 * torch.max((now_value - goal) ** 2, (held - goal) ** 2)
+        total = total + (-surrogate + 0.1 * value_loss).sum() * part.weight[0]
+    return total
+
+
 def reference_reward(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     total = torch.zeros(())
     for row in rows:

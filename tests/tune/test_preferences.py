@@ -59,6 +59,10 @@ class Alone:
 
     gather_for_metrics = gather
 
+    @staticmethod
+    def reduce(value: torch.Tensor, reduction: str) -> torch.Tensor:
+        return value
+
 
 def trainer_stand_in(settings: dict[str, Any]) -> Any:
     """An object with the settings that a TRL trainer's loss reads, without a trainer's model and data."""

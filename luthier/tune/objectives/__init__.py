@@ -5,6 +5,7 @@ from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.dpo import Dpo
 from luthier.tune.objectives.grpo import Grpo
 from luthier.tune.objectives.kto import Kto
+from luthier.tune.objectives.ppo import Ppo
 from luthier.tune.objectives.reward import Reward
 from luthier.tune.objectives.sft import Sft
 
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": Dpo,
     "grpo": Grpo,
     "kto": Kto,
+    "ppo": Ppo,
     "reward": Reward,
     "sft": Sft,
 }
