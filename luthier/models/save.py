@@ -15,6 +15,7 @@ from luthier.models.find import find_model
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection import SELECTIONS, Selection
+from luthier.selection.base import ADAPTER_PREFIX
 from luthier.version import __version__
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
 
 
 def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
@@ -35,7 +35,8 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
     with files.whole_folder(folder) as temporary:
         if adapter is not None:
             files.write_json(temporary / ADAPTER_CONFIG, adapter)
-            save_file(adapter_tensors(network), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in selection.adapter_tensors(network).items()}
+            save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         else:
             network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
@@ -65,19 +66,6 @@ def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) ->
     if prompt_format.chat_template is not None:
         network.tokenizer.chat_template = prompt_format.chat_template
     network.tokenizer.save_pretrained(folder)
-
-
-def adapter_tensors(network: Network) -> dict[str, torch.Tensor]:
-    """What learned, under PEFT's names."""
-    return {
-        _peft_name(name): parameter.detach().contiguous().cpu()
-        for name, parameter in network.model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _peft_name(name: str) -> str:
-    return PEFT_PREFIX + (f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
 
 
 @dataclass(frozen=True)
@@ -117,12 +105,46 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         network.new_parameters = set(about["new_parameters"])
     selection.apply(network)
     if is_adapter:
-        _load_adapter(network, folder)
+        _load_adapter(selection.adapter_tensors(network), folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)
 
 
-def _load_adapter(network: Network, folder: Path) -> None:
+def go_on_from(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
+    """Let what learns start where an earlier run of the same model and selection ended.
+
+    A head is taken over where it is of the same kind with the same labels; otherwise it is as it was.
+
+    Raises:
+        UserError: the earlier run tuned other tensors.
+    """
+    from safetensors.torch import load_file
+
+    about = files.read_json(folder / FORMAT_FILE)
+    same_head = about["head"] == network.head and tuple(about["labels"]) == prompt_format.labels
+    body = f"{network.model.base_model_prefix}."
+    head = {n for n, _ in network.model.named_parameters() if n in network.new_parameters or not n.startswith(body)}
+    left = set() if same_head else head
+    if (folder / ADAPTER_CONFIG).exists():
+        learned, tensors = selection.adapter_tensors(network), load_file(folder / ADAPTER_WEIGHTS)
+        left = {ADAPTER_PREFIX + name for name in left}
+    else:
+        learned = {name: p.detach() for name, p in network.model.named_parameters() if p.requires_grad}
+        tensors = network.read_weights(folder)
+    learned = {name: tensor for name, tensor in learned.items() if name not in left}
+    wrong = [name for name, t in learned.items() if name not in tensors or tensors[name].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} tensors that learn here were not tuned there: {', '.join(wrong[:3])}",
+            where=str(folder),
+            mend="a stage goes on with the same model and selection",
+        )
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])
+
+
+def _load_adapter(learned: dict[str, torch.Tensor], folder: Path) -> None:
+    """Copy the file's tensors into those of the same name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -132,7 +154,6 @@ def _load_adapter(network: Network, folder: Path) -> None:
         raise UserError(
             f"the adapter is damaged ({error})", where=str(folder / ADAPTER_WEIGHTS), mend="restore it from the run"
         ) from None
-    learned = {_peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
     wrong = sorted(learned.keys() ^ tensors.keys())
     wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)
     if wrong:
@@ -141,5 +162,5 @@ def _load_adapter(network: Network, folder: Path) -> None:
             where=str(folder / ADAPTER_WEIGHTS),
             mend="the file is damaged or of another model; restore it from the run",
         )
-    for name, parameter in learned.items():
-        parameter.data.copy_(tensors[name])
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])
