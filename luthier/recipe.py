@@ -201,9 +201,15 @@ class Recipe(Settings):
             return OBJECTIVES[TASKS[self.task].objective]()
         return self.objective.chosen
 
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the recipe's, or what selection and objective make of it."""
+        share = self.chosen_objective.rate_share
+        return self.train.learning_rate or float(f"{self.chosen_selection.learning_rate * share:.6g}")
+
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""
-        rate = self.train.learning_rate or self.chosen_selection.learning_rate
+        rate = self.learning_rate
         objective = self.chosen_objective
         name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
         tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages"})

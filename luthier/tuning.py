@@ -146,7 +146,7 @@ class Tuning:
         from luthier.tune.schedules import plateau_share, rate_share
 
         settings = self.prepared.recipe.train
-        peak = settings.learning_rate or self.prepared.recipe.chosen_selection.learning_rate
+        peak = self.prepared.recipe.learning_rate
         values = [figures[self.best.metric] for figures in self.best.history]
         share = plateau_share(values, self.best.higher_is_better, settings)
         return peak * share * rate_share(step, self.prepared.plan.steps, settings)

@@ -48,6 +48,8 @@ class Objective(Settings):
     """The streams it reads, checked before weights are loaded."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
+    rate_share: ClassVar[float] = 1.0
+    """What the selection's own learning rate is multiplied by when the recipe names none."""
     makes_rows: ClassVar[bool] = False
     """Whether it makes rows of its own as it goes, so that nothing computed for a row is of use again."""
     pairs_only: ClassVar[bool] = False

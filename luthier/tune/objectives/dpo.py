@@ -36,6 +36,7 @@ class Dpo(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("prefer",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     example_streams: ClassVar[tuple[str, ...]] = ("weight",)
+    rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
     pairs_only: ClassVar[bool] = True
 

@@ -35,6 +35,7 @@ class Grpo(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("generate",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     example_streams: ClassVar[tuple[str, ...]] = ("weight",)
+    rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
     makes_rows: ClassVar[bool] = True
 

@@ -34,6 +34,7 @@ class Kto(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("prefer",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     example_streams: ClassVar[tuple[str, ...]] = ("weight", "desirable")
+    rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
 
     beta: float = Field(0.1, gt=0)

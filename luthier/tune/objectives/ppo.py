@@ -38,6 +38,7 @@ class Ppo(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("generate",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     example_streams: ClassVar[tuple[str, ...]] = ("weight",)
+    rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
     makes_rows: ClassVar[bool] = True
 
