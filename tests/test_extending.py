@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from luthier.selection import SELECTIONS
-from luthier.tune.objectives import OBJECTIVES
+from luthier.tune.objectives import OBJECTIVES, Context
 from tests import tiny as make
 from tests.common import test_objectives, test_selections
 from tests.common.test_objectives import case as case
@@ -61,8 +61,8 @@ def test_the_new_selection_passes_the_common_checks(tuned: Any, tmp_path: Path) 
 def test_the_new_objective_learns_with_several_labels(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("bert"), "classes", multi_label=True)
     rows = make.rows(net, multi_label=True)
-    objective = OBJECTIVES["focal"]()
+    learner = OBJECTIVES["focal"]().begin(Context(net, rows))
     test_objectives.assert_close(
-        test_objectives.gradients(objective, net, [rows[:3], rows[3:]]),
-        test_objectives.gradients(objective, net, [rows]),
+        test_objectives.gradients(learner, [rows[:3], rows[3:]]),
+        test_objectives.gradients(learner, [rows]),
     )
