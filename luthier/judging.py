@@ -49,6 +49,9 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             where=str(run.folder),
             mend="evaluate on data with the same labels (data.label_names renames them)",
         )
+    if (comparison := recipe.chosen_objective.comparison) is not None:
+        saved.network.comparison = comparison
+        saved.network.refer_to(lambda: saved.selection.off(saved.network))
     tuned = tuned_result(saved.network, prepared, progress)
     beside = {mixed.name: judge_mixed(saved, mixed, prepared, progress) for mixed in prepared.mix}
     systems = [tuned, *baseline_results(saved, prepared, progress)]
@@ -94,6 +97,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
+            head=recipe.chosen_objective.head,
             added_tokens=bool(recipe.chosen_selection.added_tokens()),
             files=files_of(run.model_folder),
             command=report.command,
@@ -165,6 +169,11 @@ def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> li
                 progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")
         names = [name for name in names if not BASELINES[name].prompted]
     test = test_examples(prepared)
+    if "completion" in test[0].fields:
+        for name in names:
+            if BASELINES[name].pairs_only:
+                progress.say(f"left out: {BASELINES[name].title}, because a row holds one answer and not two")
+        names = [name for name in names if not BASELINES[name].pairs_only]
     with base_network(saved, prepared, [n for n in names if BASELINES[n].prompted], progress) as network:
         asked = Asked(
             network=network,

@@ -1,7 +1,7 @@
 """Other data sets that are learned in the same steps: further tasks, or general text so that it is not forgotten.
 
-In: the recipe's `mix`, tokenizer, model facts. Out: for each entry its rows, how many of them a step takes, and what its
-loss counts.
+In: the recipe's `mix` and the tokenizer. Out: for each entry its rows, how many of them a step takes, and what its loss
+counts.
 """
 
 from __future__ import annotations

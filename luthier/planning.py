@@ -14,9 +14,9 @@ from luthier import files
 from luthier.batches import BatchPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
+from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
-from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
@@ -106,6 +106,7 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
+    problems += parsed.chosen_objective.problems(base)
     problems += check_evaluation(parsed, source)
 
     found, facts = None, None
@@ -133,7 +134,8 @@ def prepare(
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems
-    named, further = parsed.chosen_objective.more_data(), {}
+    named = parsed.chosen_objective.more_data()
+    further: dict[str, Dataset] = {}
     if not mistyped:
         further, wrong = read_more(named, parsed.task, base, progress)
         problems += wrong
@@ -202,7 +204,8 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
             Problem(
                 f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",
                 source.place(("model",)),
-                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
+                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or "
+                + ("objective: reward" if recipe.task == "prefer" else "task: classify"),
             )
         )
     if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:
@@ -264,5 +267,11 @@ def check_streams(recipe: Recipe, rows: Sequence[Row]) -> None:
     objective = recipe.chosen_objective
     missing = [name for name in objective.token_streams if name not in rows[0].token_streams]
     missing += [name for name in objective.example_streams if name not in rows[0].example_streams]
+    if objective.pairs_only and not rows[0].parts:
+        raise UserError(
+            "this objective learns from pairs of answers, and these rows hold single answers with a label",
+            where="objective",
+            mend="use objective: kto, or give columns prompt, chosen, rejected",
+        )
     if missing:
         raise UserError(f"this objective needs {', '.join(missing)}, and rows of task {recipe.task} carry none")

@@ -131,11 +131,11 @@ def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, ker
         text.layer_types = list(text.layer_types[:BLOCKS])
     text.vocab_size = VOCABULARY
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
-    config.num_labels = 2
+    config.num_labels = 1 if head == "score" else 2
     with torch.random.fork_rng(devices=[]):
         model: Any = model_class(head).from_config(config).to(dtype).to(device)
     prefix = f"{model.base_model_prefix}."
-    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head == "classes" else set()
+    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head != "language" else set()
     return Network(
         model,
         _Padding,

@@ -226,9 +226,15 @@ class Recipe(Settings):
         chosen = OBJECTIVES[task.objective]() if self.objective is None else self.objective.chosen
         return chosen.for_form(task.form)
 
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the recipe's, or what selection and objective make of it."""
+        share = self.chosen_objective.rate_share
+        return self.train.learning_rate or float(f"{self.chosen_selection.learning_rate * share:.6g}")
+
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""
-        rate = self.train.learning_rate or self.chosen_selection.learning_rate
+        rate = self.learning_rate
         objective = self.chosen_objective
         name = TASKS[self.task].objective if self.objective is None else self.objective.name
         tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages", "mix"})

@@ -146,6 +146,7 @@ class Tuning:
             )
             learner = mixed.objective.begin(seen)
             self.strands.append(Strand(learner, mixed.plan, mixed.weight / total, mixed.name))
+        self.network.comparison = objective.comparison or self.network.comparison
         groups = rate_groups(self.network, recipe.train, plan.steps_per_epoch, selection.rate_factor)
         self.optimizer = Optimizer(self.network, recipe.train, groups)
         self.moved = MovedCheck(self.network, self.optimizer)
@@ -175,7 +176,7 @@ class Tuning:
         from luthier.tune.schedules import plateau_share, rate_share
 
         settings = self.prepared.recipe.train
-        peak = settings.learning_rate or self.prepared.recipe.chosen_selection.learning_rate
+        peak = self.prepared.recipe.learning_rate
         values = [figures[self.best.metric] for figures in self.best.history]
         share = plateau_share(values, self.best.higher_is_better, settings)
         return peak * share * rate_share(step, self.prepared.plan.steps, settings)
@@ -240,9 +241,11 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
     losses = [row["loss"] for row in run.log if row["kind"] == "step"]
     tokens, busy = 0, 0.0
     stopped_early = at > 0 and best.should_stop(settings.early_stopping)
+    makes_rows = prepared.recipe.chosen_objective.makes_rows
+    trunk_settings = settings.model_copy(update={"store_trunk": False}) if makes_rows else settings
     to_train = 0 if stopped_early else int(prepared.rows.lengths.sum())
     with (
-        stored_trunk(tuning.network, settings, to_train, progress.say) as trunk,
+        stored_trunk(tuning.network, trunk_settings, to_train, progress.say) as trunk,
         stop_requests() as requested,
         progress.stage("training", plan.steps) as tell,
     ):
@@ -250,7 +253,8 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
             tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
             files.append_json_line(run.folder / METRICS, {"kind": "step", **asdict(step)})
             losses.append(step.loss)
-            refuse_climbing_loss(losses, best, run.folder)
+            if not makes_rows:  # a loss over answers of its own making says nothing by its size
+                refuse_climbing_loss(losses, best, run.folder)
             shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
             tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")
             if step.step in validate_at:

@@ -59,32 +59,44 @@ def small(name: str) -> Selection:
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 
-def prompt_format(net: Network, *, multi_label: bool = False, max_length: int = 128) -> PromptFormat:
-    if net.head == "language":
-        return choose_format("chat", net.tokenizer, (), False, max_length)
-    return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
+def prompt_format(
+    net: Network, *, multi_label: bool = False, max_length: int = 128, form: Form | None = None
+) -> PromptFormat:
+    form = form or FORM[net.head]
+    if form == "classify":
+        return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
+    return choose_format("chat" if form == "generate" else form, net.tokenizer, (), False, max_length)
 
 
-def examples(head: Head, *, multi_label: bool = False, count: int = 7) -> list[Example]:
+FORM: dict[Head, Form] = {"classes": "classify", "language": "generate", "score": "prefer", "pooled": "classify"}
+"""The form of examples that a head is tried with, where nothing else is said."""
+
+
+def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Example]:
     """Examples of several lengths and weights that can be learned from."""
     made = []
     for index in range(count):
         text = TEXTS[index % len(TEXTS)] + " more" * (index // len(TEXTS))
         label = LABELS[index % len(LABELS)]
-        if head == "language":
+        if (form or FORM[head]) == "prefer":
+            asked = [{"role": "user", "content": text}]
+            answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
+            chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
+            fields: dict[str, Any] = {"messages": asked, "chosen": chosen, "rejected": rejected}
+        elif (form or FORM[head]) == "generate":
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
-            fields: dict[str, Any] = {"messages": turns * (1 + index % 2)}
+            fields = {"messages": turns * (1 + index % 2)}
         else:
             fields = {"text": text, "label": [label] if multi_label else label}
         made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
     return made
 
 
-def rows(net: Network, *, multi_label: bool = False, count: int = 7) -> list[Row]:
+def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Row]:
     made = tokenise(
-        examples(net.head, multi_label=multi_label, count=count),
+        examples(net.head, multi_label=multi_label, count=count, form=form),
         net.tokenizer,
-        prompt_format(net, multi_label=multi_label),
+        prompt_format(net, multi_label=multi_label, form=form),
     )
     assert not made.problems
     return made.rows
@@ -97,18 +109,23 @@ def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
     with torch.no_grad():
         if net.head == "pooled":
             return net.embeddings(batch)
-        return net.class_logits(batch) if net.head == "classes" else net.token_logits(net.hidden(batch))
+        return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:
-    return OBJECTIVES[{"classes": "classify", "pooled": "contrastive", "language": "sft"}[net.head]]()
+    fitting = {"classes": "classify", "pooled": "contrastive", "language": "sft", "score": "reward"}
+    return OBJECTIVES[fitting[net.head]]()
 
 
+REWARD = f"{Path(__file__).parent / 'common' / 'reward.py'}:letters"
+DRAWN: dict[str, Any] = {"rewards": [REWARD], "max_new_tokens": 12}
 SETTINGS: dict[str, dict[str, Any]] = {
     "adversarial": {"target": "texts.jsonl"},
+    "grpo": {**DRAWN, "samples": 3},
+    "ppo": DRAWN,
     "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
 }
-"""Of objectives that can't do without."""
+"""Of objectives that can't do without, or would take long on a tiny model."""
 
 
 def objective(name: str, form: Form) -> Objective:
@@ -116,21 +133,27 @@ def objective(name: str, form: Form) -> Objective:
     return OBJECTIVES[name].model_validate(SETTINGS.get(name, {})).for_form(form)
 
 
-def begin(objective: Objective, net: Network, *, multi_label: bool = False) -> tuple[Learner, list[Row]]:
+def begin(
+    objective: Objective, net: Network, *, multi_label: bool = False, form: Form | None = None
+) -> tuple[Learner, list[Row]]:
     """The objective in a run, the model a little away from where it started, and the rows of a first update."""
-    data = rows(net, multi_label=multi_label)
+    form = form or (FORM[net.head] if FORM[net.head] in objective.forms else objective.forms[0])
+    data = rows(net, multi_label=multi_label, form=form)
     more = {name: [unlabelled(row) for row in data[:4]] for name in objective.more_data()}
     context = Context(
         net,
         data,
-        examples(net.head, multi_label=multi_label),
-        prompt_format(net, multi_label=multi_label),
+        examples(net.head, multi_label=multi_label, form=form),
+        prompt_format(net, multi_label=multi_label, form=form),
         plan=BatchPlan(len(data), len(data), 1, seed=0),
         more=more,
     )
     learner = objective.begin(context)
     move(net)
-    return learner, list(next(iter(learner.updates(1, range(len(data))))))
+    made = list(next(iter(learner.updates(1, range(len(data))))))
+    if objective.makes_rows:
+        move(net)
+    return learner, made
 
 
 def unlabelled(row: Row) -> Row:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import jinja2
 import yaml
 
-from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL
+from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL, PREFER
 from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
 from luthier.evaluate.report import facts
 from luthier.files import read_json, write_text
+from luthier.tasks import Head
 
 Files = Literal["weights", "adapter", "own adapter"]
 """What `model/` holds: whole weights, an adapter that PEFT reads, or one that Luthier alone reads."""
@@ -35,6 +36,8 @@ class CardData:
     base_model: str
     """As the recipe names it; it enters the metadata when it is a hub id."""
     title: str = "A model tuned with Luthier"
+    head: Head = "language"
+    """What the model gives, where the task leaves that open."""
     added_tokens: bool = False
     """Whether the tokenizer was given tokens that the base model's does not have."""
     files: Files | None = None
@@ -80,6 +83,8 @@ def render_card(card: CardData, files: Files) -> str:
         verdict=verdict,
         files=files,
         labelled=verdict["task"] in (CLASSIFY, MULTI_LABEL),
+        scores=card.head == "score",
+        prefers=verdict["task"] == PREFER,
         labels=list(card.labels or verdict["labels"]),
         metadata=yaml.safe_dump(metadata(card, files), sort_keys=False, allow_unicode=True).rstrip(),
         tuned=next(system for system in verdict["systems"] if system["name"] == TUNED),
@@ -92,7 +97,8 @@ def render_card(card: CardData, files: Files) -> str:
 def metadata(card: CardData, files: Files) -> dict[str, Any]:
     """The YAML block on top, in the hub's own keys; what is not known is left out."""
     verdict = card.verdict
-    pipeline = "text-classification" if verdict["task"] in (CLASSIFY, MULTI_LABEL) else "text-generation"
+    labelled = verdict["task"] in (CLASSIFY, MULTI_LABEL)
+    pipeline = "text-classification" if labelled or card.head == "score" else "text-generation"
     tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
     results = [
         {"type": name, "name": verdict["metrics"][name]["title"], "value": round(found["value"], 6)}

@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
-from luthier.kernels.cross_entropy import head_loss
+from luthier.kernels.cross_entropy import head_loss, token_losses
 from luthier.kernels.fast import Family, label_scores, packed_hidden
-from luthier.records import Batch, Row
+from luthier.records import Batch, Comparison, Row
 from luthier.tasks import Head
 
 if TYPE_CHECKING:
@@ -76,12 +77,16 @@ class Network:
         hold (a BERT pooler)."""
         self.unused_parameters: set[str] = {name for name, _ in model.named_parameters() if name.endswith(UNUSED)}
         """Never touched by a forward pass: nothing can teach them, so nothing asks them to."""
+        self.indifferent_parameters: set[str] = set()
+        """They learn, and the loss is the same whatever they are, so they need not move."""
         self.folder = folder
         """The base model's own files; None until they are asked for, where what was loaded are tuned weights."""
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_fingerprint = base_fingerprint
-        self._reference: dict[str, torch.Tensor] | None = None
+        self.comparison = Comparison("score" if head == "score" else "mean")
+        """How it tells which of two answers it prefers."""
+        self._reference: Callable[[], AbstractContextManager[None]] | None = None
         self._base_state: dict[str, torch.Tensor] | None = None
 
     @property
@@ -185,6 +190,20 @@ class Network:
         chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
         return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
+    def token_losses(self, hidden_MD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+        """Each token's negative log-likelihood, [M] in nats, the scores never held all at once."""
+        if len(target_M) == 0:
+            return hidden_MD.float().sum(dim=1)
+        head = self.model.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+            return token_losses(hidden_MD, head.weight, target_M)
+
+        def chunk_losses(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+
+        chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), strict=True)
+        return torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
+
     def _scores_are_scaled(self) -> bool:
         config = self.model.config.get_text_config()
         return any(getattr(config, name, None) is not None for name in SCORE_SCALES)
@@ -283,27 +302,50 @@ class Network:
 
     def keep_reference(self) -> None:
         """Remember what learns as it is now, for `as_reference`."""
-        learning = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self._reference = {n: p.detach().clone() for n, p in learning if not n.startswith(f"{AUXILIARY}.")}
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        kept = copies({name: p.data for name, p in learning.items() if not name.startswith(f"{AUXILIARY}.")})
+        self.refer_to(lambda: self._put_in_place(kept))
+
+    def refer_to(self, reference: Callable[[], AbstractContextManager[None]]) -> None:
+        """Let `as_reference` be the network inside this block, such as a selection's `off`."""
+        self._reference = reference
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Inside the block, the network is as it was when `keep_reference` was called: no gradient, no dropout."""
+        """Inside the block, the network is as it was when `keep_reference` was called: no gradient, no dropout.
+
+        A backward pass may not run inside, nor may a forward pass that one follows outside span its start or end.
+        """
         assert self._reference is not None
-        parameters = dict(self.model.named_parameters())
-        now = {name: parameters[name].data for name in self._reference}
         training = [module for module in self.model.modules() if module.training]
         try:
             self.model.eval()
-            for name, value in self._reference.items():
-                parameters[name].data = value
-            with torch.no_grad():
+            with self._reference(), torch.no_grad():
                 yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextlib.contextmanager
+    def _put_in_place(self, kept: dict[str, torch.Tensor]) -> Iterator[None]:
+        parameters = dict(self.model.named_parameters())
+        now = {name: parameters[name].data for name in kept}
+        try:
+            for name, value in kept.items():
+                parameters[name].data = value
+            yield
         finally:
             for name, value in now.items():
                 parameters[name].data = value
-            for module in training:
-                module.training = True
+
+    @contextlib.contextmanager
+    def without_trunk(self) -> Iterator[None]:
+        """Inside the block the stored trunk is neither read nor written: for rows that will not come again."""
+        trunk, self.trunk = self.trunk, None
+        try:
+            yield
+        finally:
+            self.trunk = trunk
 
     def base_state(self) -> dict[str, torch.Tensor]:
         """The base model's tensors by parameter name, read again from its files on first use."""
@@ -324,3 +366,23 @@ class Network:
                 folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
             )
         return {name: p.detach() for name, p in loaded.named_parameters()}
+
+
+def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies that lie in memory as the originals do, so that layers whose weights are joined stay joined."""
+    sharing: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    made = {}
+    for names in sharing.values():
+        storage = tensors[names[0]].untyped_storage()
+        whole = sum(tensors[name].nbytes for name in names) == storage.nbytes() and len(names) > 1
+        twin = storage.clone() if whole else None
+        for name in names:
+            tensor = tensors[name]
+            if twin is None:
+                made[name] = tensor.clone()
+            else:
+                empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                made[name] = empty.set_(twin, tensor.storage_offset(), tensor.shape, tensor.stride())
+    return made

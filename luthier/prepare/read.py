@@ -43,7 +43,7 @@ from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, p
 from luthier.prepare.split import Marks
 from luthier.progress import Progress
 from luthier.records import Example
-from luthier.tasks import TASKS
+from luthier.tasks import TASKS, Form
 
 __all__ = ["UNLABELLED", "DataSettings", "Dataset", "LabelBins", "read_data"]
 
@@ -212,7 +212,7 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
                 mend = f"its columns are {', '.join(table.columns[:30])}; give it the same ones as {train.file}"
                 problems.append(Problem(f"no column {name!r}", table.file, mend))
     raise_all(problems)
-    if "label" in convention.needs and "label" not in settings.columns:
+    if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
     return convention, columns
 
@@ -235,7 +235,7 @@ def clean(
     advance: Callable[[int], None],
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
-    keyed = labelled_example if is_labelled(task) else text_example if task == UNLABELLED else messages_example
+    keyed = text_example if task == UNLABELLED else EXAMPLES[TASKS[task].form]
     examples = ExampleWriter(writer)
     keys, kinds = bytearray(), array("i")
     kind_of: dict[tuple[str, ...], int] = {}
@@ -283,6 +283,20 @@ def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, 
     messages = fields["messages"]
     key = fingerprint(json.dumps(messages[:-1], ensure_ascii=False))
     return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
+
+
+def preference_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same prompt have the same key, so they are never in different splits."""
+    key = fingerprint(json.dumps(fields["messages"], ensure_ascii=False))
+    return Example(fingerprint(json.dumps(fields, ensure_ascii=False, sort_keys=True)), fields, place), key, ()
+
+
+EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[str, ...]]]] = {
+    "classify": labelled_example,
+    "generate": messages_example,
+    "prefer": preference_example,
+}
+"""How each form of fields becomes an example, the hash of its input, and its labels."""
 
 
 def make_splits(

@@ -5,6 +5,11 @@ from luthier.tune.objectives.base import Context, Known, Learner, MoreData, Obje
 from luthier.tune.objectives.classify import Classify
 from luthier.tune.objectives.contrastive import Contrastive
 from luthier.tune.objectives.distil import Distil
+from luthier.tune.objectives.dpo import Dpo
+from luthier.tune.objectives.grpo import Grpo
+from luthier.tune.objectives.kto import Kto
+from luthier.tune.objectives.ppo import Ppo
+from luthier.tune.objectives.reward import Reward
 from luthier.tune.objectives.selftrain import Selftrain
 from luthier.tune.objectives.sft import Sft
 
@@ -13,6 +18,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classify,
     "contrastive": Contrastive,
     "distil": Distil,
+    "dpo": Dpo,
+    "grpo": Grpo,
+    "kto": Kto,
+    "ppo": Ppo,
+    "reward": Reward,
     "selftrain": Selftrain,
     "sft": Sft,
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.batches import BatchPlan
 from luthier.errors import Problem
-from luthier.records import Batch, Example, Loss, Row
+from luthier.records import Batch, Comparison, Example, Loss, Row
 from luthier.settings import Settings
 from luthier.tasks import Form, Head
 
@@ -79,6 +79,21 @@ class Objective(Settings):
     """The streams it reads, checked before weights are loaded."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
+    rate_share: ClassVar[float] = 1.0
+    """What the selection's own learning rate is multiplied by when the recipe names none."""
+    makes_rows: ClassVar[bool] = False
+    """Whether it makes rows of its own as it goes, so that nothing computed for a row is of use again."""
+    pairs_only: ClassVar[bool] = False
+    """Whether each row must be a pair of answers."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How the tuned model tells which of two answers it prefers; None where it is not tuned for that."""
+        return None
+
+    def problems(self, base: Path) -> list[Problem]:
+        """What is wrong with the settings that only the recipe's folder tells, such as a file that is not there."""
+        return []
 
     def weight(self, batch: Batch) -> float:
         """This batch's part of what the loss sum is divided by."""
@@ -97,7 +112,7 @@ class Objective(Settings):
         return {}
 
     def misfits(self, known: Known) -> list[Problem]:
-        """What stands against it as far as can be known before weights are loaded, such as a teacher of other labels."""
+        """What stands against it as far as is known before weights are loaded, such as a teacher of other labels."""
         return []
 
     def outside(self, base: Path) -> str:
