@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, scores, word_tags
+from luthier.engine.classify import class_probabilities, class_scores, word_tags
 from luthier.engine.generate import Sampling, generate
 from luthier.errors import UserError
 from luthier.evaluate.entities import entities
@@ -104,6 +104,8 @@ def label(conversation: Conversation, message: str, on_text: OnText | None) -> R
 def reply(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
     """The assistant's next turn."""
     network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    if network.head == "score":
+        raise UserError("this model scores answers and writes none", mend="its model card shows how to ask it")
     if prompt_format.task != "chat":
         conversation.forget()
     conversation.messages.append({"role": "user", "content": message})
@@ -122,7 +124,7 @@ def rate(conversation: Conversation, message: str, on_text: OnText | None) -> Re
     network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
     row = prompt_row({"text": message}, network.tokenizer, prompt_format)
     mean, deviation = prompt_format.scale
-    return Reply(f"{mean + deviation * scores(network, [row])[0]:.4g}", row.tokens)
+    return Reply(f"{mean + deviation * float(class_scores(network, [row])[0, 0]):.4g}", row.tokens)
 
 
 def mark(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
@@ -154,6 +156,7 @@ class Answerer:
 ANSWERERS: dict[Form, Answerer] = {
     "classify": Answerer("Type a text to label it ({labels}). /exit ends.", label),
     "generate": Answerer("Type a message. /new starts over, /exit ends.", reply),
+    "prefer": Answerer("Type a message. /exit ends.", reply),
     "regress": Answerer("Type a text to get its number. /exit ends.", rate),
     "tag": Answerer("Type a text to find what is tagged in it. /exit ends.", mark),
     "lm": Answerer("Type how a text begins, and the model goes on. /exit ends.", go_on),

@@ -155,6 +155,11 @@ def label_column_is_likely(table: Table, convention: Convention, columns: Column
     return looks_like_labels(values(table, columns["label"]))
 
 
+def guess_pairs(table: Table, ask: Ask | None) -> Guess | None:
+    """Nothing but well-known names tells a better answer from a worse one."""
+    return None
+
+
 def guess_turns(table: Table, ask: Ask | None) -> Guess | None:
     """A column that holds lists of turns."""
     for column in table.columns:
@@ -243,6 +248,7 @@ class Guesser:
 
 
 GUESSERS: dict[str, Guesser] = {
+    "prefer": Guesser(guess_pairs, lambda table, convention, columns: "chosen" in convention.needs),
     "chat": Guesser(guess_turns, lambda table, convention, columns: convention is MESSAGES),
     "generate": Guesser(guess_answers, lambda table, convention, columns: convention is not MESSAGES),
     "tag": Guesser(guess_tags, lambda table, convention, columns: looks_tagged(table, columns)),

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language", "score", "tags"]
-"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number.
-`tags`: a score for each tag, at every token."""
-Form = Literal["classify", "generate", "lm", "regress", "tag"]
+Head = Literal["classes", "language", "score", "tags", "pooled"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number. `tags`: a score
+for each tag, at every token. `pooled`: a score for each label from the mean of all hidden states, by a layer that is
+fitted and not trained."""
+Form = Literal["classify", "generate", "prefer", "lm", "regress", "tag"]
 """How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
-`lm`: a text alone. `regress`: a text and a number. `tag`: words and a tag for each."""
+`prefer`: messages and two answers to them, or one answer that is wanted or not. `lm`: a text alone. `regress`: a text
+and a number. `tag`: words and a tag for each."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Task:
     @property
     def is_chat(self) -> bool:
         """Whether its examples go through a chat template."""
-        return self.form == "generate"
+        return self.form in ("generate", "prefer")
 
 
 TASKS: dict[str, Task] = {
@@ -61,6 +63,14 @@ TASKS: dict[str, Task] = {
             metrics=("perplexity", "token_f1", "exact_match"),
             baselines=("zero_shot", "few_shot"),
             about="the assistant's turns of a dialogue",
+        ),
+        Task(
+            "prefer",
+            form="prefer",
+            objective="dpo",
+            metrics=("preference_accuracy", "margin"),
+            baselines=("untouched", "longer", "chance"),
+            about="the better of two answers to a prompt, or answers that are wanted rather than not",
         ),
         Task(
             "regress",

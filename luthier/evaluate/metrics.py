@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 from luthier.errors import UserError, nearest
 from luthier.evaluate import entities, numbers
 from luthier.records import Prediction
+from luthier.rewards import same_final_answer
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE, LM, REGRESS, TAG = TASKS = (
+CLASSIFY, MULTI_LABEL, GENERATE, LM, REGRESS, TAG, PREFER = TASKS = (
     "classify",
     "multi-label",
     "generate",
     "lm",
     "regress",
     "tag",
+    "prefer",
 )
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
@@ -228,6 +230,10 @@ def count_quasi_exact(predictions: Sequence[Prediction], labels: Sequence[str]) 
     return one_and([words(prediction.expected) == words(prediction.predicted) for prediction in predictions])
 
 
+def count_final_answer(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([same_final_answer(prediction.predicted, prediction.expected) for prediction in predictions])
+
+
 def count_token_f1(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
     return one_and([token_f1(prediction) for prediction in predictions])
 
@@ -236,6 +242,10 @@ def count_loss(predictions: Sequence[Prediction], labels: Sequence[str]) -> Arra
     """[N, 2]: tokens, loss in nats; NaN for a row that has none."""
     pairs = [(p.loss_tokens, p.loss if p.loss is not None else np.nan) for p in predictions]
     return np.array(pairs, dtype=np.float64)
+
+
+def count_margin(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([p.margin if p.margin is not None else np.nan for p in predictions])
 
 
 def one_and(values: Sequence[float]) -> Array:
@@ -274,6 +284,10 @@ def count_bytes(predictions: Sequence[Prediction], labels: Sequence[str]) -> Arr
 def bits_per_byte(sums_BK: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums_BK[:, 1] / sums_BK[:, 0] / np.log(2)
+
+
+def mean(sums_BK: Array) -> Array:
+    return sums_BK[:, 1] / sums_BK[:, 0]
 
 
 # ---- the table
@@ -324,6 +338,14 @@ METRICS: dict[str, Metric] = {
         "share of answers equal to the reference, case, punctuation and articles aside",
         (GENERATE,),
         count_quasi_exact,
+        share,
+        True,
+    ),
+    "final_answer": Metric(
+        "right final answers",
+        "share of answers that end in the reference's final number, after #### where it is written so",
+        (GENERATE,),
+        count_final_answer,
         share,
         True,
     ),
@@ -425,6 +447,22 @@ METRICS: dict[str, Metric] = {
         numbers.correlation,
         percent=False,
     ),
+    "preference_accuracy": Metric(
+        "preference accuracy",
+        "share of rows where the answer that people chose is worth more to the model than the other one",
+        (PREFER,),
+        count_right,
+        share,
+        True,
+    ),
+    "margin": Metric(
+        "mean margin",
+        "mean of how much more the chosen answer is worth to the model than the other one",
+        (PREFER,),
+        count_margin,
+        mean,
+        percent=False,
+    ),
 }
 
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
@@ -434,5 +472,6 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     LM: ("perplexity", "bits_per_byte"),
     TAG: ("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
     REGRESS: ("mae", "rmse", "r2", "pearson", "spearman"),
+    PREFER: ("preference_accuracy", "margin"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

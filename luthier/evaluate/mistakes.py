@@ -10,7 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from luthier.evaluate.entities import describe_entities, wrong_entities
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS, TAG, is_right, names, token_f1, words
+from luthier.evaluate.metrics import (
+    CLASSIFY,
+    GENERATE,
+    LM,
+    MULTI_LABEL,
+    PREFER,
+    REGRESS,
+    TAG,
+    is_right,
+    names,
+    token_f1,
+    words,
+)
 from luthier.records import Prediction
 
 MOST = 10
@@ -33,8 +45,9 @@ def worst_mistakes(predictions: Sequence[Prediction], task: str) -> list[dict[st
 
 
 def surest_wrong(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Wrong labels, the most confident first."""
-    return sorted((p for p in predictions if not is_right(p)), key=lambda p: -(confidence(p) or 0.0))
+    """Wrong answers, the most confident first."""
+    wrong = [p for p in predictions if not is_right(p)]
+    return sorted(wrong, key=lambda p: (-(confidence(p) or 0.0), p.margin or 0.0))
 
 
 def farthest_answers(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -60,6 +73,7 @@ WORST: dict[str, Callable[[Sequence[Prediction]], list[Prediction]]] = {
     CLASSIFY: surest_wrong,
     MULTI_LABEL: surest_wrong,
     GENERATE: farthest_answers,
+    PREFER: surest_wrong,
     LM: most_surprising,
     REGRESS: farthest_numbers,
     TAG: most_wrong_entities,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, REGRESS, TAG
+from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, PREFER, REGRESS, TAG
+from luthier.tasks import Head
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ with torch.inference_mode():
     print(mean + deviation * model(**tokenizer("your text", return_tensors="pt")).logits[0, 0].item())"""
 
 
+RATING = """answered = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]
+tokens = tokenizer.apply_chat_template(answered, return_dict=True, return_tensors="pt")
+with torch.inference_mode():
+    print(float(model(**tokens).logits[0, 0]))"""
 TAGGING = """labels = {{ labels|tojson }}
 text = "the words of a text"
 tokens = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
@@ -93,6 +98,7 @@ USES: dict[str, Use] = {
         limit="It gives every text a number, also text that none fits.",
     ),
     GENERATE: Use("write answers", "text-generation", "AutoModelForCausalLM", ANSWERING),
+    PREFER: Use("write answers that people prefer", "text-generation", "AutoModelForCausalLM", ANSWERING),
     LM: Use(
         "go on with text like that below",
         "text-generation",
@@ -102,3 +108,18 @@ USES: dict[str, Use] = {
     ),
 }
 """By task."""
+BY_HEAD: dict[tuple[str, Head], Use] = {
+    (PREFER, "score"): Use(
+        "score answers: the better of two gets the higher number",
+        "text-classification",
+        "AutoModelForSequenceClassification",
+        RATING,
+        size=", num_labels=1",
+        needs_torch=True,
+    ),
+}
+"""Where the head decides as well."""
+
+
+def use_of(task: str, head: Head) -> Use:
+    return BY_HEAD.get((task, head), USES[task])

@@ -46,10 +46,12 @@ class HeadKind:
 SEQUENCE = Made("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "SEQ_CLS")
 CAUSAL = Made("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "CAUSAL_LM")
 TOKEN = Made("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "TOKEN_CLS")
+BODY = Made("AutoModel", "MODEL_MAPPING_NAMES", "FEATURE_EXTRACTION")
 HEADS: dict[Head, HeadKind] = {
     "classes": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
     "score": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
     "tags": HeadKind({"decoder": TOKEN, "encoder": TOKEN}),
+    "pooled": HeadKind({"decoder": BODY, "encoder": BODY}, is_new=False),
     "language": HeadKind({"decoder": CAUSAL}, is_new=False),
 }
 
@@ -82,11 +84,11 @@ def article(kind: Kind) -> str:
 
 def settle(config: Any, head: Head, labels: Sequence[str], multi_label: bool) -> None:
     """Write into a model's config what the head is to give; the language head is as the model brings it."""
-    if head in ("classes", "tags"):
+    if head in ("classes", "pooled", "tags"):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-        if head == "classes":
+        if head != "tags":
             config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
     elif head == "score":
         config.num_labels = 1

@@ -54,8 +54,8 @@ def choose_dtype(settings: ModelSettings, device: str) -> torch.dtype:
     return torch.float32
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, with a padding token whatever it brought."""
+def load_tokenizer(folder: Path, added: Sequence[str] = ()) -> Any:
+    """The folder's tokenizer, with a padding token whatever it brought, and with these tokens added."""
     import transformers
 
     quiet()
@@ -69,7 +69,23 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    add_tokens(tokenizer, added)
     return tokenizer
+
+
+def add_tokens(tokenizer: Any, added: Sequence[str]) -> list[list[int]]:
+    """Add tokens to a tokenizer; returns the ids of the pieces that it cut each into before."""
+    import transformers
+
+    pieces = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in added]
+    whole_words = [token[0].isalnum() and token[-1].isalnum() for token in added]  # `cat` is no part of `concatenate`
+    tokenizer.add_tokens(
+        [
+            transformers.AddedToken(token, normalized=False, single_word=whole)
+            for token, whole in zip(added, whole_words, strict=True)
+        ]
+    )
+    return pieces
 
 
 def load_network(
@@ -114,9 +130,11 @@ def load_network(
         raise UserError(
             f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
         ) from None
+    if head == "pooled" and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the mean of the hidden states takes its place
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
-    prefix = f"{model.base_model_prefix}."
+    prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
     # a head made for the task learns even where the files hold one that fits: its labels may be others
     own_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     own_head = own_head if HEADS[head].is_new else set()
@@ -140,8 +158,20 @@ def load_network(
         base_revision=found.revision if found.source == "hub" else None,
         base_fingerprint=found.fingerprint,
     )
+    if head == "pooled":
+        network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
     network.notes = how_it_runs(network, settings)
     return network
+
+
+def label_layer(width: int, labels: int) -> Any:
+    """Label scores from an embedding: all alike until it is fitted. No gradient teaches it."""
+    import torch
+
+    layer = torch.nn.Linear(width, labels).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    return layer
 
 
 def how_it_runs(network: Network, settings: ModelSettings) -> list[str]:

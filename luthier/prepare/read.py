@@ -35,11 +35,12 @@ from luthier.prepare.checks import (
 )
 from luthier.prepare.columns import (
     IN_WORDS,
-    LABELLED,
     NUMBERED,
+    UNLABELLED,
     Columns,
     Convention,
     find_columns,
+    is_labelled,
     prefer_label_names,
     row_reader,
 )
@@ -55,7 +56,7 @@ from luthier.progress import Progress
 from luthier.records import Example
 from luthier.tasks import TASKS, Form
 
-__all__ = ["DataSettings", "Dataset", "LabelBins", "read_data"]
+__all__ = ["UNLABELLED", "DataSettings", "Dataset", "LabelBins", "read_data"]
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def write_data(
     if settings.on_bad_row == "skip":
         bad += drop_unknown_labels(marks, splits, labels, read_example)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(class_problems(marks, splits, labels, multi_label, read_example) if TASKS[task].form in LABELLED else [])
+    raise_all(class_problems(marks, splits, labels, multi_label, read_example) if is_labelled(task) else [])
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))
@@ -244,7 +245,7 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
                 mend = f"its columns are {', '.join(table.columns[:30])}; give it the same ones as {train.file}"
                 problems.append(Problem(f"no column {name!r}", table.file, mend))
     raise_all(problems)
-    if "label" in convention.needs and "label" not in settings.columns:
+    if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
     return convention, columns
 
@@ -325,9 +326,16 @@ def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tupl
     return Example(key, fields, place), key, ()
 
 
+def preference_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same prompt have the same key, so they are never in different splits."""
+    key = fingerprint(json.dumps(fields["messages"], ensure_ascii=False))
+    return Example(fingerprint(json.dumps(fields, ensure_ascii=False, sort_keys=True)), fields, place), key, ()
+
+
 EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[str, ...]]]] = {
     "classify": labelled_example,
     "generate": messages_example,
+    "prefer": preference_example,
     "lm": text_example,
     "regress": scored_example,
     "tag": tagged_example,
@@ -345,7 +353,7 @@ def make_splits(
     for split, rows in given.items():
         kept_rows, copies = splitting.drop_copies(marks, rows)
         duplicates += len(rows) - len(kept_rows)
-        if TASKS[task].form in LABELLED:
+        if is_labelled(task):
             kept_rows, found = splitting.settle_conflicts(marks, kept_rows, copies)
             conflicts.append(found)
         splits[split] = kept_rows

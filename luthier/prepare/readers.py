@@ -93,6 +93,7 @@ def as_it_is(settings: DataSettings, bins_dropped: Counter[str]) -> Read:
 READERS: dict[Form, Callable[[DataSettings, Counter[str]], Read]] = {
     "classify": labels,
     "generate": as_it_is,
+    "prefer": as_it_is,
     "lm": as_it_is,
     "regress": scores,
     "tag": tags,

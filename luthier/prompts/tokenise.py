@@ -15,6 +15,7 @@ from luthier.prompts.encoded import Encoded
 from luthier.prompts.format import PromptFormat
 from luthier.prompts.labelled import encode_labelled
 from luthier.prompts.messages import encode_messages, without_answer
+from luthier.prompts.preferences import encode_preferences
 from luthier.prompts.scored import encode_scored
 from luthier.prompts.tagged import encode_tagged, untagged
 from luthier.prompts.texts import encode_raw, windows
@@ -42,9 +43,14 @@ def _text(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"text": fields["text"]}
 
 
+def _messages(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"messages": fields["messages"]}
+
+
 FORMS: dict[Form, Encoding] = {
     "classify": Encoding(encode_labelled, _text, cuts_prompts=True),
     "generate": Encoding(encode_messages, without_answer, cuts_prompts=False),
+    "prefer": Encoding(encode_preferences, _messages, cuts_prompts=False),
     "regress": Encoding(encode_scored, _text, cuts_prompts=True),
     "tag": Encoding(encode_tagged, untagged, cuts_prompts=True, empty="no word becomes a token"),
     "lm": Encoding(encode_raw, _text, cuts_prompts=False, empty="one token alone has nothing to predict it from"),

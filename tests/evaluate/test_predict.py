@@ -19,7 +19,7 @@ from tests import tiny as make
 
 def test_labels_come_in_the_order_of_the_examples(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("bert"), "classes")
-    some = make.examples("classify", count=9)
+    some = make.examples("classes", count=9)
     form = make.prompt_format(net)
     together = predict(net, some, form, 8)
     assert [p.id for p in together] == [e.id for e in some]
@@ -32,7 +32,7 @@ def test_labels_come_in_the_order_of_the_examples(tiny: Callable[..., Path]) -> 
 
 def test_answers_come_with_the_likelihood_of_the_reference(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("llama"), "language")
-    some = make.examples("chat", count=5)
+    some = make.examples("language", count=5)
     predictions = predict(net, some, make.prompt_format(net), 4)
     for example, prediction in zip(some, predictions, strict=True):
         assert prediction.id == example.id
@@ -63,7 +63,7 @@ def labelled(tiny: Callable[..., Path]) -> tuple[Network, PromptFormat]:
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot"])
 def test_prompted_baselines_answer_with_labels(labelled: tuple[Network, PromptFormat], name: str) -> None:
     net, form = labelled
-    some = make.examples("classify", count=9)
+    some = make.examples("classes", count=9)
     predictions, note = BASELINES[name].run(asked(net, form, some[:5], some[5:]), lambda done: None)
     assert [p.id for p in predictions] == [e.id for e in some[5:]]
     for prediction in predictions:
@@ -75,7 +75,7 @@ def test_prompted_baselines_answer_with_labels(labelled: tuple[Network, PromptFo
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot"])
 def test_texts_beyond_the_window_are_cut_and_that_is_said(labelled: tuple[Network, PromptFormat], name: str) -> None:
     net, form = labelled
-    some = make.examples("classify", count=30)
+    some = make.examples("classes", count=30)
     endless = replace(some[0], id="endless", fields={"text": "a warm and funny film 🎻 " * 200, "label": "no"})
     test = [*some[5:], endless]
     predictions, note = BASELINES[name].run(asked(net, form, some[:5], test, shots=2), lambda done: None)
@@ -87,14 +87,14 @@ def test_texts_beyond_the_window_are_cut_and_that_is_said(labelled: tuple[Networ
 
 def test_few_shot_takes_no_more_examples_than_fit(labelled: tuple[Network, PromptFormat]) -> None:
     net, form = labelled
-    some = make.examples("classify", count=30)
+    some = make.examples("classes", count=30)
     predictions, note = BASELINES["few_shot"].run(asked(net, form, some[:20], some[20:], shots=20), lambda done: None)
     assert len(predictions) == 10 and "20 were asked for; no more fit its window" in note
 
 
 def test_few_shot_writes_too(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("gpt2"), "language")
-    some = make.examples("chat", count=12)
+    some = make.examples("language", count=12)
     form = make.prompt_format(net)
     predictions, _ = BASELINES["few_shot"].run(asked(net, form, some[:6], some[6:]), lambda done: None)
     assert [p.expected for p in predictions] == [e.fields["messages"][-1]["content"] for e in some[6:]]
@@ -103,7 +103,7 @@ def test_few_shot_writes_too(tiny: Callable[..., Path]) -> None:
 def test_several_labels_are_found_in_the_answer(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("llama"), "language")
     form = choose_format("classify", net.tokenizer, make.LABELS, True, 128)
-    some = make.examples("classify", multi_label=True, count=8)
+    some = make.examples("classes", multi_label=True, count=8)
     for name in (name for name, baseline in BASELINES.items() if "classify" in baseline.forms):
         predictions, _ = BASELINES[name].run(asked(net, form, some[:5], some[5:], shots=1), lambda done: None)
         assert all(isinstance(p.predicted, list) and set(p.predicted) <= set(make.LABELS) for p in predictions)
@@ -111,13 +111,13 @@ def test_several_labels_are_found_in_the_answer(tiny: Callable[..., Path]) -> No
 
 def test_majority_is_the_commonest_label_of_the_training_split(labelled: tuple[Network, PromptFormat]) -> None:
     net, form = labelled
-    some = make.examples("classify", count=7)  # no, yes, maybe, no, yes, maybe, no
+    some = make.examples("classes", count=7)  # no, yes, maybe, no, yes, maybe, no
     predictions, note = BASELINES["majority"].run(asked(net, form, some, some[:2]), lambda done: None)
     assert [p.predicted for p in predictions] == ["no", "no"] and "3 of 7" in note
 
 
 def test_shots_take_turns_among_the_labels() -> None:
-    some = make.examples("classify", count=12)
+    some = make.examples("classes", count=12)
     chosen = balanced(some, 5)
     assert len({example.id for example in chosen}) == 5
     assert [example.fields["label"] for example in chosen] == ["maybe", "no", "yes", "maybe", "no"]

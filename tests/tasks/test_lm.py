@@ -39,7 +39,7 @@ def text(words: int) -> Example:
 def test_windows_learn_every_token_but_the_first_once(net: Network, words: int, length: int) -> None:
     example = text(words)
     ids = net.tokenizer(example.fields["text"])["input_ids"]
-    made = tokenise([example], net.tokenizer, make.prompt_format(net, task="lm", max_length=length))
+    made = tokenise([example], net.tokenizer, make.prompt_format(net, form="lm", max_length=length))
     assert made.truncated == 0 and made.example_of == [0] * len(made.rows)
     learned = [t for row in made.rows for t, w in zip(row.tokens, row.token_streams["weight"], strict=True) if w]
     assert learned == ids[1:]
@@ -49,14 +49,14 @@ def test_windows_learn_every_token_but_the_first_once(net: Network, words: int, 
 
 
 def test_one_token_alone_can_not_be_learned_from(net: Network) -> None:
-    made = tokenise([Example("0" * 32, {"text": "a"}, "f, row 3")], net.tokenizer, make.prompt_format(net, task="lm"))
+    made = tokenise([Example("0" * 32, {"text": "a"}, "f, row 3")], net.tokenizer, make.prompt_format(net, form="lm"))
     (problem,) = made.problems
     assert made.rows == [] and problem.where == "f, row 3" and "nothing to predict it from" in problem.what
 
 
 def test_perplexity_and_bits_per_byte_equal_the_formula(net: Network) -> None:
     examples = [Example(f"{n:032x}", {"text": " ".join(sentence(n))}, "here") for n in range(5)]
-    predictions = predict(net, examples, make.prompt_format(net, task="lm"), 8)
+    predictions = predict(net, examples, make.prompt_format(net, form="lm"), 8)
     loss, tokens, size = 0.0, 0, 0
     for example in examples:
         ids = torch.tensor([net.tokenizer(example.fields["text"])["input_ids"]])

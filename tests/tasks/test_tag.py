@@ -121,7 +121,7 @@ def test_words_beyond_the_longest_row_are_o(family: str, tiny: Callable[..., Pat
 @pytest.mark.parametrize("family", ["llama", "bert", "distilbert", "xlnet"])
 def test_answers_are_the_likeliest_tags(family: str, tiny: Callable[..., Path]) -> None:
     net = make.network(tiny(family), "tags")
-    form, some = make.prompt_format(net), make.examples("tag", count=5)
+    form, some = make.prompt_format(net), make.examples("tags", count=5)
     rows = tokenise(some, net.tokenizer, form).rows
     for prediction, row in zip(predict(net, some, form, 8), rows, strict=True):
         with torch.no_grad():
@@ -247,5 +247,5 @@ def test_init_knows_tagged_words(tmp_path: Path) -> None:
 
 def test_a_family_without_such_a_head_is_refused(tiny: Callable[..., Path]) -> None:
     facts = describe_model(tiny("llama"))
-    assert can_learn(OBJECTIVES["tag"](), facts)
-    assert not can_learn(OBJECTIVES["tag"](), replace(facts, model_type="codegen")), "transformers has none for it"
+    assert can_learn(OBJECTIVES["tag"], facts)
+    assert not can_learn(OBJECTIVES["tag"], replace(facts, model_type="codegen")), "transformers has none for it"
