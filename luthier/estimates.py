@@ -66,7 +66,8 @@ def estimate(prepared: Prepared) -> Estimate:
     largest = max(lengths, key=sum)
     free = available_memory(device)
     backward_layers = recipe.chosen_selection.backward_layers(facts)
-    counted = backward_layers * learned_a_block(
+    outside = recipe.chosen_selection.learned_outside_blocks(facts)
+    counted = outside + backward_layers * learned_a_block(
         prepared.found.folder, recipe.chosen_selection, recipe.chosen_objective.head
     )
     least = facts.parameters * dtype.itemsize + learning_bytes(counted, dtype)
@@ -81,7 +82,7 @@ def estimate(prepared: Prepared) -> Estimate:
         dtype,
         recipe.model.kernels,
     )
-    learned = learned_parameters(facts, cost, backward_layers)
+    learned = learned_parameters(facts, cost, backward_layers, outside)
     fixed = fixed_bytes(recipe, facts, cost, learned, dtype)
 
     def peak(tokens: int, checkpointed: bool) -> int:
@@ -124,10 +125,9 @@ def within(lengths: Sequence[int], budget: int) -> list[int]:
     return taken
 
 
-def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int) -> int:
-    """All that learns in the blocks; with full tuning, what lies outside them as well."""
-    in_blocks = cost.learned * backward_layers
-    return facts.parameters if cost.everything_learns else in_blocks
+def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int, outside: int) -> int:
+    """All that learns in the blocks, and outside them; with full tuning all there is."""
+    return facts.parameters if cost.everything_learns else cost.learned * backward_layers + outside
 
 
 def fixed_bytes(recipe: Recipe, facts: ModelFacts, cost: BlockCost, learned: int, dtype: torch.dtype) -> int:

@@ -128,7 +128,8 @@ def prepare(
     from luthier.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(found.folder)
-    max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, facts.window or DEFAULT_MAX_LENGTH)
+    room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
+    max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)
     prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
@@ -180,12 +181,27 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
             )
         )
-    if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:
+    selection = recipe.chosen_selection
+    if (misfit := selection.misfit(facts)) is not None:
+        what, mend = misfit
+        where = source.place(("selection",))
+        problems.append(Problem(f"selection: {recipe.selection.name} does not work here: {what}", where, mend))
+    room = facts.window - selection.extra_tokens if facts.window else None
+    taken = f", of which {selection.extra_tokens} are learned" if selection.extra_tokens else ""
+    if room is not None and room < 1:
         problems.append(
             Problem(
-                f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens",
+                f"the model's window is {facts.window} tokens{taken}: none are left for text",
+                source.place(("selection", recipe.selection.name, "length")),
+                f"use less than {facts.window}",
+            )
+        )
+    elif room is not None and recipe.train.max_length and recipe.train.max_length > room:
+        problems.append(
+            Problem(
+                f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens{taken}",
                 source.place(("train", "max_length")),
-                f"use {facts.window} or less",
+                f"use {room} or less",
             )
         )
     layers = getattr(recipe.chosen_selection, "layers", None)

@@ -50,7 +50,12 @@ def network(folder: Path, head: Head, *, dtype: Any = "float32", multi_label: bo
 
 def small(name: str) -> Selection:
     """The selection of that name, small enough for three layers."""
-    settings: dict[str, dict[str, Any]] = {"last_layers": {"layers": 2}, "lora": {"rank": 4, "alpha": 8.0}}
+    settings: dict[str, dict[str, Any]] = {
+        "last_layers": {"layers": 2},
+        "lora": {"rank": 4, "alpha": 8.0},
+        "prefix": {"length": 5, "init_text": "a warm film"},
+        "prompt": {"length": 4, "init_text": "a warm film"},
+    }
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 

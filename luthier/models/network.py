@@ -24,6 +24,7 @@ from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss
 from luthier.kernels.fast import Family, label_scores, packed_hidden
+from luthier.kernels.virtual import Prefix
 from luthier.records import Batch, Row
 from luthier.tasks import Head
 
@@ -67,6 +68,10 @@ class Network:
         """What a user should know of how it runs here."""
         self.trunk: Trunk | None = None
         """Where the output of its frozen blocks is kept, if it is."""
+        self.virtual_tokens: tuple[int, ...] = ()
+        """Ids beyond the vocabulary that stand before every sequence, for learned vectors."""
+        self.prefix: Prefix | None = None
+        """Learned keys and values that every sequence sees before its own."""
         self.new_parameters = new_parameters
         """Names of parameters that learn in any selection: the label head, and what the base model's files did not
         hold (a BERT pooler)."""
@@ -104,12 +109,35 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        batch, own_M = self._behind_virtual_tokens(batch)
         if self.family is not None:
-            return self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E))
-        tokens_ET, mask_ET = self.padded(batch)
-        out = self.model.base_model(input_ids=tokens_ET, attention_mask=mask_ET, use_cache=False)
-        hidden_ETD = out.last_hidden_state
-        return hidden_ETD[mask_ET.bool()]
+            hidden_MD = self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E, self.prefix))
+        else:
+            tokens_ET, mask_ET = self.padded(batch)
+            out = self.model.base_model(input_ids=tokens_ET, use_cache=False, **self._seen(mask_ET))
+            hidden_MD = out.last_hidden_state[mask_ET.bool()]
+        return hidden_MD if own_M is None else hidden_MD[own_M]
+
+    def _behind_virtual_tokens(self, batch: Batch) -> tuple[Batch, torch.Tensor | None]:
+        """The batch as the model runs it, without streams, and which of its tokens are the batch's own (None: all)."""
+        if not self.virtual_tokens:
+            return batch, None
+        count = len(self.virtual_tokens)
+        longer_E = batch.lengths_E + count
+        own_M = Packing.of(longer_E).positions >= count
+        tokens_M = torch.empty(len(own_M), dtype=batch.tokens_N.dtype, device=own_M.device)
+        tokens_M[own_M] = batch.tokens_N
+        tokens_M[~own_M] = torch.tensor(self.virtual_tokens, device=own_M.device).repeat(len(batch))
+        example_M = torch.repeat_interleave(torch.arange(len(batch), device=own_M.device), longer_E)
+        return Batch(tokens_M, example_M, longer_E, {}, {}), own_M
+
+    def _seen(self, mask_ET: torch.Tensor) -> dict[str, Any]:
+        """The attention mask as transformers' code takes it, with the prefix as memory where there is one."""
+        if self.prefix is None:
+            return {"attention_mask": mask_ET}
+        before_EP = mask_ET.new_ones(len(mask_ET), self.prefix.length)
+        memory = self.prefix.memory(self.model.config, len(mask_ET))
+        return {"attention_mask": torch.cat([before_EP, mask_ET], dim=1), "past_key_values": memory}
 
     def _packed_hidden(self, family: Family, batch: Batch, packing: Packing) -> torch.Tensor:
         if self.trunk is None:
@@ -183,11 +211,12 @@ class Network:
 
     def class_logits(self, batch: Batch) -> torch.Tensor:
         """One row of label scores an example, [E, C], from the model's own classification head."""
+        batch, _ = self._behind_virtual_tokens(batch)
         if self.family is not None:
-            packing = Packing.of(batch.lengths_E)
+            packing = Packing.of(batch.lengths_E, self.prefix)
             return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)
         tokens_ET, mask_ET = self.padded(batch)
-        return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
+        return self.model(input_ids=tokens_ET, **self._seen(mask_ET)).logits
 
     def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch as a rectangle: token ids [E, T] and attention mask [E, T].

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
 
 
 def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
@@ -35,7 +34,7 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
     with files.whole_folder(folder) as temporary:
         if adapter is not None:
             files.write_json(temporary / ADAPTER_CONFIG, adapter)
-            save_file(adapter_tensors(network), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            save_file(adapter_tensors(network, selection), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         else:
             network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
@@ -67,17 +66,13 @@ def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) ->
     network.tokenizer.save_pretrained(folder)
 
 
-def adapter_tensors(network: Network) -> dict[str, torch.Tensor]:
+def adapter_tensors(network: Network, selection: Selection) -> dict[str, torch.Tensor]:
     """What learned, under PEFT's names."""
     return {
-        _peft_name(name): parameter.detach().contiguous().cpu()
+        selection.peft_name(name): parameter.detach().contiguous().cpu()
         for name, parameter in network.model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def _peft_name(name: str) -> str:
-    return PEFT_PREFIX + (f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
 
 
 @dataclass(frozen=True)
@@ -117,12 +112,12 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         network.new_parameters = set(about["new_parameters"])
     selection.apply(network)
     if is_adapter:
-        _load_adapter(network, folder)
+        _load_adapter(network, selection, folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)
 
 
-def _load_adapter(network: Network, folder: Path) -> None:
+def _load_adapter(network: Network, selection: Selection, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -132,7 +127,7 @@ def _load_adapter(network: Network, folder: Path) -> None:
         raise UserError(
             f"the adapter is damaged ({error})", where=str(folder / ADAPTER_WEIGHTS), mend="restore it from the run"
         ) from None
-    learned = {_peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
+    learned = {selection.peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
     wrong = sorted(learned.keys() ^ tensors.keys())
     wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)
     if wrong:

@@ -7,7 +7,15 @@ from luthier.selection.base import Selection
 from luthier.selection.full import Full
 from luthier.selection.last_layers import LastLayers
 from luthier.selection.lora import Lora
+from luthier.selection.prefix import Prefix
+from luthier.selection.prompt import Prompt
 
-SELECTIONS: dict[str, type[Selection]] = {"full": Full, "last_layers": LastLayers, "lora": Lora}
+SELECTIONS: dict[str, type[Selection]] = {
+    "full": Full,
+    "last_layers": LastLayers,
+    "lora": Lora,
+    "prefix": Prefix,
+    "prompt": Prompt,
+}
 
 __all__ = ["SELECTIONS", "Selection"]

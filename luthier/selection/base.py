@@ -6,11 +6,14 @@ import contextlib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from luthier.models.describe import Kind
 from luthier.settings import Settings
 
 if TYPE_CHECKING:
     from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
+
+INSTEAD = "use selection: lora, last_layers or full"
 
 
 class Selection(Settings):
@@ -21,9 +24,27 @@ class Selection(Settings):
 
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder", "encoder-decoder")
+    """The kinds of models that it works on."""
+    mergeable: ClassVar[bool] = True
+    """Whether what was learned can be folded into plain weights."""
+    starts_as_base: ClassVar[bool] = True
+    """Whether the output right after `apply` is the base model's; not so where something stands before each sequence.
+    """
+
+    @property
+    def extra_tokens(self) -> int:
+        """Places of the model's window that it takes before every sequence."""
+        return 0
+
+    def misfit(self, facts: ModelFacts) -> tuple[str, str] | None:
+        """Why it can't work on this model or machine, and what works instead; None where it can."""
+        if facts.kind in self.kinds:
+            return None
+        return f"it needs a {' or '.join(self.kinds)}, and this is an {facts.kind} ({facts.model_type})", INSTEAD
 
     def apply(self, network: Network) -> None:
-        """Wrap, add and freeze. The network's output is the same right after."""
+        """Wrap, add and freeze. The network's output is the same right after, unless `starts_as_base` says otherwise."""
         raise NotImplementedError
 
     def merge(self, network: Network) -> None:
@@ -40,6 +61,14 @@ class Selection(Settings):
     def on_few_blocks(self) -> Selection:
         """The same selection on a model of two blocks, for estimates; on one, where it reaches from the top only."""
         return self
+
+    def learned_outside_blocks(self, facts: ModelFacts) -> int:
+        """Parameters that learn and lie in no block, without a label head, for estimates."""
+        return 0
+
+    def peft_name(self, name: str) -> str:
+        """What PEFT calls this parameter in an adapter file."""
+        return f"base_model.model.{name}"
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:
         """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""

@@ -83,6 +83,9 @@ class Lora(Selection):
             for layer in layers:
                 layer.on = True
 
+    def peft_name(self, name: str) -> str:
+        return super().peft_name(f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
+
     def adapter_config(self, network: Network) -> dict[str, object]:
         layers = lora_layers(network)
         prefix = f"{network.model.base_model_prefix}."
