@@ -58,6 +58,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
             labels=prepared.data.labels,
             multi_label=prepared.data.multi_label,
             seed=recipe.seed,
+            quantisation=selection.quantisation,
         )
         selection.apply(network)
         if run.manifest["estimate"]["checkpoint_activations"]:
@@ -69,8 +70,6 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         moved = MovedCheck(network, optimizer)
     for note in network.notes:
         progress.say(f"note: {note}")
-    if run.manifest["estimate"]["checkpoint_activations"]:
-        progress.say("note: blocks keep only their input for the backward pass, so that memory suffices")
     rate = settings.learning_rate or selection.learning_rate
     best = best_of(prepared)
     checkpoints = Checkpoints(run.folder / "checkpoints", prepared.fingerprint)

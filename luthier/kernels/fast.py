@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
 from luthier.kernels.gated import gated
 from luthier.kernels.norm import rms_norm
-from luthier.kernels.projection import is_linear, join, plain_layer, project, project_plain
+from luthier.kernels.projection import is_linear, is_quantised, join, plain_layer, project, project_plain
 from luthier.kernels.virtual import attention_behind_prefix, rotary_attention_behind_prefix
 
 ATTENTION = "luthier"
@@ -186,9 +186,10 @@ def _attention_of_transformers(
 
 
 def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
-    if any(getattr(layer, "drops", False) or not is_linear(plain_layer(layer)) for layer in layers):
+    plain = [plain_layer(layer) for layer in layers]
+    if any(getattr(layer, "drops", False) for layer in layers) or not all(map(is_linear, plain)):
         return project_plain(x, layers)
-    return project(x, layers)
+    return project_plain(x, layers) if any(map(is_quantised, plain)) else project(x, layers)
 
 
 def _window(module: Any) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.kernels.projection import Adapter, is_linear, project
+from luthier.kernels.projection import Adapter, is_linear, is_quantised, project
 
 __all__ = ["LoraLinear", "is_linear"]
 
@@ -16,18 +16,25 @@ __all__ = ["LoraLinear", "is_linear"]
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter."""
 
-    def __init__(self, base: nn.Linear | Conv1D, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(
+        self, base: nn.Linear | Conv1D, rank: int, alpha: float, dropout: float, dtype: torch.dtype | None = None
+    ) -> None:
+        """`dtype` is the adapter's where the base layer is quantised; else it has the base layer's."""
         super().__init__()
-        transposed = isinstance(base, Conv1D)
-        outputs, inputs = (base.weight.shape[1], base.weight.shape[0]) if transposed else tuple(base.weight.shape)
+        inputs, outputs = base.weight.shape if isinstance(base, Conv1D) else (base.in_features, base.out_features)
         self.base = base
-        self.transposed = transposed
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.on = True
-        self.lora_A = nn.Parameter(base.weight.new_empty(rank, inputs))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(outputs, rank))
+        dtype, device = dtype if is_quantised(base) else base.weight.dtype, base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base layer is GPT-2's."""
+        return isinstance(self.base, Conv1D)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -49,7 +56,7 @@ class LoraLinear(nn.Module):
         return Adapter(self.lora_A, self.lora_B, self.scale) if self.on else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.drops:
+        if self.drops or is_quantised(self.base):
             return self.forward_plain(x)
         return project(x, [self])
 

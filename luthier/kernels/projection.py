@@ -39,6 +39,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """A linear layer whose weight is packed whole numbers: it multiplies by itself, and no product reads its weight."""
+    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+
+
 def weight_of(layer: nn.Module) -> torch.Tensor:
     """The weight as [O, I]."""
     plain = plain_layer(layer)

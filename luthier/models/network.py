@@ -25,6 +25,7 @@ from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss
 from luthier.kernels.fast import Family, label_scores, packed_hidden
 from luthier.kernels.virtual import Prefix
+from luthier.models.settings import Quantisation
 from luthier.records import Batch, Row
 from luthier.tasks import Head
 
@@ -43,6 +44,15 @@ LOSS_CHUNK = 512
 """Tokens whose scores over the vocabulary are held at once on the plain path."""
 
 
+def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """Name and list of a model's transformer blocks: the longest list of like modules."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    alike = [(n, m) for n, m in lists if len(m) > 0 and len({type(block) for block in m}) == 1]
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    matching = [(n, m) for n, m in alike if len(m) == depth] or alike
+    return min(matching, key=lambda pair: pair[0].count("."))
+
+
 class Network:
     """One loaded model, its tokenizer, and where it came from."""
 
@@ -58,6 +68,7 @@ class Network:
         base_name: str,
         base_revision: str | None,
         base_fingerprint: str,
+        quantisation: Quantisation | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -82,6 +93,8 @@ class Network:
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_fingerprint = base_fingerprint
+        self.quantisation = quantisation
+        """How the linear layers of its blocks are held, where not in its dtype."""
         self._reference: dict[str, torch.Tensor] | None = None
         self._base_state: dict[str, torch.Tensor] | None = None
 
@@ -164,7 +177,11 @@ class Network:
 
     def checkpoint_activations(self) -> None:
         """Keep only each block's input for the backward pass and compute the rest again: a third more time, a fraction
-        of the memory."""
+        of the memory. Not so where transformers' own code hands on a prefix: it would leave that out."""
+        if self.prefix is not None and self.family is None:
+            self.notes.append("blocks keep all for the backward pass: a prefix on transformers' own code needs it")
+            return
+        self.notes.append("blocks keep only their input for the backward pass, so that memory suffices")
         self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     def frozen_depth(self) -> int:
@@ -242,12 +259,8 @@ class Network:
     # How the model is built
 
     def blocks(self) -> tuple[str, nn.ModuleList]:
-        """Name and list of the transformer blocks: the longest list of like modules."""
-        lists = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)]
-        alike = [(n, m) for n, m in lists if len(m) > 0 and len({type(block) for block in m}) == 1]
-        depth = getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
-        matching = [(n, m) for n, m in alike if len(m) == depth] or alike
-        return min(matching, key=lambda pair: pair[0].count("."))
+        """Name and list of the transformer blocks."""
+        return blocks_of(self.model)
 
     def parameters_after_blocks(self) -> list[str]:
         """Names of the base model's parameters that come after its blocks (final norm, pooler), not the embeddings."""

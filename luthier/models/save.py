@@ -103,7 +103,12 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     base = about["base"]
     found = find_base(base["path"], base["revision"], base["fingerprint"]) if is_adapter else find_model(str(folder))
     network = load_network(
-        found, settings, head=about["head"], labels=prompt_format.labels, multi_label=prompt_format.multi_label
+        found,
+        settings,
+        head=about["head"],
+        labels=prompt_format.labels,
+        multi_label=prompt_format.multi_label,
+        quantisation=selection.quantisation,
     )
     if not is_adapter:  # what was read are tuned weights: what they were tuned from is elsewhere
         network.folder = None

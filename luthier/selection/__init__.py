@@ -9,6 +9,7 @@ from luthier.selection.last_layers import LastLayers
 from luthier.selection.lora import Lora
 from luthier.selection.prefix import Prefix
 from luthier.selection.prompt import Prompt
+from luthier.selection.qlora import QLora
 
 SELECTIONS: dict[str, type[Selection]] = {
     "full": Full,
@@ -16,6 +17,7 @@ SELECTIONS: dict[str, type[Selection]] = {
     "lora": Lora,
     "prefix": Prefix,
     "prompt": Prompt,
+    "qlora": QLora,
 }
 
 __all__ = ["SELECTIONS", "Selection"]

@@ -12,6 +12,7 @@ from luthier.settings import Settings
 if TYPE_CHECKING:
     from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
+    from luthier.models.settings import Quantisation
 
 INSTEAD = "use selection: lora, last_layers or full"
 
@@ -36,6 +37,11 @@ class Selection(Settings):
     def extra_tokens(self) -> int:
         """Places of the model's window that it takes before every sequence."""
         return 0
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the base model must be loaded for it, where not as its files are."""
+        return None
 
     def misfit(self, facts: ModelFacts) -> tuple[str, str] | None:
         """Why it can't work on this model or machine, and what works instead; None where it can."""

@@ -40,7 +40,8 @@ class Lora(Selection):
         for name in self.target_names(network):
             parent, _, child = name.rpartition(".")
             linear = network.model.get_submodule(name)
-            setattr(network.model.get_submodule(parent), child, LoraLinear(linear, self.rank, self.alpha, self.dropout))
+            adapted = LoraLinear(linear, self.rank, self.alpha, self.dropout, network.dtype)
+            setattr(network.model.get_submodule(parent), child, adapted)
         learn_only(network, [n for n, _ in network.model.named_parameters() if n.endswith(("lora_A", "lora_B"))])
 
     def target_names(self, network: Network) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from luthier.errors import UserError
 from luthier.models.network import Network
+from luthier.models.quantise import parameter_count
 from luthier.models.save import load_saved, save_model
 from luthier.models.settings import ModelSettings
 from luthier.models.tiny import ENCODERS
@@ -54,8 +55,8 @@ class Tuned:
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def tuned(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Tuned:
     name, head, family = request.param
-    net = make.network(tiny(family), head)
     selection = make.small(name)
+    net = make.network(tiny(family), head, quantisation=selection.quantisation)
     rows = make.rows(net)
     before = make.output(net, rows)
     selection.apply(net)
@@ -79,7 +80,7 @@ def test_only_what_is_selected_moves_and_all_of_it(tuned: Tuned) -> None:
     counts = tuned.moved.check(tuned.net, tuned.optimizer)
     assert counts["tensors_learned"] == len(moved)
     assert counts["parameters_learned"] == sum(parameters[name].numel() for name in moved)
-    assert counts["parameters"] == sum(parameter.numel() for parameter in parameters.values())
+    assert counts["parameters"] == parameter_count(tuned.net.model)
     assert (tuned.adapted - tuned.before).abs().max() > 1e-3
 
 
@@ -103,7 +104,7 @@ def expected_off(tuned: Tuned) -> torch.Tensor:
     """The base model's output, under the head as it is now."""
     if not tuned.net.new_parameters:
         return tuned.before
-    base = make.network(tuned.net.folder or Path(), tuned.net.head)
+    base = make.network(tuned.net.folder or Path(), tuned.net.head, quantisation=tuned.selection.quantisation)
     ours = dict(tuned.net.model.named_parameters())
     theirs = dict(base.model.named_parameters())
     for name in tuned.net.new_parameters:
