@@ -94,7 +94,7 @@ def load_network(
 
     from luthier.kernels.fast import speed_up
     from luthier.models.network import Network
-    from luthier.models.quantise import loading_options, run_as_one_layout
+    from luthier.models.quantise import compute_alike, loading_options
 
     quiet()
     tokenizer = load_tokenizer(found.folder)
@@ -145,7 +145,7 @@ def load_network(
     if quantisation is None:
         model = model.to(device)
     else:
-        run_as_one_layout(model)
+        compute_alike(model)
     model.eval()
     network = Network(
         model,

@@ -12,6 +12,7 @@ Shape letters: N tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -84,16 +85,18 @@ def quantise_blocks(model: nn.Module, quantisation: Quantisation, dtype: torch.d
             new.weight = bitsandbytes.nn.Int8Params(weight_OI.cpu(), requires_grad=False).to(weight_OI.device)
         new.bias, new.source_cls = layer.bias, type(layer)
         model.set_submodule(name, new)
-    run_as_one_layout(model)
+    compute_alike(model)
 
 
-def run_as_one_layout(model: nn.Module) -> None:
-    """Let quantised layers compute the same in training and in use, whatever else is in the batch."""
+def compute_alike(model: nn.Module) -> None:
+    """Let quantised layers compute the same in training and in use, whatever else is in the batch.
+
+    bitsandbytes' own products stay where they do: with 4 bits on a GPU. On processors they are wrong in 0.50.2 for
+    layers whose inputs are no multiple of 64 (LOG.md), and some lay weights out anew between training and use.
+    """
     for _, layer in quantised_layers(model):
-        if is_4bit(layer):
-            layer.support_avx512bf16_for_cpu = False  # it lays the weights out anew at each turn to use and back
-        else:
-            layer.forward = partial(_forward_8bit, layer)
+        if not (is_4bit(layer) and layer.weight.is_cuda):
+            layer.forward = partial(_forward, layer)
 
 
 def quantised_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -109,9 +112,13 @@ def dequantised_weight(layer: Any) -> torch.Tensor:
     """The weight [O, I] that a quantised layer computes with."""
     import bitsandbytes
 
-    if is_4bit(layer):
-        return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return _dequantised_8bit(layer.weight.data, layer.weight.SCB)
+    if not is_4bit(layer):
+        return layer.weight.data.float() * (layer.weight.SCB.float()[:, None] / 127)
+    state = copy.copy(layer.weight.quant_state)
+    shape, count = state.shape, state.shape.numel()
+    # blocks run on from row to row, and the processor's code in 0.50.2 starts a block anew at each row
+    state.shape = torch.Size((count // state.blocksize, state.blocksize) if count % state.blocksize == 0 else (1, count))
+    return bitsandbytes.functional.dequantize_4bit(layer.weight.data, state).view(shape)
 
 
 def dequantise(model: Any, dtype: torch.dtype) -> None:
@@ -150,26 +157,18 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed[id(p)].numel() if id(p) in packed else p.numel() for p in model.parameters())
 
 
-def _dequantised_8bit(weight_OI: torch.Tensor, largest_O: torch.Tensor) -> torch.Tensor:
-    return weight_OI.float() * (largest_O.float()[:, None] / 127)
+def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return _Product.apply(x, layer)
 
 
-def _forward_8bit(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    flat_NI = x.reshape(-1, x.shape[-1])
-    out_NO = _Rounded.apply(flat_NI, layer.weight.data, layer.weight.SCB)
-    if layer.bias is not None:
-        out_NO = out_NO + layer.bias
-    return out_NO.view(*x.shape[:-1], -1)
-
-
-class _Rounded(torch.autograd.Function):
-    """A product with an 8-bit weight, which is turned back again for the backward pass instead of being kept."""
+class _Product(torch.autograd.Function):
+    """A quantised layer; its weight is turned back again for the backward pass instead of being kept."""
 
     @staticmethod
-    def forward(ctx: Any, x_NI: torch.Tensor, weight_OI: torch.Tensor, largest_O: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(weight_OI, largest_O)
-        return nn.functional.linear(x_NI, _dequantised_8bit(weight_OI, largest_O).to(x_NI.dtype))
+    def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(x, dequantised_weight(layer).to(x.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return gradients[0] @ _dequantised_8bit(*ctx.saved_tensors).to(gradients[0].dtype), None, None
+        return gradients[0] @ dequantised_weight(ctx.layer).to(gradients[0].dtype), None
