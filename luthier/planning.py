@@ -185,7 +185,7 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
     if (misfit := selection.misfit(facts)) is not None:
         what, mend = misfit
         where = source.place(("selection",))
-        problems.append(Problem(f"selection: {recipe.selection.name} does not work here: {what}", where, mend))
+        problems.append(Problem(f"{recipe.selection.name} does not work here: {what}", where, mend))
     room = facts.window - selection.extra_tokens if facts.window else None
     taken = f", of which {selection.extra_tokens} are learned" if selection.extra_tokens else ""
     if room is not None and room < 1:
