@@ -6,7 +6,7 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +182,8 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
             )
         )
     selection = recipe.chosen_selection
-    if (misfit := selection.misfit(facts)) is not None:
-        what, mend = misfit
-        where = source.place(("selection",))
-        problems.append(Problem(f"{recipe.selection.name} does not work here: {what}", where, mend))
+    if refusal := selection.refusal(facts, recipe.chosen_objective.head):
+        problems.append(replace(refusal, where=source.place(tuple(refusal.where.split(".")))))
     room = facts.window - selection.extra_tokens if facts.window else None
     taken = f", of which {selection.extra_tokens} are learned" if selection.extra_tokens else ""
     if room is not None and room < 1:
@@ -202,6 +200,23 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens{taken}",
                 source.place(("train", "max_length")),
                 f"use {room} or less",
+            )
+        )
+    reached = recipe.chosen_selection.backward_layers(facts)
+    if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
+        problems.append(
+            Problem(
+                f"with {reached} blocks that learn one after another, the last would begin after the run's end",
+                source.place(("train", "unfreeze_every")),
+                f"use less than {recipe.train.epochs / max(1, reached - 1):.2g}, or more train.epochs",
+            )
+        )
+    if recipe.train.neftune_alpha and reached < facts.layers:
+        problems.append(
+            Problem(
+                "noise on the embeddings needs a selection that learns from the lowest block on",
+                source.place(("train", "neftune_alpha")),
+                "use selection: lora or full, or leave it out",
             )
         )
     layers = getattr(recipe.chosen_selection, "layers", None)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from luthier.cli import main
-from luthier.selection import SELECTIONS
 
 Bad = Callable[..., str]
 
@@ -236,10 +235,10 @@ def test_more_layers_than_the_model_has(bad: Bad) -> None:
     has(said, "line 5, selection.last_layers.layers: 9 layers", "the model has 3", "from 1 to 3")
 
 
-@pytest.mark.parametrize("name", [name for name, kind in SELECTIONS.items() if "encoder" not in kind.kinds])
+@pytest.mark.parametrize("name", ["prefix", "prompt"])
 def test_a_selection_that_an_encoder_has_no_place_for(bad: Bad, tiny: Callable[..., Path], name: str) -> None:
     said = bad(f"selection: {name}", model=str(tiny("bert")))
-    has(said, f"line 4, selection: {name} does not work here", "an encoder (bert)", "use selection: lora")
+    has(said, "line 4, selection: ", "need a decoder, and this is an encoder (bert)", "use selection: lora")
 
 
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
@@ -253,6 +252,13 @@ def test_learned_positions_that_leave_no_room(bad: Bad, name: str) -> None:
 def test_fewer_bits_without_bitsandbytes(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as Python finds a package that is not there
     has(bad("selection: qlora"), "needs bitsandbytes", "pip install", "selection: lora")
+
+
+def test_blocks_that_would_never_begin_to_learn(bad: Bad) -> None:
+    said = bad("selection: full\ntrain: {epochs: 2, unfreeze_every: 1.5, neftune_alpha: 5}")
+    has(said, "train.unfreeze_every", "3 blocks", "begin after the run's end", "less than 1")
+    said = bad("selection: {last_layers: {layers: 1}}\ntrain: {neftune_alpha: 5}")
+    has(said, "train.neftune_alpha", "lowest block on", "selection: lora or full")
 
 
 def test_an_encoder_asked_to_write(bad: Bad, tiny: Callable[..., Path]) -> None:

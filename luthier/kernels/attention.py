@@ -1,13 +1,12 @@
 """Attention of several examples that lie end to end, each seeing itself alone.
 
 In: queries, keys and values [N, heads, D] of all tokens, and `Packing`, which knows where each example begins. Out:
-[N, heads * D]. On processors the scores of a block of queries are formed by plain matrix products, softmax is one pass
-over the keys that may be seen, and the backward pass forms them again instead of keeping them; at the lengths people
-train on this is several times quicker than torch's own backward (LOG.md). On CUDA it is torch's variable-length flash
-attention.
+[N, heads, D]. On processors short examples run whole through one compiled function. Of long ones the scores of a block
+of queries are formed by plain matrix products, softmax is one pass over the keys that may be seen, and the backward
+pass forms them again instead of keeping them; at the lengths people train on this is several times quicker than torch's
+own backward (LOG.md). On CUDA it is torch's variable-length flash attention.
 
-Shape letters: N tokens of all examples, H query heads, K key-value heads, D head size, E examples, T tokens of the
-longest in a group.
+Shape letters: N tokens of all examples, H query heads, K key-value heads, D head size, E examples, T tokens of one.
 """
 
 from __future__ import annotations
@@ -25,52 +24,10 @@ from luthier.kernels.rotary import rotate_, rotate_plain
 if TYPE_CHECKING:
     from luthier.kernels.virtual import Prefix
 
-ALONE = 128
-"""Examples of so many tokens or more are worth matrix products of their own; shorter ones share."""
-GROUP_WASTE = 1.25
-"""A group may hold this many times its real tokens, padding counted."""
+SHORT = 256
+"""Examples of no more tokens go whole through the compiled function; above, matrix products are quicker (LOG.md)."""
 QUERIES = 256
 """Queries whose scores are held at once; with causal attention, later keys are not even multiplied."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Examples of like length, as one block [E, T]."""
-
-    lengths_E: torch.Tensor
-    longest: int
-    start: int | None
-    """First token, where the examples lie end to end without padding; then the index tensors are not needed."""
-    tokens: torch.Tensor | None = None
-    """For each of the E * T places the token that stands there; padding repeats one."""
-    real: torch.Tensor | None = None
-    """Places that hold a token of their own."""
-    padding: torch.Tensor | None = None
-    """The other places."""
-
-    def take(self, x_NHD: torch.Tensor) -> torch.Tensor:
-        """[H, E, T, D] of this group, whose padding repeats other tokens."""
-        if self.start is not None:
-            count = len(self.lengths_E) * self.longest
-            part = x_NHD[self.start : self.start + count].transpose(0, 1)
-        else:
-            part = x_NHD.transpose(0, 1).index_select(1, self.tokens)  # type: ignore[arg-type]
-        return part.reshape(x_NHD.shape[1], len(self.lengths_E), self.longest, x_NHD.shape[2])
-
-    def take_gradient(self, x_NHD: torch.Tensor) -> torch.Tensor:
-        """The same with zeros for padding."""
-        part = self.take(x_NHD)
-        if self.padding is not None:
-            part.view(part.shape[0], -1, part.shape[3]).index_fill_(1, self.padding, 0.0)
-        return part
-
-    def put(self, x_NHD: torch.Tensor, value_HETD: torch.Tensor) -> None:
-        """Write this group's places of [N, H, D], padding left out."""
-        flat = value_HETD.reshape(value_HETD.shape[0], -1, value_HETD.shape[3]).transpose(0, 1)
-        if self.start is not None:
-            x_NHD[self.start : self.start + len(flat)] = flat
-        else:
-            x_NHD.index_copy_(0, self.tokens[self.real], flat.index_select(0, self.real))  # type: ignore[index, arg-type]
 
 
 @dataclass(frozen=True)
@@ -141,33 +98,17 @@ class Packing:
         return torch.tensor([*self.starts, sum(self.lengths)], dtype=torch.int32, device=self.device)
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """Long examples alone; short ones with others of about their length."""
-        groups: list[list[int]] = []
-        real = 0
-        for index in sorted(range(len(self.lengths)), key=lambda index: -self.lengths[index]):
-            length = self.lengths[index]
-            if groups and length < ALONE:
-                longest, count = self.lengths[groups[-1][0]], len(groups[-1])
-                if longest < ALONE and longest * (count + 1) <= GROUP_WASTE * (real + length):
-                    groups[-1].append(index)
-                    real += length
-                    continue
-            groups.append([index])
-            real = length
-        return tuple(self._group(sorted(members)) for members in groups)
+    def short(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starts and lengths of the short examples."""
+        pairs = [pair for pair in zip(self.starts, self.lengths, strict=True) if pair[1] <= SHORT]
+        starts_E, lengths_E = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T.contiguous()
+        return starts_E, lengths_E
 
-    def _group(self, members: list[int]) -> Group:
-        lengths_E = torch.tensor([self.lengths[index] for index in members])
-        longest = int(lengths_E.max())
-        together = members == list(range(members[0], members[0] + len(members)))
-        if together and bool((lengths_E == longest).all()):
-            return Group(lengths_E, longest, self.starts[members[0]])
-        start_E = torch.tensor([self.starts[index] for index in members])
-        column_T = torch.arange(longest)
-        tokens_ET = start_E[:, None] + torch.minimum(column_T[None, :], lengths_E[:, None] - 1)
-        real = (column_T[None, :] < lengths_E[:, None]).flatten()
-        return Group(lengths_E, longest, None, tokens_ET.flatten(), real.nonzero()[:, 0], (~real).nonzero()[:, 0])
+    @cached_property
+    def long(self) -> tuple[slice, ...]:
+        """The tokens of each of the others."""
+        pairs = zip(self.starts, self.lengths, strict=True)
+        return tuple(slice(start, start + length) for start, length in pairs if length > SHORT)
 
 
 @dataclass(frozen=True)
@@ -209,6 +150,9 @@ def attention(
 ) -> torch.Tensor:
     """[N, H, D]: each example attends to itself alone."""
     if native.fits(query_NHD, key_NKD, value_NKD):
+        query_NHD, key_NKD, value_NKD = (
+            x if x.stride(2) == 1 else x.contiguous() for x in (query_NHD, key_NKD, value_NKD)
+        )
         return _Attention.apply(query_NHD, key_NKD, value_NKD, packing, how)
     if _flash(query_NHD, how):
         return _variable_length(query_NHD, key_NKD, value_NKD, packing, how)
@@ -322,20 +266,20 @@ def _split(heads_NXD: torch.Tensor, query_heads: int) -> tuple[torch.Tensor, tor
 def _attend(
     query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, packing: Packing, how: AttentionSettings
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The output, and which attention was dropped, block by block."""
+    """The output, and which attention was dropped: the seed for short examples, and masks, block by block."""
     out_NHD = torch.empty(query_NHD.shape, dtype=query_NHD.dtype)
-    kept: list[torch.Tensor] = []
-    for group in packing.groups:
-        query, key, value = _matrices(group, query_NHD, key_NKD, value_NKD)
+    kept = [torch.randint(2**62, (1,)) if how.dropout else torch.zeros(1, dtype=torch.long)]
+    _attend_short(query_NHD, key_NKD, value_NKD, out_NHD, kept[0], packing, how)
+    for tokens in packing.long:
+        query, key, value = _matrices(tokens, query_NHD, key_NKD, value_NKD)
         outs = []
-        for block in _blocks(group.longest, how):
-            probability = _probabilities(query, key, group, block, how)
+        for block in _blocks(query.shape[1], how):
+            probability = _probabilities(query, key, block, how)
             if how.dropout:
                 kept.append(torch.rand(probability.shape) >= how.dropout)
                 probability = probability * kept[-1] / (1 - how.dropout)
             outs.append(torch.bmm(probability, value[:, block.keys]))
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-        group.put(out_NHD, out.view(query_NHD.shape[1], len(group.lengths_E), group.longest, -1))
+        out_NHD[tokens] = (outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)).transpose(0, 1)
     return out_NHD, kept
 
 
@@ -351,13 +295,15 @@ def _attend_backward(
 ) -> None:
     """Writes the gradients of queries, keys and values into `out`."""
     heads, key_heads = query_NHD.shape[1], key_NKD.shape[1]
-    masks = iter(kept)
-    for group in packing.groups:
-        query, key, value = _matrices(group, query_NHD, key_NKD, value_NKD)
-        gradient = group.take_gradient(gradient_NHD).reshape(query.shape)
+    seed, *masks_of_blocks = kept
+    _attend_short_backward(gradient_NHD, query_NHD, key_NKD, value_NKD, seed, out, packing, how)
+    masks = iter(masks_of_blocks)
+    for tokens in packing.long:
+        query, key, value = _matrices(tokens, query_NHD, key_NKD, value_NKD)
+        gradient = gradient_NHD[tokens].transpose(0, 1)
         for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block in _blocks(group.longest, how):
-            probability = _probabilities(query, key, group, block, how)
+        for block in _blocks(query.shape[1], how):
+            probability = _probabilities(query, key, block, how)
             of_block = gradient[:, block.queries]
             for_probability = torch.bmm(of_block, value[:, block.keys].transpose(1, 2))
             used = probability
@@ -366,24 +312,70 @@ def _attend_backward(
                 used = probability * mask / (1 - how.dropout)
                 for_probability *= mask / (1 - how.dropout)
             for_value[:, block.keys].baddbmm_(used.transpose(1, 2), of_block)
-            for_score = _softmax_backward(for_probability, probability, group, block, how)
+            for_score = _softmax_backward(for_probability, probability, block, how)
             torch.bmm(for_score, key[:, block.keys], out=for_query[:, block.queries])
             for_key[:, block.keys].baddbmm_(for_score.transpose(1, 2), query[:, block.queries])
-        shape = (len(group.lengths_E), group.longest, query_NHD.shape[2])
-        group.put(out[0], for_query.view(heads, *shape))
+        out[0][tokens] = for_query.transpose(0, 1)
         for shared, to in ((for_key, out[1]), (for_value, out[2])):
-            group.put(to, shared.view(key_heads, heads // key_heads, *shape).sum(1))
+            to[tokens] = shared.view(key_heads, heads // key_heads, *shared.shape[1:]).sum(1).transpose(0, 1)
+
+
+def _attend_short(
+    query_NHD: torch.Tensor,
+    key_NKD: torch.Tensor,
+    value_NKD: torch.Tensor,
+    out_NHD: torch.Tensor,
+    seed: torch.Tensor,
+    packing: Packing,
+    how: AttentionSettings,
+) -> None:
+    if len(packing.short[0]):
+        heads = _heads(query_NHD, key_NKD, value_NKD)
+        rest = _short_arguments(query_NHD, key_NKD, seed, packing, how)
+        native.call("short_attention", query_NHD.dtype, *heads, out_NHD, *rest)
+
+
+def _attend_short_backward(
+    gradient_NHD: torch.Tensor,
+    query_NHD: torch.Tensor,
+    key_NKD: torch.Tensor,
+    value_NKD: torch.Tensor,
+    seed: torch.Tensor,
+    out: Sequence[torch.Tensor],
+    packing: Packing,
+    how: AttentionSettings,
+) -> None:
+    if len(packing.short[0]):
+        heads = _heads(query_NHD, key_NKD, value_NKD)
+        targets = [part for x in out for part in (x, x.stride(0))]
+        rest = _short_arguments(query_NHD, key_NKD, seed, packing, how)
+        gradient_NHD = gradient_NHD.contiguous()
+        native.call("short_attention_backward", query_NHD.dtype, gradient_NHD, *heads, *targets, *rest)
+
+
+def _heads(*several: torch.Tensor) -> list[Any]:
+    """Tensors [N, heads, D] as the compiled function wants them: each head's values one after another."""
+    assert all(x.stride(2) == 1 for x in several)
+    return [part for x in several for part in (x, x.stride(0), x.stride(1))]
+
+
+def _short_arguments(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, seed: torch.Tensor, packing: Packing, how: AttentionSettings
+) -> list[Any]:
+    starts_E, lengths_E = packing.short
+    sizes = [len(starts_E), query_NHD.shape[1], key_NKD.shape[1], query_NHD.shape[2]]
+    return [starts_E, lengths_E, *sizes, how.scale, int(how.causal), how.window, how.dropout, int(seed)]
 
 
 def _matrices(
-    group: Group, query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor
+    tokens: slice, query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Queries, keys and values of a group, one matrix [T, D] for each query head and example."""
+    """Queries, keys and values of one example, a matrix [T, D] for each query head."""
     repeats = query_NHD.shape[1] // key_NKD.shape[1]
-    taken = [group.take(query_NHD)]
-    for shared in (group.take(key_NKD), group.take(value_NKD)):
-        taken.append(shared.repeat_interleave(repeats, dim=0) if repeats > 1 else shared)
-    return [x.reshape(-1, x.shape[2], x.shape[3]) for x in taken]
+    taken = [query_NHD[tokens].transpose(0, 1).contiguous()]
+    for shared in (key_NKD[tokens].transpose(0, 1), value_NKD[tokens].transpose(0, 1)):
+        taken.append(shared.repeat_interleave(repeats, dim=0) if repeats > 1 else shared.contiguous())
+    return taken
 
 
 @dataclass(frozen=True)
@@ -406,23 +398,16 @@ def _blocks(length: int, how: AttentionSettings) -> list[_Block]:
     return blocks
 
 
-def _probabilities(
-    query: torch.Tensor, key: torch.Tensor, group: Group, block: _Block, how: AttentionSettings
-) -> torch.Tensor:
+def _probabilities(query: torch.Tensor, key: torch.Tensor, block: _Block, how: AttentionSettings) -> torch.Tensor:
     scores = torch.bmm(query[:, block.queries], key[:, block.keys].transpose(1, 2))
-    native.call("causal_softmax", scores.dtype, scores, *_softmax_arguments(scores, group, block, how))
+    native.call("causal_softmax", scores.dtype, scores, *scores.shape, how.scale, block.offset, how.window)
     return scores
 
 
 def _softmax_backward(
-    gradient: torch.Tensor, probability: torch.Tensor, group: Group, block: _Block, how: AttentionSettings
+    gradient: torch.Tensor, probability: torch.Tensor, block: _Block, how: AttentionSettings
 ) -> torch.Tensor:
     """In place of `gradient`."""
-    arguments = _softmax_arguments(gradient, group, block, how)
-    native.call("causal_softmax_backward", gradient.dtype, gradient, probability, *arguments)
+    sizes = (*gradient.shape, how.scale, block.offset, how.window)
+    native.call("causal_softmax_backward", gradient.dtype, gradient, probability, *sizes)
     return gradient
-
-
-def _softmax_arguments(scores: torch.Tensor, group: Group, block: _Block, how: AttentionSettings) -> list[Any]:
-    lengths_E = group.lengths_E if block.keys.start == 0 else group.lengths_E - block.keys.start
-    return [lengths_E, len(lengths_E), *scores.shape, how.scale, block.offset, how.window]

@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
+from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.projection import is_linear, is_quantised, join, plain_layer, project, project_plain
@@ -87,6 +88,8 @@ def speed_up(model: Any) -> Family | None:
         elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
             join([module.q_proj, module.k_proj, module.v_proj])
             module.forward = partial(_attention_forward, module, module.forward)
+        elif type(module) is nn.Dropout:
+            module.forward = partial(_dropout_forward, module)  # type: ignore[method-assign]
     return family
 
 
@@ -120,6 +123,10 @@ def label_scores(model: Any, family: Family, hidden_ND: torch.Tensor, packing: P
 def _norm_forward(module: Any, offset: float, hidden_states: torch.Tensor) -> torch.Tensor:
     epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return rms_norm(hidden_states, module.weight, epsilon, offset)
+
+
+def _dropout_forward(module: Any, values: torch.Tensor) -> torch.Tensor:
+    return dropout(values, module.p) if module.training else values
 
 
 def _gated_forward(module: Any, activation: str, hidden_states: torch.Tensor) -> torch.Tensor:

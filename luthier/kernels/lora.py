@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.kernels.projection import Adapter, is_linear, is_quantised, project
+from luthier.kernels.projection import Adapter, compute_dtype, is_linear, is_quantised, project
 
 __all__ = ["LoraLinear", "is_linear"]
 
@@ -16,19 +16,16 @@ __all__ = ["LoraLinear", "is_linear"]
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter."""
 
-    def __init__(
-        self, base: nn.Linear | Conv1D, rank: int, alpha: float, dropout: float, dtype: torch.dtype | None = None
-    ) -> None:
-        """`dtype` is the adapter's where the base layer is quantised; else it has the base layer's."""
+    def __init__(self, base: nn.Linear | Conv1D, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
         inputs, outputs = base.weight.shape if isinstance(base, Conv1D) else (base.in_features, base.out_features)
         self.base = base
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.on = True
-        dtype, device = dtype if is_quantised(base) else base.weight.dtype, base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype, device=device))
+        like = {"dtype": compute_dtype(base), "device": base.weight.device}
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, **like))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     @property

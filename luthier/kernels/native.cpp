@@ -1,11 +1,12 @@
-// Elementwise work of a transformer block on processors, each function one pass over memory: RMS norm, gated
-// activation, rotary positions, causal softmax, cross-entropy. Every function exists for float and for bfloat16
-// (stored as 16 bits, computed in float). Rows are independent and shared among threads.
+// Work of a transformer block on processors. Elementwise, one pass over memory each: RMS norm, gated activation, rotary
+// positions, causal softmax, cross-entropy, dropout. And attention of short sequences, whole. Every function exists for
+// float and for bfloat16 (stored as 16 bits, computed in float). Rows are independent and shared among threads.
 // In: raw pointers, rows contiguous unless a stride is given. The plain versions are in the .py files beside this one.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -165,15 +166,15 @@ inline void visible(int64_t at, int64_t length, int64_t window, int64_t& first, 
 }
 
 // Softmax over the keys that each query may see, in place; the others become 0. scores [matrices, queries, keys];
-// matrix m has length[m % examples] keys; query i stands at key i + offset; offset -1 for attention in both directions.
+// query i stands at key i + offset; offset -1 for attention in both directions.
 template <class T>
-void causal_softmax(T* scores, const int64_t* length, int64_t examples, int64_t matrices, int64_t queries, int64_t keys,
-                    float scale, int64_t offset, int64_t window) {
+void causal_softmax(T* scores, int64_t matrices, int64_t queries, int64_t keys, float scale, int64_t offset,
+                    int64_t window) {
 #pragma omp parallel for if (matrices * queries * keys > WORTH_SHARING)
     for (int64_t index = 0; index < matrices * queries; ++index) {
         T* row = scores + index * keys;
         int64_t first, last;
-        visible(offset < 0 ? -1 : index % queries + offset, length[index / queries % examples], window, first, last);
+        visible(offset < 0 ? -1 : index % queries + offset, keys, window, first, last);
         float largest = -INFINITY, sum = 0.0f;
 #pragma omp simd reduction(max : largest)
         for (int64_t i = first; i < last; ++i) { float v = load(row + i); largest = v > largest ? v : largest; }
@@ -202,15 +203,14 @@ void causal_softmax(T* scores, const int64_t* length, int64_t examples, int64_t 
 
 // In place: gradient of the softmax's input from that of its output, times the scale.
 template <class T>
-void causal_softmax_backward(T* gradient, const T* probabilities, const int64_t* length, int64_t examples,
-                             int64_t matrices, int64_t queries, int64_t keys, float scale, int64_t offset,
-                             int64_t window) {
+void causal_softmax_backward(T* gradient, const T* probabilities, int64_t matrices, int64_t queries, int64_t keys,
+                             float scale, int64_t offset, int64_t window) {
 #pragma omp parallel for if (matrices * queries * keys > WORTH_SHARING)
     for (int64_t index = 0; index < matrices * queries; ++index) {
         T* g = gradient + index * keys;
         const T* p = probabilities + index * keys;
         int64_t first, last;
-        visible(offset < 0 ? -1 : index % queries + offset, length[index / queries % examples], window, first, last);
+        visible(offset < 0 ? -1 : index % queries + offset, keys, window, first, last);
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = first; i < last; ++i) sum += load(g + i) * load(p + i);
@@ -238,6 +238,232 @@ void cross_entropy(T* scores, const int64_t* target, const float* weight, float*
         for (int64_t i = 0; i < classes; ++i) store(s + i, exponential(load(s + i) - largest) * share);
         float probability = std::exp(of_target - largest) / sum;
         store(s + target[row], (probability - 1.0f) * weight[row]);
+    }
+}
+
+// A number from 0 up to 1, the same for the same seed and place (splitmix64: Steele, Lea & Flood 2014, figure 16).
+inline float uniform(uint64_t seed, uint64_t place) {
+    uint64_t z = seed + (place + 1) * 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    z ^= z >> 31;
+    return static_cast<float>(static_cast<int32_t>(z >> 40)) * (1.0f / 16777216.0f);
+}
+
+// Zeroes a share of the values, and divides the others by what is left. Its own backward pass, with the same seed.
+template <class T>
+void dropout(const T* x, T* out, int64_t count, float share, int64_t seed) {
+    float scale = 1.0f / (1.0f - share);
+#pragma omp parallel for simd if (count > WORTH_SHARING)
+    for (int64_t i = 0; i < count; ++i)
+        store(out + i, uniform(static_cast<uint64_t>(seed), static_cast<uint64_t>(i)) < share ? 0.0f : load(x + i) * scale);
+}
+
+// Where the heads of a sequence lie: value i of head h of token t is at token * t + head * h + i.
+template <class T>
+struct Heads {
+    T* at;
+    int64_t token, head;
+    T* row(int64_t t, int64_t h) const { return at + t * token + h * head; }
+};
+
+struct Short {
+    int64_t length, width;
+    float scale;
+    int64_t causal, window;
+    float share;    // of attention that is dropped
+    uint64_t seed;  // of this sequence and head
+};
+
+// Sixteen floats, in however many registers the processor needs for them.
+typedef float Lane __attribute__((vector_size(64), aligned(4)));
+constexpr int64_t LANE = 16;
+constexpr uint64_t SPREAD = 0xD1342543DE82EF95ull;  // sets the seeds of heads far apart
+inline int64_t padded(int64_t count) { return (count + LANE - 1) / LANE * LANE; }
+
+// A matrix of the caller's scratch memory; `row` and `column` are the steps between neighbours.
+struct Matrix {
+    float* at;
+    int64_t row, column;
+    Matrix turned() const { return {at, column, row}; }
+};
+
+template <int ROWS>
+inline void block(const Matrix& left, const Matrix& right, const Matrix& out, int64_t first, int64_t from_inner,
+                  int64_t to_inner, int64_t column, bool add) {
+    Lane sum[ROWS];
+    for (int r = 0; r < ROWS; ++r)
+        sum[r] = add ? *reinterpret_cast<const Lane*>(out.at + (first + r) * out.row + column) : Lane{};
+    for (int64_t d = from_inner; d < to_inner; ++d) {
+        Lane from = *reinterpret_cast<const Lane*>(right.at + d * right.row + column);
+        for (int r = 0; r < ROWS; ++r) sum[r] += left.at[(first + r) * left.row + d * left.column] * from;
+    }
+    for (int r = 0; r < ROWS; ++r) *reinterpret_cast<Lane*>(out.at + (first + r) * out.row + column) = sum[r];
+}
+
+// Which half of a product needs no work, where a query sees no later key: none; the later columns of `out`, which are
+// left as they were; the later columns of `left`, all zero; or its earlier ones.
+enum class Skip { nothing, later_out, later_left, earlier_left };
+
+// out [rows, columns] = (or, with add, +=) left [rows, inner] right [inner, columns]; columns are whole lanes.
+inline void multiply(const Matrix& left, const Matrix& right, const Matrix& out, int64_t rows, int64_t inner,
+                     int64_t columns, Skip skip, bool add = false) {
+    for (int64_t column = 0; column < columns; column += LANE) {
+        int64_t first = skip == Skip::later_out ? column : 0;
+        while (first < rows) {
+            int64_t height = first + 8 <= rows ? 8 : first + 4 <= rows ? 4 : 1;
+            int64_t from = skip == Skip::earlier_left ? first : 0;
+            int64_t to = skip == Skip::later_left && first + height < inner ? first + height : inner;
+            if (height == 8) block<8>(left, right, out, first, from, to, column, add);
+            else if (height == 4) block<4>(left, right, out, first, from, to, column, add);
+            else block<1>(left, right, out, first, from, to, column, add);
+            first += height;
+        }
+    }
+}
+
+template <class T>
+void fetch(const Heads<const T>& from, int64_t start, int64_t h, int64_t length, int64_t width, const Matrix& to) {
+    for (int64_t t = 0; t < length; ++t) {
+        const T* row = from.row(start + t, h);
+        float* target = to.at + t * to.row;
+        if (to.column == 1) {
+            int64_t i = 0;
+            for (; i < width; ++i) target[i] = load(row + i);
+            for (; i < to.row; ++i) target[i] = 0.0f;
+        } else {
+            for (int64_t i = 0; i < width; ++i) target[i * to.column] = load(row + i);
+        }
+    }
+}
+
+template <class T>
+void bring(const Matrix& from, int64_t length, int64_t width, T* to, int64_t step) {
+    for (int64_t t = 0; t < length; ++t)
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) store(to + t * step + i, from.at[t * from.row + i]);
+}
+
+// Probabilities [length, length] from queries [length, width] and keys turned [width, length].
+inline void probabilities(const Short& s, const Matrix& query, const Matrix& keys, const Matrix& out) {
+    multiply(query, keys, out, s.length, s.width, padded(s.length), s.causal ? Skip::later_out : Skip::nothing);
+    for (int64_t i = 0; i < s.length; ++i) {
+        float* row = out.at + i * out.row;
+        int64_t first, last;
+        visible(s.causal ? i : -1, s.length, s.window, first, last);
+        float largest = -INFINITY, sum = 0.0f;
+#pragma omp simd reduction(max : largest)
+        for (int64_t j = first; j < last; ++j) largest = row[j] > largest ? row[j] : largest;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = first; j < last; ++j) {
+            row[j] = exponential((row[j] - largest) * s.scale);
+            sum += row[j];
+        }
+        float part = 1.0f / sum;
+        for (int64_t j = 0; j < first; ++j) row[j] = 0.0f;
+#pragma omp simd
+        for (int64_t j = first; j < last; ++j) row[j] *= part;
+        for (int64_t j = last; j < out.row; ++j) row[j] = 0.0f;
+    }
+}
+
+inline void drop(const Short& s, const Matrix& values) {
+    float scale = 1.0f / (1.0f - s.share);
+    for (int64_t i = 0; i < s.length; ++i)
+#pragma omp simd
+        for (int64_t j = 0; j < (s.causal ? i + 1 : s.length); ++j) {
+            float kept = uniform(s.seed, static_cast<uint64_t>(i * s.length + j)) < s.share ? 0.0f : scale;
+            values.at[i * values.row + j] *= kept;
+        }
+}
+
+// Attention of `count` short sequences, whole: query [tokens, heads, width], key and value with `key_heads` heads, each
+// sequence at starts[e] with lengths[e] tokens. Writes out [tokens, heads, width]. The backward pass forms the
+// probabilities again, and the same ones are dropped again.
+template <class T>
+void short_attention(const T* query, int64_t query_token, int64_t query_head, const T* key, int64_t key_token,
+                     int64_t key_head, const T* value, int64_t value_token, int64_t value_head, T* out,
+                     const int64_t* starts, const int64_t* lengths, int64_t count, int64_t heads, int64_t key_heads,
+                     int64_t width, float scale, int64_t causal, int64_t window, float share, int64_t seed) {
+    Heads<const T> q{query, query_token, query_head}, k{key, key_token, key_head}, v{value, value_token, value_head};
+#pragma omp parallel
+    {
+        std::vector<float> room;
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t index = 0; index < count * heads; ++index) {
+            int64_t e = index / heads, h = index % heads, shared = h / (heads / key_heads), n = lengths[e];
+            int64_t wide = padded(width), across = padded(n);
+            Short s{n, width, scale, causal, window, share, static_cast<uint64_t>(seed) + index * SPREAD};
+            size_t need = static_cast<size_t>(3 * n * wide + (width + n) * across);
+            if (room.size() < need) room.resize(need);
+            Matrix a{room.data(), wide, 1}, b{a.at + n * wide, wide, 1}, to{b.at + n * wide, wide, 1};
+            Matrix keys{to.at + n * wide, across, 1}, p{keys.at + width * across, across, 1};
+            fetch(q, starts[e], h, n, width, a);
+            fetch(k, starts[e], shared, n, width, keys.turned());
+            fetch(v, starts[e], shared, n, width, b);
+            probabilities(s, a, keys, p);
+            if (share > 0.0f) drop(s, p);
+            multiply(p, b, to, n, n, wide, causal ? Skip::later_left : Skip::nothing);
+            bring(to, n, width, out + (starts[e] * heads + h) * width, heads * width);
+        }
+    }
+}
+
+template <class T>
+void short_attention_backward(const T* gradient, const T* query, int64_t query_token, int64_t query_head, const T* key,
+                              int64_t key_token, int64_t key_head, const T* value, int64_t value_token,
+                              int64_t value_head, T* for_query, int64_t for_query_token, T* for_key,
+                              int64_t for_key_token, T* for_value, int64_t for_value_token, const int64_t* starts,
+                              const int64_t* lengths, int64_t count, int64_t heads, int64_t key_heads, int64_t width,
+                              float scale, int64_t causal, int64_t window, float share, int64_t seed) {
+    Heads<const T> q{query, query_token, query_head}, k{key, key_token, key_head}, v{value, value_token, value_head},
+        g{gradient, heads * width, width};
+    int64_t repeats = heads / key_heads;
+#pragma omp parallel
+    {
+        std::vector<float> room;
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t index = 0; index < count * key_heads; ++index) {
+            int64_t e = index / key_heads, shared = index % key_heads, n = lengths[e];
+            int64_t wide = padded(width), across = padded(n);
+            size_t need = static_cast<size_t>(6 * n * wide + (2 * width + 3 * n) * across);
+            if (room.size() < need) room.resize(need);
+            Matrix a{room.data(), wide, 1}, b{a.at + n * wide, wide, 1}, of_out{b.at + n * wide, wide, 1};
+            Matrix to_query{of_out.at + n * wide, wide, 1}, to_key{to_query.at + n * wide, wide, 1};
+            Matrix to_value{to_key.at + n * wide, wide, 1}, keys{to_value.at + n * wide, across, 1};
+            Matrix values{keys.at + width * across, across, 1}, p{values.at + width * across, across, 1};
+            Matrix used{p.at + n * across, across, 1}, of_p{used.at + n * across, across, 1};
+            fetch(k, starts[e], shared, n, width, keys.turned());
+            fetch(k, starts[e], shared, n, width, b);
+            fetch(v, starts[e], shared, n, width, values.turned());
+            for (int64_t h = shared * repeats; h < (shared + 1) * repeats; ++h) {
+                uint64_t own = static_cast<uint64_t>(e * heads + h) * SPREAD;
+                Short s{n, width, scale, causal, window, share, static_cast<uint64_t>(seed) + own};
+                bool more = h > shared * repeats;
+                fetch(q, starts[e], h, n, width, a);
+                fetch(g, starts[e], h, n, width, of_out);
+                probabilities(s, a, keys, p);
+                std::memcpy(used.at, p.at, static_cast<size_t>(n * across) * sizeof(float));
+                multiply(of_out, values, of_p, n, width, across, causal ? Skip::later_out : Skip::nothing);
+                if (share > 0.0f) { drop(s, used); drop(s, of_p); }
+                multiply(used.turned(), of_out, to_value, n, n, wide, causal ? Skip::earlier_left : Skip::nothing, more);
+                for (int64_t i = 0; i < n; ++i) {
+                    float sum = 0.0f;
+                    float *row = of_p.at + i * across, *chance = p.at + i * across;
+                    int64_t end = causal ? i + 1 : n;
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t j = 0; j < end; ++j) sum += row[j] * chance[j];
+#pragma omp simd
+                    for (int64_t j = 0; j < end; ++j) row[j] = chance[j] * (row[j] - sum) * scale;
+                    for (int64_t j = end; j < across; ++j) row[j] = 0.0f;
+                }
+                multiply(of_p, b, to_query, n, n, wide, causal ? Skip::later_left : Skip::nothing);
+                multiply(of_p.turned(), a, to_key, n, n, wide, causal ? Skip::earlier_left : Skip::nothing, more);
+                bring(to_query, n, width, for_query + starts[e] * for_query_token + h * width, for_query_token);
+            }
+            bring(to_key, n, width, for_key + starts[e] * for_key_token + shared * width, for_key_token);
+            bring(to_value, n, width, for_value + starts[e] * for_value_token + shared * width, for_value_token);
+        }
     }
 }
 
@@ -271,20 +497,40 @@ void cross_entropy(T* scores, const int64_t* target, const float* weight, float*
                                     int64_t heads, int64_t width, float direction) {                                   \
         rotate(x, cosine, sine, rows, stride, heads, width, direction);                                                \
     }                                                                                                                  \
-    extern "C" void causal_softmax_##SUFFIX(TYPE* scores, const int64_t* length, int64_t examples, int64_t matrices,   \
-                                            int64_t queries, int64_t keys, float scale, int64_t offset,                \
-                                            int64_t window) {                                                          \
-        causal_softmax(scores, length, examples, matrices, queries, keys, scale, offset, window);                      \
+    extern "C" void causal_softmax_##SUFFIX(TYPE* scores, int64_t matrices, int64_t queries, int64_t keys, float scale,\
+                                            int64_t offset, int64_t window) {                                          \
+        causal_softmax(scores, matrices, queries, keys, scale, offset, window);                                        \
     }                                                                                                                  \
-    extern "C" void causal_softmax_backward_##SUFFIX(TYPE* gradient, const TYPE* probabilities, const int64_t* length, \
-                                                     int64_t examples, int64_t matrices, int64_t queries,              \
-                                                     int64_t keys, float scale, int64_t offset, int64_t window) {      \
-        causal_softmax_backward(gradient, probabilities, length, examples, matrices, queries, keys, scale, offset,     \
-                                window);                                                                               \
+    extern "C" void causal_softmax_backward_##SUFFIX(TYPE* gradient, const TYPE* probabilities, int64_t matrices,      \
+                                                     int64_t queries, int64_t keys, float scale, int64_t offset,       \
+                                                     int64_t window) {                                                 \
+        causal_softmax_backward(gradient, probabilities, matrices, queries, keys, scale, offset, window);              \
     }                                                                                                                  \
     extern "C" void cross_entropy_##SUFFIX(TYPE* scores, const int64_t* target, const float* weight, float* loss,      \
                                            int64_t rows, int64_t classes) {                                            \
         cross_entropy(scores, target, weight, loss, rows, classes);                                                    \
+    }                                                                                                                  \
+    extern "C" void dropout_##SUFFIX(const TYPE* x, TYPE* out, int64_t count, float share, int64_t seed) {             \
+        dropout(x, out, count, share, seed);                                                                           \
+    }                                                                                                                  \
+    extern "C" void short_attention_##SUFFIX(                                                                          \
+        const TYPE* query, int64_t query_token, int64_t query_head, const TYPE* key, int64_t key_token,                \
+        int64_t key_head, const TYPE* value, int64_t value_token, int64_t value_head, TYPE* out,                       \
+        const int64_t* starts, const int64_t* lengths, int64_t count, int64_t heads, int64_t key_heads, int64_t width, \
+        float scale, int64_t causal, int64_t window, float share, int64_t seed) {                                      \
+        short_attention(query, query_token, query_head, key, key_token, key_head, value, value_token, value_head, out, \
+                        starts, lengths, count, heads, key_heads, width, scale, causal, window, share, seed);          \
+    }                                                                                                                  \
+    extern "C" void short_attention_backward_##SUFFIX(                                                                 \
+        const TYPE* gradient, const TYPE* query, int64_t query_token, int64_t query_head, const TYPE* key,             \
+        int64_t key_token, int64_t key_head, const TYPE* value, int64_t value_token, int64_t value_head,               \
+        TYPE* for_query, int64_t for_query_token, TYPE* for_key, int64_t for_key_token, TYPE* for_value,               \
+        int64_t for_value_token, const int64_t* starts, const int64_t* lengths, int64_t count, int64_t heads,          \
+        int64_t key_heads, int64_t width, float scale, int64_t causal, int64_t window, float share, int64_t seed) {    \
+        short_attention_backward(gradient, query, query_token, query_head, key, key_token, key_head, value,            \
+                                 value_token, value_head, for_query, for_query_token, for_key, for_key_token,          \
+                                 for_value, for_value_token, starts, lengths, count, heads, key_heads, width, scale,   \
+                                 causal, window, share, seed);                                                         \
     }
 
 EXPORT(float, float32)

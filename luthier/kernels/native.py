@@ -27,6 +27,8 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 COMPILE_SECONDS = 120
 
 pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+HEADS = (pointer, integer, integer)
+"""Queries, keys or values: where they are, and how far apart tokens and heads lie."""
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "rms_norm": (pointer, pointer, pointer, pointer, integer, integer, real, real),
     "rms_norm_backward": (pointer, pointer, pointer, pointer, pointer, integer, integer, real),
@@ -35,9 +37,23 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "gelu_tanh": (pointer, pointer, integer, integer),
     "gelu_tanh_backward": (pointer, pointer, pointer, integer, integer),
     "rotate": (pointer, pointer, pointer, integer, integer, integer, integer, real),
-    "causal_softmax": (pointer, pointer, *4 * (integer,), real, integer, integer),
-    "causal_softmax_backward": (pointer, pointer, pointer, *4 * (integer,), real, integer, integer),
+    "causal_softmax": (pointer, *3 * (integer,), real, integer, integer),
+    "causal_softmax_backward": (pointer, pointer, *3 * (integer,), real, integer, integer),
     "cross_entropy": (pointer, pointer, pointer, pointer, integer, integer),
+    "dropout": (pointer, pointer, integer, real, integer),
+    "short_attention": (*3 * HEADS, *3 * (pointer,), *4 * (integer,), real, integer, integer, real, integer),
+    "short_attention_backward": (
+        pointer,
+        *3 * HEADS,
+        *3 * (pointer, integer),
+        *2 * (pointer,),
+        *4 * (integer,),
+        real,
+        integer,
+        integer,
+        real,
+        integer,
+    ),
 }
 
 

@@ -44,6 +44,11 @@ def is_quantised(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
 
 
+def compute_dtype(layer: Any) -> torch.dtype:
+    """In which a layer, quantised or not, multiplies."""
+    return layer.compute_dtype if is_quantised(layer) else layer.weight.dtype
+
+
 def weight_of(layer: nn.Module) -> torch.Tensor:
     """The weight as [O, I]."""
     plain = plain_layer(layer)

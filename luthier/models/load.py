@@ -145,7 +145,7 @@ def load_network(
     if quantisation is None:
         model = model.to(device)
     else:
-        compute_alike(model)
+        compute_alike(model, dtype)
     model.eval()
     network = Network(
         model,

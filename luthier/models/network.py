@@ -77,6 +77,8 @@ class Network:
         """How the kernels run it, examples end to end; None for the plain path."""
         self.notes: list[str] = []
         """What a user should know of how it runs here."""
+        self.running: Batch | None = None
+        """The batch that it last ran, virtual tokens among it: what a hook inside the model has to know of it."""
         self.trunk: Trunk | None = None
         """Where the output of its frozen blocks is kept, if it is."""
         self.virtual_tokens: tuple[int, ...] = ()
@@ -123,6 +125,7 @@ class Network:
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
         batch, own_M = self._behind_virtual_tokens(batch)
+        self.running = batch
         if self.family is not None:
             hidden_MD = self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E, self.prefix))
         else:
@@ -209,14 +212,17 @@ class Network:
             logits_MV = torch.tanh(logits_MV / cap) * cap
         return logits_MV
 
-    def token_loss(self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
+    def token_loss(
+        self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Sum of the tokens' negative log-likelihoods (nats) times their weights, the scores never held all at once."""
         head = self.model.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled() and not label_smoothing:
             return head_loss(hidden_MD, head.weight, target_M, weight_M)
 
         def chunk_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            losses = nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+            scores = self.token_logits(hidden).float()
+            losses = nn.functional.cross_entropy(scores, target, reduction="none", label_smoothing=label_smoothing)
             return (losses * weight).sum()
 
         chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
@@ -229,6 +235,7 @@ class Network:
     def class_logits(self, batch: Batch) -> torch.Tensor:
         """One row of label scores an example, [E, C], from the model's own classification head."""
         batch, _ = self._behind_virtual_tokens(batch)
+        self.running = batch
         if self.family is not None:
             packing = Packing.of(batch.lengths_E, self.prefix)
             return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)

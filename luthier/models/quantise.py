@@ -85,16 +85,17 @@ def quantise_blocks(model: nn.Module, quantisation: Quantisation, dtype: torch.d
             new.weight = bitsandbytes.nn.Int8Params(weight_OI.cpu(), requires_grad=False).to(weight_OI.device)
         new.bias, new.source_cls = layer.bias, type(layer)
         model.set_submodule(name, new)
-    compute_alike(model)
+    compute_alike(model, dtype)
 
 
-def compute_alike(model: nn.Module) -> None:
+def compute_alike(model: nn.Module, dtype: torch.dtype) -> None:
     """Let quantised layers compute the same in training and in use, whatever else is in the batch.
 
     bitsandbytes' own products stay where they do: with 4 bits on a GPU. On processors they are wrong in 0.50.2 for
     layers whose inputs are no multiple of 64 (LOG.md), and some lay weights out anew between training and use.
     """
     for _, layer in quantised_layers(model):
+        layer.compute_dtype = dtype
         if not (is_4bit(layer) and layer.weight.is_cuda):
             layer.forward = partial(_forward, layer)
 
@@ -117,7 +118,9 @@ def dequantised_weight(layer: Any) -> torch.Tensor:
     state = copy.copy(layer.weight.quant_state)
     shape, count = state.shape, state.shape.numel()
     # blocks run on from row to row, and the processor's code in 0.50.2 starts a block anew at each row
-    state.shape = torch.Size((count // state.blocksize, state.blocksize) if count % state.blocksize == 0 else (1, count))
+    state.shape = torch.Size(
+        (count // state.blocksize, state.blocksize) if count % state.blocksize == 0 else (1, count)
+    )
     return bitsandbytes.functional.dequantize_4bit(layer.weight.data, state).view(shape)
 
 
@@ -153,7 +156,9 @@ def quantised_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def parameter_count(model: nn.Module) -> int:
     """Of a model that may be quantised: two weights of 4 bits lie in one byte."""
-    packed = {id(layer.weight): layer.weight.quant_state.shape for _, layer in quantised_layers(model) if is_4bit(layer)}
+    packed = {
+        id(layer.weight): layer.weight.quant_state.shape for _, layer in quantised_layers(model) if is_4bit(layer)
+    }
     return sum(packed[id(p)].numel() if id(p) in packed else p.numel() for p in model.parameters())
 
 

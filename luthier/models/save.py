@@ -34,7 +34,8 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
     with files.whole_folder(folder) as temporary:
         if adapter is not None:
             files.write_json(temporary / ADAPTER_CONFIG, adapter)
-            save_file(adapter_tensors(network, selection), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in selection.adapter_tensors(network).items()}
+            save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         else:
             network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
@@ -64,15 +65,6 @@ def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) ->
     if prompt_format.chat_template is not None:
         network.tokenizer.chat_template = prompt_format.chat_template
     network.tokenizer.save_pretrained(folder)
-
-
-def adapter_tensors(network: Network, selection: Selection) -> dict[str, torch.Tensor]:
-    """What learned, under PEFT's names."""
-    return {
-        selection.peft_name(name): parameter.detach().contiguous().cpu()
-        for name, parameter in network.model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 @dataclass(frozen=True)
@@ -117,12 +109,13 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         network.new_parameters = set(about["new_parameters"])
     selection.apply(network)
     if is_adapter:
-        _load_adapter(network, selection, folder)
+        _load_adapter(selection.adapter_tensors(network), folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)
 
 
-def _load_adapter(network: Network, selection: Selection, folder: Path) -> None:
+def _load_adapter(learned: dict[str, torch.Tensor], folder: Path) -> None:
+    """Copy the file's tensors into those of the same name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -132,7 +125,6 @@ def _load_adapter(network: Network, selection: Selection, folder: Path) -> None:
         raise UserError(
             f"the adapter is damaged ({error})", where=str(folder / ADAPTER_WEIGHTS), mend="restore it from the run"
         ) from None
-    learned = {selection.peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
     wrong = sorted(learned.keys() ^ tensors.keys())
     wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)
     if wrong:
@@ -141,5 +133,5 @@ def _load_adapter(network: Network, selection: Selection, folder: Path) -> None:
             where=str(folder / ADAPTER_WEIGHTS),
             mend="the file is damaged or of another model; restore it from the run",
         )
-    for name, parameter in learned.items():
-        parameter.data.copy_(tensors[name])
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])

@@ -6,15 +6,19 @@ import contextlib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.models.describe import Kind
+from luthier.errors import Problem, UserError
 from luthier.settings import Settings
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
     from luthier.models.settings import Quantisation
 
-INSTEAD = "use selection: lora, last_layers or full"
+ADAPTER_PREFIX = "base_model.model."
+"""What PEFT puts before every name in an adapter file."""
 
 
 class Selection(Settings):
@@ -25,8 +29,6 @@ class Selection(Settings):
 
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
-    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder", "encoder-decoder")
-    """The kinds of models that it works on."""
     mergeable: ClassVar[bool] = True
     """Whether what was learned can be folded into plain weights."""
     starts_as_base: ClassVar[bool] = True
@@ -43,18 +45,32 @@ class Selection(Settings):
         """How the base model must be loaded for it, where not as its files are."""
         return None
 
-    def misfit(self, facts: ModelFacts) -> tuple[str, str] | None:
-        """Why it can't work on this model or machine, and what works instead; None where it can."""
-        if facts.kind in self.kinds:
-            return None
-        return f"it needs a {' or '.join(self.kinds)}, and this is an {facts.kind} ({facts.model_type})", INSTEAD
+    def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
+        """Why it can't work on this model with this head, as far as its files tell before weights are loaded.
+
+        What is refused here, `apply` refuses too, where a network is made by other means.
+        """
+        return None
 
     def apply(self, network: Network) -> None:
         """Wrap, add and freeze. The network's output is the same right after, unless `starts_as_base` says otherwise."""
         raise NotImplementedError
 
+    def check_mergeable(self) -> None:
+        """Raise `UserError` where `merge` cannot give plain weights."""
+        if not self.mergeable:
+            raise UserError(
+                "what this selection learned can't be folded into plain weights",
+                mend="use the run as it is (luthier chat, luthier evaluate, Run.load()), or tune with selection: lora",
+            )
+
     def merge(self, network: Network) -> None:
-        """Fold what was learned into plain weights; nothing to do where plain weights are what learned."""
+        """Fold what was learned into plain weights; nothing to do where plain weights are what learned.
+
+        Raises:
+            UserError: this selection is not mergeable.
+        """
+        self.check_mergeable()
 
     def off(self, network: Network) -> contextlib.AbstractContextManager[None]:
         """Inside the block the network runs as the base model did (its new head, if any, stays as it is)."""
@@ -72,13 +88,18 @@ class Selection(Settings):
         """Parameters that learn and lie in no block, without a label head, for estimates."""
         return 0
 
-    def peft_name(self, name: str) -> str:
-        """What PEFT calls this parameter in an adapter file."""
-        return f"base_model.model.{name}"
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate of this parameter is multiplied by."""
+        return 1.0
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:
         """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""
         return None
+
+    def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:
+        """What an adapter file holds: by its names there and in its shapes there, views of what learns. Saving reads
+        them, loading writes into them."""
+        return {ADAPTER_PREFIX + n: p.detach() for n, p in network.model.named_parameters() if p.requires_grad}
 
 
 def learn_only(network: Network, names: Collection[str]) -> None:

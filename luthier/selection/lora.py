@@ -16,6 +16,8 @@ from luthier.errors import UserError, nearest
 from luthier.selection.base import Selection, learn_only
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.kernels.lora import LoraLinear
     from luthier.models.network import Network
 
@@ -40,8 +42,7 @@ class Lora(Selection):
         for name in self.target_names(network):
             parent, _, child = name.rpartition(".")
             linear = network.model.get_submodule(name)
-            adapted = LoraLinear(linear, self.rank, self.alpha, self.dropout, network.dtype)
-            setattr(network.model.get_submodule(parent), child, adapted)
+            setattr(network.model.get_submodule(parent), child, LoraLinear(linear, self.rank, self.alpha, self.dropout))
         learn_only(network, [n for n, _ in network.model.named_parameters() if n.endswith(("lora_A", "lora_B"))])
 
     def target_names(self, network: Network) -> list[str]:
@@ -84,8 +85,9 @@ class Lora(Selection):
             for layer in layers:
                 layer.on = True
 
-    def peft_name(self, name: str) -> str:
-        return super().peft_name(f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
+    def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:
+        tensors = super().adapter_tensors(network)
+        return {f"{n}.weight" if n.endswith(("lora_A", "lora_B")) else n: tensor for n, tensor in tensors.items()}
 
     def adapter_config(self, network: Network) -> dict[str, object]:
         layers = lora_layers(network)

@@ -11,8 +11,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.errors import UserError
+from luthier.errors import Problem, UserError
 from luthier.selection.virtual import VirtualTokens
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +28,16 @@ class Prefix(VirtualTokens):
     learning_rate: ClassVar[float] = 1e-2
     learned: ClassVar[str] = "learned keys and values"
 
-    def misfit(self, facts: ModelFacts) -> tuple[str, str] | None:
+    def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         if facts.kind in self.kinds and not facts.heads:
-            return f"a {facts.model_type} has no attention, so there are no keys and values", "use selection: lora"
-        return super().misfit(facts)
+            what = f"{facts.model_type} models have no attention, so there are no keys and values to learn"
+            return Problem(what, "selection.prefix", "use selection: lora or prompt")
+        return super().refusal(facts, head)
 
     def apply(self, network: Network) -> None:
         from luthier.kernels.virtual import Prefix as LearnedPrefix
 
+        self.check_kind(network)
         network.prefix = LearnedPrefix(self.start(network))
         network.model.add_module("prefix", network.prefix)
         if network.family is None:

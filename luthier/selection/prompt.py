@@ -29,6 +29,7 @@ class Prompt(VirtualTokens):
 
         from luthier.kernels.virtual import SoftPrompt
 
+        self.check_kind(network)
         embedding = network.model.get_input_embeddings()
         with torch.no_grad():
             soft = SoftPrompt(embedding, embedding(self.start_ids(network)))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from luthier.errors import Problem
 from luthier.models.settings import INSTALL_BITSANDBYTES, Quantisation, has_bitsandbytes
 from luthier.selection.lora import Lora
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
     from luthier.models.describe import ModelFacts
@@ -28,10 +30,11 @@ class QLora(Lora):
     def quantisation(self) -> Quantisation:
         return Quantisation(self.bits, self.double_quantisation)
 
-    def misfit(self, facts: ModelFacts) -> tuple[str, str] | None:
+    def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         if not has_bitsandbytes():
-            return "it needs bitsandbytes, which is not installed", f"{INSTALL_BITSANDBYTES}, or use selection: lora"
-        return super().misfit(facts)
+            what, mend = "a base in 4 or 8 bits needs bitsandbytes, which is not installed", INSTALL_BITSANDBYTES
+            return Problem(what, "selection.qlora", f"{mend}, or use selection: lora")
+        return super().refusal(facts, head)
 
     def merge(self, network: Network) -> None:
         """Dequantise the base, and fold the adapter into those weights: the output stays what was tuned and judged.

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from luthier.errors import UserError
-from luthier.models.describe import Kind
-from luthier.selection.base import INSTEAD, Selection, learn_only
+from luthier.errors import Problem, UserError
+from luthier.models.describe import Kind, model_kind
+from luthier.selection.base import Selection, learn_only
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
     import torch
 
+    from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
 
 
@@ -24,6 +26,7 @@ class VirtualTokens(Selection):
     """Learned positions before every sequence; the model itself is frozen."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("decoder",)
+    """The kinds of models that it works on."""
     mergeable: ClassVar[bool] = False
     starts_as_base: ClassVar[bool] = False
     learned: ClassVar[str]
@@ -38,18 +41,34 @@ class VirtualTokens(Selection):
     def extra_tokens(self) -> int:
         return self.length
 
+    def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
+        return None if facts.kind in self.kinds else self._not_of_kind(facts.kind, facts.model_type)
+
+    def check_kind(self, network: Network) -> None:
+        """Raise `UserError` for a model of another kind."""
+        config = network.model.config.to_dict()
+        if (kind := model_kind(config)) not in self.kinds:
+            raise UserError(self._not_of_kind(kind, config["model_type"]))
+
+    def _not_of_kind(self, kind: Kind, model_type: str) -> Problem:
+        what = f"{self.learned} before every sequence need a decoder, and this is an {kind} ({model_type})"
+        return Problem(what, "selection", "use selection: lora, last_layers or full")
+
     def on_few_blocks(self) -> VirtualTokens:
         return self.model_copy(update={"init_text": None})  # two blocks of the model's shape have no tokenizer
 
-    def merge(self, network: Network) -> None:
-        """Raises `UserError`: there is no weight to fold it into."""
+    def check_mergeable(self) -> None:
         raise UserError(
-            f"{self.learned} can't be merged: they stand before every sequence, and no weight of the model holds them",
-            mend=f"use the run's model folder as it is (PEFT loads it too), or tune anew: {INSTEAD}",
+            f"{self.learned} can't be folded into plain weights: they stand before every sequence",
+            mend="use the run as it is (luthier chat, luthier evaluate, Run.load(), PEFT), or tune with selection: lora",
         )
 
-    def peft_name(self, name: str) -> str:
-        return "prompt_embeddings" if name.endswith("prompt_embeddings") else f"base_model.{name}"
+    def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:
+        learned = {n: p.detach() for n, p in network.model.named_parameters() if p.requires_grad}
+        return {
+            "prompt_embeddings" if n.endswith("prompt_embeddings") else f"base_model.{n}": tensor
+            for n, tensor in learned.items()
+        }
 
     def start_ids(self, network: Network) -> torch.Tensor:
         """The tokens that the learned positions start from, [P]. Raises `UserError` for a text without tokens."""

@@ -120,11 +120,11 @@ def test_the_table_names_families_as_transformers_does() -> None:
     assert set(fast.FAMILIES) <= set(CONFIG_MAPPING)
 
 
-def test_groups_of_a_packing_hold_every_token_once() -> None:
-    packing = Packing.of([5, 200, 5, 6, 1, 90, 300, 5])
-    source = torch.arange(sum(packing.lengths)).float()[:, None, None]
-    copied = torch.full_like(source, -1)
-    for group in packing.groups:
-        group.put(copied, group.take(source))
-    assert torch.equal(copied, source)
-    assert sum(len(group.lengths_E) for group in packing.groups) == len(packing.lengths)
+def test_every_token_of_a_packing_is_in_a_short_or_a_long_example() -> None:
+    packing = Packing.of([5, 260, 256, 6, 300, 300, 900, 5, 290])
+    spans = [range(each.start, each.stop) for each in packing.long]
+    spans += [
+        range(start, start + length) for start, length in zip(*map(torch.Tensor.tolist, packing.short), strict=True)
+    ]
+    assert sorted(token for span in spans for token in span) == list(range(sum(packing.lengths)))
+    assert {len(span) for span in spans} == {5, 6, 256, 260, 290, 300, 900}

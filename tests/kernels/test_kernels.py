@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from luthier.kernels import native
 from luthier.kernels.attention import AttentionSettings, Packing, attention, attention_plain, rotary_attention
 from luthier.kernels.cross_entropy import head_loss, head_loss_plain
+from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import ACTIVATIONS, gated, gated_plain
 from luthier.kernels.lora import LoraLinear
 from luthier.kernels.norm import rms_norm, rms_norm_plain
@@ -95,7 +96,7 @@ def test_rotary(rows: int, heads: int, half: int, more: int, dtype: torch.dtype,
     assert_close(gradient, source.grad, TOLERANCE[dtype], "gradient")
 
 
-lengths = st.lists(st.one_of(st.integers(1, 20), st.integers(100, 300)), min_size=1, max_size=6)
+lengths = st.lists(st.one_of(st.integers(1, 20), st.integers(40, 70), st.integers(200, 400)), min_size=1, max_size=6)
 
 
 @many
@@ -138,9 +139,9 @@ def test_rotary_attention(lengths: list[int], key_heads: int, repeats: int, dtyp
 
 def test_attention_dropout_is_one_mask_for_both_passes() -> None:
     """The gradient is that of the very function that the forward pass computed: seen by a small step."""
-    packing, how = Packing.of([5, 9, 140]), AttentionSettings(0.3, causal=False, dropout=0.4)
+    packing, how = Packing.of([5, 9, 300]), AttentionSettings(0.3, causal=False, dropout=0.4)
     torch.manual_seed(0)
-    q, k, v = (torch.randn(154, 2, 4) for _ in range(3))
+    q, k, v = (torch.randn(314, 2, 4) for _ in range(3))
     direction = torch.randn_like(q)
 
     def value(query: torch.Tensor) -> torch.Tensor:
@@ -153,6 +154,34 @@ def test_attention_dropout_is_one_mask_for_both_passes() -> None:
     step = 1e-3
     slope = (value(q + step * direction) - value(q - step * direction)) / (2 * step)
     assert float(slope) == pytest.approx(float((source.grad * direction).sum()), rel=2e-2)
+
+
+@pytest.mark.parametrize("length", [7, 300])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_dropout_drops_its_share_and_keeps_the_mean(length: int, causal: bool) -> None:
+    packing, how = Packing.of([length] * 40), AttentionSettings(0.0, causal, dropout=0.25)
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 40 * length, 8, 4)
+    ones = torch.ones_like(q)
+    out = attention(q, k, ones, packing, how)  # every key alike: a query's value is the share of keys that stayed
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
+    last = out.view(40, length, 8, 4)[:, -1, :, 0]
+    assert float(last.var()) == pytest.approx(0.25 / 0.75 / length, rel=0.25)
+
+
+def test_dropout_drops_its_share_and_the_gradient_with_it() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, 400, requires_grad=True)
+    out = dropout(x, 0.3)
+    kept = out != 0
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.01)
+    torch.testing.assert_close(out[kept], x[kept] / 0.7)
+    out.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, kept / 0.7)
+    assert not torch.equal(dropout(x, 0.3) != 0, kept), "another mask each time"
+    columns = kept.float().mean(0)
+    assert float(columns.std()) == pytest.approx((0.3 * 0.7 / 300) ** 0.5, rel=0.15), "values go one by one"
 
 
 def test_one_example_never_sees_another() -> None:

@@ -17,7 +17,6 @@ from luthier.errors import Stopped
 from luthier.pipeline import train
 from luthier.planning import prepare
 from luthier.progress import Progress
-from luthier.selection import SELECTIONS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 4, "init_text": "a warm film"},
@@ -106,7 +105,3 @@ def test_rows_leave_room_for_what_is_learned(tiny: Callable[..., Path], name: st
     prepared = prepare(recipe(tiny("llama"), name, "generate"), rows=PAIRS)
     assert prepared.facts.window is not None
     assert prepared.prompt_format.max_length == prepared.facts.window - 4
-
-
-def test_every_selection_says_what_it_works_on() -> None:
-    assert all("decoder" in kind.kinds for kind in SELECTIONS.values())

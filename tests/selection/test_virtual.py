@@ -176,7 +176,7 @@ def test_merging_is_refused_and_nothing_is_written(tiny: Callable[..., Path], tm
     selection = make.small(name)
     net = make.network(tiny("llama"), "language")
     selection.apply(net)
-    with pytest.raises(UserError, match="can't be merged") as caught:
+    with pytest.raises(UserError, match="can't be folded into plain weights") as caught:
         save_merged(net, selection, make.prompt_format(net), tmp_path / "merged")
     assert "selection: lora" in str(caught.value) and not (tmp_path / "merged").exists()
 
