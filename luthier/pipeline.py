@@ -239,11 +239,15 @@ def merge(run: Path | str, folder: Path | str, progress: Progress | None = None)
         UserError: the folder exists, the run has no model, or one whose tuning can't be folded in.
     """
     from luthier.models.save import save_merged
+    from luthier.selection import SELECTIONS
 
     folder = Path(folder)
     if folder.exists():
         raise UserError("already exists", where=str(folder), mend="name a new folder")
-    saved = Run.open(run).load()
+    tuned = Run.open(run)
+    ((name, settings),) = tuned.resolved["selection"].items()
+    SELECTIONS[name].model_validate(settings).check_mergeable()  # before weights are loaded
+    saved = tuned.load()
     said = len(saved.network.notes)
     save_merged(saved.network, saved.selection, saved.prompt_format, folder)
     for note in saved.network.notes[said:]:

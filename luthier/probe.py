@@ -16,7 +16,7 @@ import torch
 
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
-from luthier.kernels.projection import is_linear
+from luthier.kernels.projection import is_linear, weight_of
 from luthier.models.load import quiet
 from luthier.models.network import Network
 from luthier.models.quantise import parameter_count, quantise_blocks
@@ -113,7 +113,7 @@ def linear_a_block(folder: Path, head: Head) -> int:
     """Parameters in the weights of a block's linear layers, which a selection may quantise; counted without memory."""
     with torch.device("meta"):
         network = small_network(folder, head, "meta", torch.float32, "plain")
-    return sum(m.weight.numel() for m in network.blocks()[1][-1].modules() if is_linear(m))
+    return sum(weight_of(module).numel() for module in network.blocks()[1][-1].modules() if is_linear(module))
 
 
 def probe_rows(lengths: Sequence[int], parameters: int) -> list[Row]:

@@ -23,9 +23,9 @@ class LoraLinear(nn.Module):
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.on = True
-        like = {"dtype": compute_dtype(base), "device": base.weight.device}
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs, **like))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **like))
+        dtype, device = compute_dtype(base), base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     @property

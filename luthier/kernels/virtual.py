@@ -1,7 +1,7 @@
 """What stands before every sequence and learns: vectors in the place of token embeddings, or keys and values of a layer.
 
-In: a model's embedding, or keys and values, to start from. Out: modules that a network runs with, and attention in which
-each sequence sees the learned keys and values before its own.
+In: a model's embedding, or keys and values, to start from. Out: modules that a network runs with, and attention in
+which each sequence sees the learned keys and values before its own.
 
 Shape letters: P learned positions, N tokens of all examples, M the same with the learned positions, L layers, H query
 heads, K key-value heads, X all heads side by side, D hidden or head size, E examples.

@@ -4,8 +4,8 @@ In: what a selection asks for, and the model's class and config. Out: how transf
 other layers. Only linear layers inside the blocks are quantised; embeddings, norms and heads stay as they are.
 
 4 bits: NormalFloat in blocks of 64 weights, whose scales may be quantised in turn (Dettmers et al. 2023,
-arXiv:2305.14314, section 3). 8 bits: one scale an output row; the weight alone is rounded (inputs are not, as they would
-be in LLM.int8(), where a token's output depends on what else is in the batch).
+arXiv:2305.14314, section 3). 8 bits: one scale an output row; the weight alone is rounded. Inputs are not, as they
+would be in LLM.int8(), where a token's output depends on what else is in the batch.
 
 Shape letters: N tokens, I inputs, O outputs.
 """
@@ -38,7 +38,7 @@ def need_bitsandbytes() -> None:
 def loading_options(
     kind: Any, config: Any, quantisation: Quantisation, dtype: torch.dtype, device: str
 ) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise each weight as it is read, so that the whole is never held in 16 bits."""
+    """What `from_pretrained` needs to quantise each weight as it is read: the whole is never held in 16 bits."""
     import transformers
 
     from luthier.models.network import blocks_of
@@ -71,18 +71,20 @@ def quantise_blocks(model: nn.Module, quantisation: Quantisation, dtype: torch.d
         weight_OI = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach().contiguous()
         outputs, inputs = weight_OI.shape
         new: Any
+        packed: Any
         if quantisation.bits == 4:
             new = bitsandbytes.nn.Linear4bit(
                 inputs, outputs, False, dtype, quantisation.double, "nf4", device=torch.device("meta")
             )
-            new.weight = bitsandbytes.nn.Params4bit(
+            packed = bitsandbytes.nn.Params4bit(
                 weight_OI, requires_grad=False, compress_statistics=quantisation.double, quant_type="nf4", module=new
-            ).to(weight_OI.device)
+            )
         else:
             new = bitsandbytes.nn.Linear8bitLt(
                 inputs, outputs, False, has_fp16_weights=False, device=torch.device("meta")
             )
-            new.weight = bitsandbytes.nn.Int8Params(weight_OI.cpu(), requires_grad=False).to(weight_OI.device)
+            packed = bitsandbytes.nn.Int8Params(weight_OI.cpu(), requires_grad=False)
+        new.weight = packed.to(weight_OI.device)  # quantised on the way
         new.bias, new.source_cls = layer.bias, type(layer)
         model.set_submodule(name, new)
     compute_alike(model, dtype)

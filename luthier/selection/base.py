@@ -53,7 +53,11 @@ class Selection(Settings):
         return None
 
     def apply(self, network: Network) -> None:
-        """Wrap, add and freeze. The network's output is the same right after, unless `starts_as_base` says otherwise."""
+        """Wrap, add and freeze. The network's output is the same right after, if `starts_as_base`.
+
+        Raises:
+            UserError: this model has nothing that the selection could take, and what works instead.
+        """
         raise NotImplementedError
 
     def check_mergeable(self) -> None:

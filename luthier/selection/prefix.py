@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.errors import Problem, UserError
 from luthier.selection.virtual import VirtualTokens
@@ -55,7 +55,7 @@ class Prefix(VirtualTokens):
         with torch.no_grad():
             out = network.model.base_model(input_ids=self.start_ids(network)[None], use_cache=True)
         layers = getattr(getattr(out, "past_key_values", None), "layers", [])
-        pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+        pairs: list[tuple[Any, Any]] = [(getattr(x, "keys", None), getattr(x, "values", None)) for x in layers]
         shapes = {None if state is None else tuple(state.shape) for pair in pairs for state in pair}
         shape = next(iter(shapes)) if len(shapes) == 1 else None
         if shape is None or len(shape) != 4 or shape[2] != self.length:

@@ -1,7 +1,7 @@
 """LoRA beside a frozen base in 4 or 8 bits (Dettmers et al. 2023, arXiv:2305.14314, equation 5).
 
-In: a network that was loaded as `quantisation` says. Out: the same network with adapters in its own precision; only they
-learn, and the new head if there is one. Saved in PEFT's format, without the base.
+In: a network that was loaded as `quantisation` says. Out: the same network with adapters in its own precision; only
+they learn, and the new head if there is one. Saved in PEFT's format, without the base.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class QLora(Lora):
         dequantise(network.model, network.dtype)
         network.quantisation = None
         network.notes.append(
-            f"the {self.bits}-bit base was turned back into {str(network.dtype).removeprefix('torch.')} and the adapter "
-            "folded into that: the weights answer as the tuned model did, and differ from the base model's by its rounding"
+            f"the {self.bits}-bit base was turned back into {str(network.dtype).removeprefix('torch.')}, and the "
+            "adapter folded into that: it answers as the tuned model, and keeps the rounding of the base"
         )
         super().merge(network)

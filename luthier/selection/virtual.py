@@ -1,4 +1,4 @@
-"""What soft prompts and prefixes share: learned positions before every sequence, started from text or from the vocabulary.
+"""What soft prompts and prefixes share: learned positions before every sequence, started from text or the vocabulary.
 
 In: a decoder. Out: its settings' part of a selection; where the positions come from and what PEFT is told of them.
 """
@@ -60,7 +60,7 @@ class VirtualTokens(Selection):
     def check_mergeable(self) -> None:
         raise UserError(
             f"{self.learned} can't be folded into plain weights: they stand before every sequence",
-            mend="use the run as it is (luthier chat, luthier evaluate, Run.load(), PEFT), or tune with selection: lora",
+            mend="use the run as it is (luthier chat, luthier evaluate, PEFT), or tune with selection: lora",
         )
 
     def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits: the numbers are bitsandbytes' own, adapters load in PEFT, merging turns the base back first."""
+"""A base in 4 or 8 bits: the numbers are bitsandbytes' own, adapters load in PEFT, merging turns the base back."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_only_the_linear_layers_of_blocks_are_quantised(tiny: Callable[..., Path
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_packed_equals_padded_and_plain_weights(tiny: Callable[..., Path], family: str, bits: int) -> None:
-    """The same loss and gradients on the packed path, on the padded one, and of a model with the dequantised weights."""
+    """The same loss and gradients packed, padded, and of a model with the dequantised weights."""
     losses, gradients = [], []
     for kernels in ("auto", "plain", "dequantised"):
         net = network(tiny(family), kernels="auto" if kernels == "dequantised" else kernels, bits=bits)
