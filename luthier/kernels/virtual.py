@@ -1,4 +1,4 @@
-"""What stands before every sequence and learns: vectors in the place of token embeddings, or keys and values of a layer.
+"""What stands before every sequence and learns: vectors in place of token embeddings, or keys and values of a layer.
 
 In: a model's embedding, or keys and values, to start from. Out: modules that a network runs with, and attention in
 which each sequence sees the learned keys and values before its own.

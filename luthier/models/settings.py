@@ -10,7 +10,7 @@ from pydantic import Field
 
 from luthier.settings import Settings
 
-INSTALL_BITSANDBYTES = 'run: pip install "bitsandbytes>=0.50.2,<0.51"'
+INSTALL_BITSANDBYTES = "run: pip install 'bitsandbytes>=0.50.2,<0.51'"
 
 
 def has_bitsandbytes() -> bool:
