@@ -70,6 +70,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert [row["loss"] for row in resumed.log] == [row["loss"] for row in whole.log]
     assert whole.manifest["learned"]["parameters_learned"] == sum(tensor.numel() for tensor in theirs.values())
+    assert ("load_in_4bit=True" in (whole.folder / "README.md").read_text()) == (name == "qlora")
     verdict = whole.verdict
     assert verdict is not None and {system["name"] for system in verdict["systems"]} == {"tuned", "zero_shot"}
 
