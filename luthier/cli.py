@@ -161,8 +161,10 @@ def run_init(arguments: argparse.Namespace) -> int | None:
 def run_check(arguments: argparse.Namespace) -> int | None:
     from luthier import check_report, terminal
     from luthier.planning import prepare
+    from luthier.stages import check_stages
 
     prepared = prepare(arguments.recipe, arguments.overrides, progress=terminal.watcher(arguments.json))
+    check_stages(prepared)
     found = check_report.report(prepared)
     print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else check_report.show(found))
     return None

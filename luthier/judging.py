@@ -33,7 +33,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
 
     The model is read back from its files, so what is judged is what will be used.
     """
-    from luthier.evaluate.card import CardData, write_card
+    from luthier.evaluate.card import CardData, files_of, write_card
     from luthier.evaluate.report import ReportData, write_report
     from luthier.evaluate.verdict import build_verdict
 
@@ -89,7 +89,8 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
-            adapter=(run.model_folder / "adapter_config.json").exists(),
+            added_tokens=bool(recipe.chosen_selection.added_tokens()),
+            files=files_of(run.model_folder),
             command=report.command,
         ),
     )

@@ -127,12 +127,13 @@ def prepare(
 
     from luthier.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(found.folder)
+    tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
     room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)
     prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
+    check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
     train = parsed.train
     plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
     return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan)
@@ -219,15 +220,6 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 "use selection: lora or full, or leave it out",
             )
         )
-    layers = getattr(recipe.chosen_selection, "layers", None)
-    if layers is not None and not 1 <= layers <= facts.layers:
-        problems.append(
-            Problem(
-                f"{layers} layers were asked for, and the model has {facts.layers}",
-                source.place(("selection", "last_layers", "layers")),
-                f"use a number from 1 to {facts.layers}",
-            )
-        )
 
 
 def check_splits(data: Dataset, problems: list[Problem]) -> None:
@@ -240,6 +232,19 @@ def check_splits(data: Dataset, problems: list[Problem]) -> None:
                     f"leave data.{name}_fraction at 0.1, or name a file under data.splits.{name}",
                 )
             )
+
+
+def check_added_tokens(recipe: Recipe, source: Source, tokenizer: Any, rows: StoredRows) -> None:
+    """Whether the training rows hold the tokens whose embeddings are to be learned."""
+    added = list(recipe.chosen_selection.added_tokens())
+    absent = [token for token in added if not (rows.tokens == tokenizer.convert_tokens_to_ids(token)).any()]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(added)} added tokens never occur in the training rows, so nothing can teach them: "
+            + ", ".join(map(repr, absent[:5])),
+            where=source.place(("selection",)),
+            mend="leave them out, or check their spelling (case counts)",
+        )
 
 
 def check_streams(recipe: Recipe, rows: Sequence[Row]) -> None:

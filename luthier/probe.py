@@ -80,7 +80,7 @@ def block_cost(
         started = time.perf_counter()
         with torch.set_grad_enabled(backward):
             hidden_ND = network.hidden(batch)
-            if backward:
+            if hidden_ND.requires_grad:  # not where the head alone learns
                 hidden_ND.float().sum().backward()
         _wait(device)
         return time.perf_counter() - started

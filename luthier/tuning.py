@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import files
@@ -31,8 +32,12 @@ SAVE_EVERY_SECONDS = 600
 """A checkpoint is written at every validation, and where those are further apart than this, in between."""
 
 
-def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
-    """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself."""
+def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = None) -> None:
+    """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself.
+
+    Args:
+        start: The model folder of an earlier stage, whose weights this one goes on from.
+    """
     from luthier.models.save import save_model
 
     files.remove_unfinished(run.folder)
@@ -40,7 +45,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return
     with progress.stage("loading the model"):
-        tuning = Tuning(prepared, run)
+        tuning = Tuning(prepared, run, start)
     network = tuning.network
     for note in network.notes:
         progress.say(f"note: {note}")
@@ -78,8 +83,9 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
 class Tuning:
     """Everything that one run's training holds, from the loaded model to the best weights so far."""
 
-    def __init__(self, prepared: Prepared, run: Run) -> None:
+    def __init__(self, prepared: Prepared, run: Run, start: Path | None) -> None:
         from luthier.models.load import load_network
+        from luthier.models.save import go_on_from
         from luthier.tune.checkpoints import Average, Checkpoints
         from luthier.tune.loop import Strand
         from luthier.tune.moved import MovedCheck
@@ -101,6 +107,8 @@ class Tuning:
             quantisation=selection.quantisation,
         )
         selection.apply(self.network)
+        if start is not None:
+            go_on_from(self.network, prepared.recipe.chosen_selection, prepared.prompt_format, start)
         if run.manifest["estimate"]["checkpoint_activations"]:
             self.network.checkpoint_activations()
         add_noise(self.network, recipe.train)

@@ -30,7 +30,7 @@ def worked_examples() -> Iterator[None]:
             if block.language == "python":
                 exec(compile(block.text, str(block), "exec"), module.__dict__)
         patch.setitem(OBJECTIVES, "focal", module.Focal)
-        patch.setitem(SELECTIONS, "bias", module.Bias)
+        patch.setitem(SELECTIONS, "attention", module.Attention)
         patch.setitem(test_objectives.REFERENCES, "focal", module.reference_focal)
         yield
 
@@ -49,7 +49,7 @@ def test_the_new_objective_passes_the_common_checks(case: Any) -> None:
         check(case=case)
 
 
-@pytest.mark.parametrize("tuned", [("bias", "classes", "bert"), ("bias", "language", "gpt2")], indirect=True)
+@pytest.mark.parametrize("tuned", [("attention", "classes", "bert"), ("attention", "language", "gpt2")], indirect=True)
 def test_the_new_selection_passes_the_common_checks(tuned: Any, tmp_path: Path) -> None:
     found = checks(test_selections, "tuned")
     assert len(found) >= 5

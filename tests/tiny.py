@@ -68,6 +68,8 @@ def small(name: str) -> Selection:
     settings: dict[str, dict[str, Any]] = {
         "last_layers": {"layers": 2},
         "lora": {"rank": 4, "alpha": 8.0},
+        "adapter": {"width": 4},
+        "tokens": {"add": ["film", "waste"]},
         "prefix": {"length": 5, "init_text": "a warm film"},
         "prompt": {"length": 4, "init_text": "a warm film"},
         "qlora": {"rank": 4, "alpha": 8.0},

@@ -194,7 +194,7 @@ def _attention_of_transformers(
 
 def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
     plain = [plain_layer(layer) for layer in layers]
-    if any(getattr(layer, "drops", False) for layer in layers) or not all(map(is_linear, plain)):
+    if any(getattr(layer, "alone", False) for layer in layers) or not all(map(is_linear, plain)):
         return project_plain(x, layers)
     return project_plain(x, layers) if any(map(is_quantised, plain)) else project(x, layers)
 

@@ -52,6 +52,8 @@ def compute_dtype(layer: Any) -> torch.dtype:
 def weight_of(layer: nn.Module) -> torch.Tensor:
     """The weight as [O, I]."""
     plain = plain_layer(layer)
+    if is_quantised(plain):
+        return plain.plain_weight()
     return plain.weight.T if isinstance(plain, Conv1D) else plain.weight
 
 

@@ -53,8 +53,8 @@ def choose_dtype(settings: ModelSettings, device: str) -> torch.dtype:
     return torch.float32
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, with a padding token whatever it brought."""
+def load_tokenizer(folder: Path, added: Sequence[str] = ()) -> Any:
+    """The folder's tokenizer, with a padding token whatever it brought, and with these tokens added."""
     import transformers
 
     quiet()
@@ -68,7 +68,23 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    add_tokens(tokenizer, added)
     return tokenizer
+
+
+def add_tokens(tokenizer: Any, added: Sequence[str]) -> list[list[int]]:
+    """Add tokens to a tokenizer; returns the ids of the pieces that it cut each into before."""
+    import transformers
+
+    pieces = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in added]
+    whole_words = [token[0].isalnum() and token[-1].isalnum() for token in added]  # `cat` is no part of `concatenate`
+    tokenizer.add_tokens(
+        [
+            transformers.AddedToken(token, normalized=False, single_word=whole)
+            for token, whole in zip(added, whole_words, strict=True)
+        ]
+    )
+    return pieces
 
 
 def load_network(

@@ -333,10 +333,15 @@ class Network:
 
             if self.folder is None:
                 self.folder = find_base(self.base_name, self.base_revision, self.base_fingerprint).folder
-            config = copy.deepcopy(self.model.config)
-            with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
-                base = type(self.model).from_pretrained(
-                    self.folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
-                )
-            self._base_state = {name: p.detach() for name, p in base.named_parameters()}
+            self._base_state = self.read_weights(self.folder)
         return self._base_state
+
+    def read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a folder with weights for this model, by parameter name; those that it does not hold are
+        there with values made anew."""
+        config = copy.deepcopy(self.model.config)
+        with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
+            loaded = type(self.model).from_pretrained(
+                folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+        return {name: p.detach() for name, p in loaded.named_parameters()}

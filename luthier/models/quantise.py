@@ -97,7 +97,7 @@ def compute_alike(model: nn.Module, dtype: torch.dtype) -> None:
     layers whose inputs are no multiple of 64 (LOG.md), and some lay weights out anew between training and use.
     """
     for _, layer in quantised_layers(model):
-        layer.compute_dtype = dtype
+        layer.compute_dtype, layer.plain_weight = dtype, partial(_plain_weight, layer)
         if not (is_4bit(layer) and layer.weight.is_cuda):
             layer.forward = partial(_forward, layer)
 
@@ -162,6 +162,10 @@ def parameter_count(model: nn.Module) -> int:
         id(layer.weight): layer.weight.quant_state.shape for _, layer in quantised_layers(model) if is_4bit(layer)
     }
     return sum(packed[id(p)].numel() if id(p) in packed else p.numel() for p in model.parameters())
+
+
+def _plain_weight(layer: Any) -> torch.Tensor:
+    return dequantised_weight(layer).to(layer.compute_dtype)
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:

@@ -114,6 +114,40 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     return Saved(network, selection, prompt_format)
 
 
+def go_on_from(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
+    """Let what learns start where an earlier run of the same model and selection ended.
+
+    A head is taken over where it is of the same kind with the same labels; otherwise it is as it was.
+
+    Raises:
+        UserError: the earlier run tuned other tensors.
+    """
+    from safetensors.torch import load_file
+
+    about = files.read_json(folder / FORMAT_FILE)
+    same_head = about["head"] == network.head and tuple(about["labels"]) == prompt_format.labels
+    body = f"{network.model.base_model_prefix}."
+    head = {n for n, _ in network.model.named_parameters() if n in network.new_parameters or not n.startswith(body)}
+    left = set() if same_head else head
+    if (folder / ADAPTER_CONFIG).exists():
+        learned, tensors = selection.adapter_tensors(network), load_file(folder / ADAPTER_WEIGHTS)
+        places = {p.data_ptr() for name, p in network.model.named_parameters() if name in left}
+        left = {name for name, tensor in learned.items() if tensor.data_ptr() in places}
+    else:
+        learned = {name: p.detach() for name, p in network.model.named_parameters() if p.requires_grad}
+        tensors = network.read_weights(folder)
+    learned = {name: tensor for name, tensor in learned.items() if name not in left}
+    wrong = [name for name, t in learned.items() if name not in tensors or tensors[name].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} tensors that learn here were not tuned there: {', '.join(wrong[:3])}",
+            where=str(folder),
+            mend="a stage goes on with the same model and selection",
+        )
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])
+
+
 def _load_adapter(learned: dict[str, torch.Tensor], folder: Path) -> None:
     """Copy the file's tensors into those of the same name."""
     from safetensors import SafetensorError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import Problem, UserError
@@ -52,6 +52,10 @@ class Selection(Settings):
         """
         return None
 
+    def added_tokens(self) -> Sequence[str]:
+        """Tokens that the tokenizer must know before anything is tokenised; `apply` adds them to the network's own."""
+        return ()
+
     def apply(self, network: Network) -> None:
         """Wrap, add and freeze. The network's output is the same right after, if `starts_as_base`.
 
@@ -93,11 +97,12 @@ class Selection(Settings):
         return 0
 
     def rate_factor(self, name: str) -> float:
-        """What the learning rate of this parameter is multiplied by."""
+        """What the learning rate of this parameter, one of those that learn, is multiplied by."""
         return 1.0
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:
-        """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""
+        """`adapter_config.json` (PEFT's, where PEFT knows the method) if an adapter file holds all that was learned;
+        None where the weights are saved whole."""
         return None
 
     def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:

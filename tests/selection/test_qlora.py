@@ -19,8 +19,9 @@ from luthier.models.network import Network
 from luthier.models.quantise import dequantised_weight, parameter_count, quantised_layers
 from luthier.models.save import load_saved, save_merged, save_model
 from luthier.models.settings import ModelSettings, Quantisation
-from luthier.selection.lora import Lora, lora_layers
+from luthier.selection.lora import Lora
 from luthier.selection.qlora import QLora
+from luthier.selection.wrapping import wrapped_layers
 from luthier.tune.moved import MovedCheck
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
 from tests import tiny as make
@@ -131,7 +132,7 @@ def test_packed_equals_padded_and_plain_weights(tiny: Callable[..., Path], famil
             net = plain
         torch.manual_seed(0)
         Lora(rank=4).apply(net)
-        for _, adapted in lora_layers(net):
+        for _, adapted in wrapped_layers(net):
             adapted.lora_B.data.normal_(std=0.1)
         loss = make.fitting_objective(net).loss(net, collate(make.rows(net))).sum
         loss.backward()
