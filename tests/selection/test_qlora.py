@@ -220,3 +220,18 @@ def test_without_bitsandbytes_it_says_what_to_install(
     with pytest.raises(UserError, match="needs bitsandbytes") as caught:
         network(tiny("llama"))
     assert "pip install" in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"dora": True, "dropout": 0.1}, {"rslora": True, "add_tokens": ["film"]}])
+def test_what_lora_knows_works_over_fewer_bits(tiny: Callable[..., Path], settings: dict[str, Any]) -> None:
+    selection = QLora(rank=4, **settings)
+    net = make.network(tiny("llama"), "language", quantisation=selection.quantisation)
+    before = make.output(net, make.rows(net))
+    rows = make.rows(net)
+    selection.apply(net)
+    torch.testing.assert_close(make.output(net, rows)[:, : before.shape[1]], before, rtol=1e-5, atol=1e-5)
+    make.run_steps(net, Optimizer(net, OptimizerSettings()), make.rows(net), 2)
+    adapted = make.output(net, rows)
+    assert (adapted[:, : before.shape[1]] - before).abs().max() > 1e-3
+    selection.merge(net)
+    torch.testing.assert_close(make.output(net, rows), adapted, rtol=1e-5, atol=1e-5)
