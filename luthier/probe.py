@@ -17,7 +17,7 @@ import torch
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
 from luthier.kernels.projection import is_linear, weight_of
-from luthier.models.load import quiet
+from luthier.models.load import model_class, quiet
 from luthier.models.network import Network
 from luthier.models.quantise import parameter_count, quantise_blocks
 from luthier.models.settings import Quantisation
@@ -149,10 +149,8 @@ def small_network(
     text.vocab_size = VOCABULARY
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
     config.num_labels = 2
-    classes = transformers.AutoModelForSequenceClassification
-    kind: Any = classes if head == "classes" else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
-        model = kind.from_config(config).to(dtype).to(device)
+        model: Any = model_class(head).from_config(config).to(dtype).to(device)
     if quantisation is not None:
         quantise_blocks(model, quantisation, dtype)
     prefix = f"{model.base_model_prefix}."

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language"]
-"""`classes`: a score for each label. `language`: the model's own next-token head."""
+Head = Literal["classes", "language", "pooled"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `pooled`: a score for each label from
+the mean of all hidden states, by a layer that is fitted and not trained."""
 Form = Literal["classify", "generate"]
 """How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages."""
 

@@ -116,21 +116,21 @@ def load_network(
     tokenizer = load_tokenizer(found.folder)
     device = choose_device(settings)
     config = transformers.AutoConfig.from_pretrained(found.folder)
-    if head == "classes":
+    if head != "language":
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-        kind = transformers.AutoModelForSequenceClassification
-    else:
+    if head == "language":
         refuse_encoder(found)
-        kind = transformers.AutoModelForCausalLM
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     dtype = choose_dtype(settings, device)
-    options = loading_options(kind, config, quantisation, dtype, device) if quantisation is not None else {}
+    options = {}
+    if quantisation is not None:
+        options = loading_options(model_class(head), config, quantisation, dtype, device)
     torch.manual_seed(seed)
     try:
-        model, info = kind.from_pretrained(
+        model, info = model_class(head).from_pretrained(
             found.folder,
             config=config,
             dtype=dtype,
@@ -143,9 +143,11 @@ def load_network(
         raise UserError(
             f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
         ) from None
+    if head == "pooled" and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the mean of the hidden states takes its place
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
-    prefix = f"{model.base_model_prefix}."
+    prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
     if head == "classes":  # a label head learns even where the files hold one that fits: its labels may be others
         label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     else:
@@ -175,8 +177,29 @@ def load_network(
         base_fingerprint=found.fingerprint,
         quantisation=quantisation,
     )
+    if head == "pooled":
+        network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
     network.notes = how_it_runs(network, settings)
     return network
+
+
+def model_class(head: Head) -> Any:
+    """The class of transformers' that has this head."""
+    import transformers
+
+    if head == "pooled":
+        return transformers.AutoModel
+    return transformers.AutoModelForSequenceClassification if head == "classes" else transformers.AutoModelForCausalLM
+
+
+def label_layer(width: int, labels: int) -> Any:
+    """Label scores from an embedding: all alike until it is fitted. No gradient teaches it."""
+    import torch
+
+    layer = torch.nn.Linear(width, labels).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    return layer
 
 
 def how_it_runs(network: Network, settings: ModelSettings) -> list[str]:
