@@ -6,7 +6,7 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
+from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
@@ -25,6 +26,7 @@ from luthier.records import Row
 from luthier.stored_rows import StoredRows
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS
 from luthier.tokens import TokenisedSplit, tokenised_splits
+from luthier.tune.objectives import Known
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 DEFAULT_MAX_LENGTH = 1024
@@ -45,6 +47,8 @@ class Prepared:
     prompt_format: PromptFormat
     tokenised: dict[str, TokenisedSplit]
     plan: BatchPlan
+    more: Mapping[str, StoredRows] = field(default_factory=dict)
+    """Rows of the data sets that the objective named beside the recipe's own."""
 
     @property
     def rows(self) -> StoredRows:
@@ -69,7 +73,10 @@ class Prepared:
         """What a checkpoint must agree with: everything that decides the weights."""
         resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
         chosen_by = self.recipe.train.select_by or self.metrics[0]
-        return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by)
+        beside = [rows.fingerprint for rows in self.more.values()]
+        if outside := self.recipe.chosen_objective.outside(self.base):
+            beside.append(outside)
+        return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by, *beside)
 
 
 def prepare(
@@ -95,7 +102,6 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
-    problems += parsed.chosen_objective.problems(base)
     problems += check_evaluation(parsed, source)
 
     found, facts = None, None
@@ -123,6 +129,10 @@ def prepare(
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems
+    named, further = parsed.chosen_objective.more_data(), {}
+    if not mistyped:
+        further, wrong = read_more(named, parsed.task, base, progress)
+        problems += wrong
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
 
@@ -134,9 +144,15 @@ def prepare(
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
     check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
+    raise_all(parsed.chosen_objective.misfits(Known(found.folder, tokenizer, prompt_format, base)))
+
+    def make_rows(further: Dataset) -> StoredRows:
+        return tokenised_splits(further, tokenizer, found.folder, prompt_format, progress)["train"].rows
+
+    more = more_rows(further, named, data, make_rows, progress)
     train = parsed.train
     plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
-    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan)
+    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more)
 
 
 def must_be_fetched(path: str, local: Path) -> bool:

@@ -197,9 +197,9 @@ class Recipe(Settings):
 
     @property
     def chosen_objective(self) -> Objective:
-        if self.objective is None:
-            return OBJECTIVES[TASKS[self.task].objective]()
-        return self.objective.chosen
+        task = TASKS[self.task]
+        chosen = OBJECTIVES[task.objective]() if self.objective is None else self.objective.chosen
+        return chosen.for_form(task.form)
 
     @property
     def learning_rate(self) -> float:
@@ -211,7 +211,7 @@ class Recipe(Settings):
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""
         rate = self.learning_rate
         objective = self.chosen_objective
-        name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
+        name = TASKS[self.task].objective if self.objective is None else self.objective.name
         tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages"})
         tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}
         tree["objective"] = {name: objective.model_dump(mode="json")}

@@ -58,6 +58,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
     counts = tuning.moved.check(network, tuning.optimizer)
     tuning.try_average(at, progress)
     tuning.checkpoints.load_best(tuning.optimizer, tuning.best.step)
+    tuning.settle()
     network.drop_auxiliary()
     with progress.stage("saving the model"):
         save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder)
@@ -114,7 +115,16 @@ class Tuning:
             self.network.checkpoint_activations()
         add_noise(self.network, recipe.train)
         examples = prepared.data.splits["train"]
-        context = Context(self.network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
+        context = Context(
+            self.network,
+            prepared.rows,
+            examples,
+            prepared.prompt_format,
+            recipe.seed,
+            prepared.base,
+            plan,
+            prepared.more,
+        )
         self.strands = [Strand(objective.begin(context), plan)]
         self.network.comparison = objective.comparison or self.network.comparison
         groups = rate_groups(self.network, recipe.train, plan.steps_per_epoch, selection.rate_factor)
@@ -159,6 +169,7 @@ class Tuning:
     def validated(self, step: int, kind: str = "validation") -> bool:
         """Validate, log it, keep the weights if they are the best so far. Returns whether they are."""
         settings = self.prepared.recipe.train
+        self.settle()
         figures = validate(self.network, self.prepared)
         files.append_json_line(self.run.folder / METRICS, {"kind": kind, "step": step, **figures})
         gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
@@ -166,6 +177,11 @@ class Tuning:
         if better:
             self.checkpoints.save_best(self.optimizer, step)
         return better
+
+    def settle(self) -> None:
+        """Fit what is fitted to the weights, before the model is asked anything."""
+        for strand in self.strands:
+            strand.learner.settle()
 
     def try_average(self, step: int, progress: Progress) -> None:
         """Let the mean of the late weights stand against the best of them."""

@@ -6,6 +6,7 @@ In: a folder of a tiny model. Out: a `Network`, `Row`s of several lengths, a run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def find(folder: Path) -> FoundModel:
 def network(folder: Path, head: Head, *, dtype: Any = "float32", multi_label: bool = False, seed: int = 0) -> Network:
     """The tiny model on the processor; its label head, if that is what it gets, has three labels."""
     settings = ModelSettings(path=str(folder), dtype=dtype, device="cpu")
-    labels = LABELS if head == "classes" else ()
+    labels = () if head == "language" else LABELS
     return load_network(find(folder), settings, head=head, labels=labels, multi_label=multi_label, seed=seed)
 
 
@@ -63,12 +64,12 @@ def prompt_format(
 ) -> PromptFormat:
     if (form or FORM[net.head]) == "prefer":
         return choose_format("prefer", net.tokenizer, (), False, max_length)
-    if net.head == "classes":
-        return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
-    return choose_format("chat", net.tokenizer, (), False, max_length)
+    if net.head == "language":
+        return choose_format("chat", net.tokenizer, (), False, max_length)
+    return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
 
 
-FORM: dict[Head, Form] = {"classes": "classify", "language": "generate", "score": "prefer"}
+FORM: dict[Head, Form] = {"classes": "classify", "pooled": "classify", "language": "generate", "score": "prefer"}
 """The form of examples that a head is tried with, where nothing else is said."""
 
 
@@ -83,7 +84,7 @@ def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: For
             answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
             chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
             fields: dict[str, Any] = {"messages": asked, "chosen": chosen, "rejected": rejected}
-        elif head == "classes":
+        elif head != "language":
             fields = {"text": text, "label": [label] if multi_label else label}
         else:
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
@@ -103,37 +104,58 @@ def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form 
 
 
 def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
-    """What the network says of the rows: label scores, or next-token scores at every token."""
+    """What the network says of the rows: label scores, embeddings, or next-token scores at every token."""
     net.model.eval()
     batch: Batch = collate(some)
     with torch.no_grad():
+        if net.head == "pooled":
+            return net.embeddings(batch)
         return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:
-    return OBJECTIVES[{"classes": "classify", "language": "sft", "score": "reward"}[net.head]]()
+    fitting = {"classes": "classify", "pooled": "contrastive", "language": "sft", "score": "reward"}
+    return OBJECTIVES[fitting[net.head]]()
 
 
 REWARD = f"{Path(__file__).parent / 'common' / 'reward.py'}:letters"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adversarial": {"target": "texts.jsonl"},
+    "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
+    "grpo": {"rewards": [REWARD], "max_new_tokens": 12, "samples": 3},
+    "ppo": {"rewards": [REWARD], "max_new_tokens": 12},
+}
+"""Of objectives that can't do without."""
 
 
-def small_objective(name: str) -> Objective:
-    """The objective of that name, small enough for a tiny model."""
-    drawn = {"rewards": [REWARD], "max_new_tokens": 12}
-    settings: dict[str, dict[str, Any]] = {"grpo": {**drawn, "samples": 3}, "ppo": drawn}
-    return OBJECTIVES[name].model_validate(settings.get(name, {}))
+def objective(name: str, form: Form) -> Objective:
+    """The objective of that name, as it is for examples of this form."""
+    return OBJECTIVES[name].model_validate(SETTINGS.get(name, {})).for_form(form)
 
 
-def begin(objective: Objective, net: Network) -> tuple[Learner, list[Row]]:
+def begin(objective: Objective, net: Network, *, multi_label: bool = False) -> tuple[Learner, list[Row]]:
     """The objective in a run, the model a little away from where it started, and the rows of a first update."""
-    form = objective.forms[0]
-    data = rows(net, form=form)
-    learner = objective.begin(Context(net, data, examples(net.head, form=form), prompt_format(net, form=form)))
+    form = "prefer" if objective.forms[0] == "prefer" else None
+    data = rows(net, multi_label=multi_label, form=form)
+    more = {name: [unlabelled(row) for row in data[:4]] for name in objective.more_data()}
+    context = Context(
+        net,
+        data,
+        examples(net.head, multi_label=multi_label, form=form),
+        prompt_format(net, multi_label=multi_label, form=form),
+        plan=BatchPlan(len(data), len(data), 1, seed=0),
+        more=more,
+    )
+    learner = objective.begin(context)
     move(net)
     made = list(next(iter(learner.updates(1, range(len(data))))))
     if objective.makes_rows:
         move(net)
     return learner, made
+
+
+def unlabelled(row: Row) -> Row:
+    return replace(row, id=f"u{row.id}", tokens=row.tokens[:-1], example_streams={**row.example_streams, "label": -1})
 
 
 def move(net: Network) -> None:
@@ -161,7 +183,7 @@ def run_steps(
     taken = []
     for step in train(
         net,
-        [Strand((objective or fitting_objective(net)).begin(Context(net, some)), plan)],
+        [Strand((objective or fitting_objective(net)).begin(Context(net, some, plan=plan)), plan)],
         optimizer,
         rate_of=lambda number: learning_rate,
         micro_batch_tokens=micro_batch_tokens,

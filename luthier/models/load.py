@@ -111,23 +111,20 @@ def load_network(
     tokenizer = load_tokenizer(found.folder)
     device = choose_device(settings)
     config = transformers.AutoConfig.from_pretrained(found.folder)
-    if head == "classes":
+    if head != "language":
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-        kind = transformers.AutoModelForSequenceClassification
-    elif head == "score":
+    if head == "score":
         config.num_labels = 1
         config.problem_type = "regression"
-        kind = transformers.AutoModelForSequenceClassification
-    else:
+    if head == "language":
         refuse_encoder(found)
-        kind = transformers.AutoModelForCausalLM
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     try:
-        model, info = kind.from_pretrained(
+        model, info = model_class(head).from_pretrained(
             found.folder,
             config=config,
             dtype=choose_dtype(settings, device),
@@ -139,10 +136,15 @@ def load_network(
         raise UserError(
             f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
         ) from None
+    if head == "pooled" and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the mean of the hidden states takes its place
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
-    prefix = f"{model.base_model_prefix}."
-    if head != "language":  # such a head learns even where the files hold one that fits: it may mean other labels
+    prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
+    if head in (
+        "classes",
+        "score",
+    ):  # it learns even where the files hold one that fits: that may mean others
         label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     else:
         label_head = set()
@@ -166,8 +168,29 @@ def load_network(
         base_revision=found.revision if found.source == "hub" else None,
         base_fingerprint=found.fingerprint,
     )
+    if head == "pooled":
+        network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
     network.notes = how_it_runs(network, settings)
     return network
+
+
+def model_class(head: Head) -> Any:
+    """The class of transformers' that has this head."""
+    import transformers
+
+    if head == "pooled":
+        return transformers.AutoModel
+    return transformers.AutoModelForCausalLM if head == "language" else transformers.AutoModelForSequenceClassification
+
+
+def label_layer(width: int, labels: int) -> Any:
+    """Label scores from an embedding: all alike until it is fitted. No gradient teaches it."""
+    import torch
+
+    layer = torch.nn.Linear(width, labels).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    return layer
 
 
 def how_it_runs(network: Network, settings: ModelSettings) -> list[str]:

@@ -66,6 +66,8 @@ class Network:
         """How the kernels run it, examples end to end; None for the plain path."""
         self.notes: list[str] = []
         """What a user should know of how it runs here."""
+        self.label_layer: nn.Linear | None = None
+        """From embeddings to label scores; only a `pooled` head has one. No part of the model."""
         self.running: Batch | None = None
         """The batch that it was last given: what a hook inside the model has to know of it."""
         self.trunk: Trunk | None = None
@@ -206,14 +208,32 @@ class Network:
         config = self.model.config.get_text_config()
         return any(getattr(config, name, None) is not None for name in SCORE_SCALES)
 
-    def class_logits(self, batch: Batch) -> torch.Tensor:
-        """One row of label scores an example, [E, C], from the model's own classification head."""
+    def class_logits(self, batch: Batch, hidden_ND: torch.Tensor | None = None) -> torch.Tensor:
+        """One row of label scores an example, [E, C], from its label head.
+
+        Args:
+            hidden_ND: What `hidden` gave for this batch, where it is at hand: models with kernels go on from there.
+        """
+        if self.label_layer is not None:
+            return self.label_layer(self.embeddings(batch))
         self.running = batch
         if self.family is not None:
             packing = Packing.of(batch.lengths_E)
-            return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)
+            if hidden_ND is None:
+                hidden_ND = self._packed_hidden(self.family, batch, packing)
+            return label_scores(self.model, self.family, hidden_ND, packing)
         tokens_ET, mask_ET = self.padded(batch)
         return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
+
+    def embeddings(self, batch: Batch) -> torch.Tensor:
+        """The mean of each sequence's hidden states, scaled to length one, [E, D] in float32; how sentence encoders are
+        trained to be read (Reimers and Gurevych 2019, arXiv:1908.10084)."""
+        return nn.functional.normalize(self.pooled(self.hidden(batch), batch), dim=1)
+
+    def pooled(self, hidden_ND: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean of each sequence's hidden states, [E, D] in float32."""
+        sums_ED = torch.zeros(len(batch), hidden_ND.shape[1], device=hidden_ND.device)
+        return sums_ED.index_add(0, batch.example_N, hidden_ND.float()) / batch.lengths_E[:, None]
 
     def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch as a rectangle: token ids [E, T] and attention mask [E, T].
@@ -252,10 +272,11 @@ class Network:
         parent_name, _, child = name.rpartition(".")
         parent = self.model.get_submodule(parent_name)
         after: list[str] = []
+        above = f"{parent_name}." if parent_name else ""
         passed = False
         for child_name, module in parent.named_children():
             if passed and not any(isinstance(part, nn.Embedding) for part in module.modules()):
-                after += [f"{parent_name}.{child_name}.{n}" for n, _ in module.named_parameters()]
+                after += [f"{above}{child_name}.{n}" for n, _ in module.named_parameters()]
             passed = passed or child_name == child
         prefix = self.model.base_model_prefix
         pooler = getattr(self.model.base_model, "pooler", None)

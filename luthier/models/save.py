@@ -5,6 +5,7 @@ In: a tuned `Network`. Out: a model folder; and from such a folder the same `Net
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD_WEIGHTS = "head.safetensors"
+"""A label head that is no part of the model."""
 
 
 def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
@@ -40,6 +43,8 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
         else:
             network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
+        if network.label_layer is not None:
+            save_file(network.label_layer.state_dict(), temporary / HEAD_WEIGHTS)
         prompt_format.save(
             temporary,
             head=network.head,
@@ -60,6 +65,26 @@ def save_merged(network: Network, selection: Selection, prompt_format: PromptFor
     with files.whole_folder(folder) as temporary:
         network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
+        if network.label_layer is not None:
+            from safetensors.torch import save_file
+
+            save_file(network.label_layer.state_dict(), temporary / HEAD_WEIGHTS)
+            files.write_text(temporary / "README.md", pooled_readme(prompt_format.labels))
+
+
+def pooled_readme(labels: Sequence[str]) -> str:
+    """What is told beside a merged model whose label head transformers has no class for."""
+    return f"""A sentence encoder (`AutoModel`) and, in `{HEAD_WEIGHTS}`, the label head that Luthier fitted on it.
+`AutoModelForSequenceClassification` would make a new head instead: read it like this.
+
+    hidden = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state           # [texts, tokens, width]
+    mask = inputs["attention_mask"][:, :, None]
+    embedding = torch.nn.functional.normalize((hidden * mask).sum(dim=1), dim=1)
+    head = safetensors.torch.load_file(folder + "/{HEAD_WEIGHTS}")
+    scores = embedding @ head["weight"].T + head["bias"]                             # [texts, labels]
+
+Labels, in the order of their scores: {", ".join(labels)}
+"""
 
 
 def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) -> None:
@@ -106,8 +131,22 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     selection.apply(network)
     if is_adapter:
         _load_adapter(selection.adapter_tensors(network), folder)
+    if network.label_layer is not None:
+        _load_head(network, folder)
     network.model.eval()
     return Saved(network, selection, prompt_format)
+
+
+def _load_head(network: Network, folder: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    assert network.label_layer is not None
+    try:
+        network.label_layer.load_state_dict(load_file(folder / HEAD_WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        what = f"the label head is damaged ({str(error).splitlines()[0]})"
+        raise UserError(what, where=str(folder / HEAD_WEIGHTS), mend="restore it from the run") from None
 
 
 def go_on_from(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
@@ -122,7 +161,7 @@ def go_on_from(network: Network, selection: Selection, prompt_format: PromptForm
 
     about = files.read_json(folder / FORMAT_FILE)
     same_head = about["head"] == network.head and tuple(about["labels"]) == prompt_format.labels
-    body = f"{network.model.base_model_prefix}."
+    body = "" if network.head == "pooled" else f"{network.model.base_model_prefix}."
     head = {n for n, _ in network.model.named_parameters() if n in network.new_parameters or not n.startswith(body)}
     left = set() if same_head else head
     if (folder / ADAPTER_CONFIG).exists():

@@ -49,6 +49,10 @@ def build_classify(values: Values) -> Values:
     return {"text": text_of(values["text"], "text"), "label": values["label"]}
 
 
+def build_text(values: Values) -> Values:
+    return {"text": text_of(values["text"], "text")}
+
+
 def build_messages(values: Values) -> Values:
     system = optional_text(values, "system")
     turns = read_turns(values["messages"], "messages")
@@ -100,6 +104,7 @@ LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "
 SYSTEM: Names = {"system": ("system_prompt",)}
 
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
+TEXT = Convention({"text": TEXT_NAMES}, build_text)
 MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
 INSTRUCTION = Convention(
     {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
@@ -126,10 +131,16 @@ CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
 }
 LABELLED: set[Form] = {"classify"}
 """Forms whose fields have a `label`."""
+UNLABELLED = "unlabelled"
+"""In the place of a task: texts alone. A label column, if there is one, is not looked at."""
 
 
 def conventions(task: str) -> tuple[Convention, ...]:
-    return CONVENTIONS[TASKS[task].form]
+    return (TEXT,) if task == UNLABELLED else CONVENTIONS[TASKS[task].form]
+
+
+def is_labelled(task: str) -> bool:
+    return task != UNLABELLED and TASKS[task].form in LABELLED
 
 
 # ── Finding the columns ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,14 +23,14 @@ class LabelHead(Selection):
     learning_rate: ClassVar[float] = 1e-3
 
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
-        return None if head != "language" else NO_HEAD
+        return REFUSALS.get(head)
 
     def backward_layers(self, facts: ModelFacts) -> int:
         return 0
 
     def apply(self, network: Network) -> None:
-        if not network.new_parameters:
-            raise UserError(NO_HEAD)
+        if network.head in REFUSALS:
+            raise UserError(REFUSALS[network.head])
         learn_only(network, [])
 
 
@@ -39,3 +39,9 @@ NO_HEAD = Problem(
     "selection.head",
     "use selection: last_layers, lora or full, or task: classify",
 )
+FITTED = Problem(
+    "with this objective the label head is fitted, not tuned, so that nothing would learn",
+    "selection.head",
+    "use selection: last_layers, lora or full, or objective: classify",
+)
+REFUSALS: dict[Head, Problem] = {"language": NO_HEAD, "pooled": FITTED}

@@ -23,6 +23,7 @@ from tests import tiny as make
 FAMILIES = [
     *(("classes", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
     *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")),
+    *(("pooled", family) for family in ("bert", "gpt2")),
 ]
 CASES = [(name, head, family) for name in SELECTIONS for head, family in FAMILIES]
 
