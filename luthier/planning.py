@@ -14,6 +14,7 @@ from luthier import files
 from luthier.batches import BatchPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
+from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
 from luthier.more_data import more_rows, read_more
@@ -48,6 +49,8 @@ class Prepared:
     tokenised: dict[str, TokenisedSplit]
     plan: BatchPlan
     more: Mapping[str, StoredRows] = field(default_factory=dict)
+    mix: Sequence[Mixed] = ()
+    """The other data sets of the same steps."""
     """Rows of the data sets that the objective named beside the recipe's own."""
 
     @property
@@ -74,6 +77,7 @@ class Prepared:
         resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
         chosen_by = self.recipe.train.select_by or self.metrics[0]
         beside = [rows.fingerprint for rows in self.more.values()]
+        beside += [mixed.tokenised["train"].rows.fingerprint for mixed in self.mix]
         if outside := self.recipe.chosen_objective.outside(self.base):
             beside.append(outside)
         return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by, *beside)
@@ -129,10 +133,13 @@ def prepare(
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems
-    named, further = parsed.chosen_objective.more_data(), {}
+    named = parsed.chosen_objective.more_data()
+    further: dict[str, Dataset] = {}
     if not mistyped:
         further, wrong = read_more(named, parsed.task, base, progress)
         problems += wrong
+    mixed, wrong = read_mix(parsed, base, progress) if not mistyped else ([], [])
+    problems += wrong
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
 
@@ -152,7 +159,8 @@ def prepare(
     more = more_rows(further, named, data, make_rows, progress)
     train = parsed.train
     plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
-    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more)
+    mix = prepare_mix(parsed, mixed, tokenizer, found.folder, prompt_format, plan, progress)
+    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix)
 
 
 def must_be_fetched(path: str, local: Path) -> bool:

@@ -156,6 +156,29 @@ class Stage(Settings):
     """The same."""
 
 
+class MixEntry(Settings):
+    """Another data set that is learned in the same steps as the recipe's own."""
+
+    name: str = Field(min_length=1, pattern="^[A-Za-z0-9_-]+$")
+    """What its figures are called."""
+    data: DataSettings
+    """Its rows."""
+    task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
+    """What the model learns from them."""
+    objective: ObjectiveChoice | None = None
+    """What their loss is; by default what the task picks."""
+    share: float | None = Field(None, gt=0)
+    """Rows of it in each step, as a share of train.batch_size; by default its size decides (train.mix_temperature)."""
+    weight: float | None = Field(None, ge=0)
+    """What its mean loss counts, where the recipe's own counts 1; by default its share."""
+
+    @property
+    def chosen_objective(self) -> Objective:
+        if self.objective is None:
+            return OBJECTIVES[TASKS[self.task].objective]().for_form(TASKS[self.task].form)
+        return self.objective.chosen.for_form(TASKS[self.task].form)
+
+
 class Recipe(Settings):
     """One run: which model, which data, which task, and how."""
 
@@ -177,6 +200,8 @@ class Recipe(Settings):
     """How the result is judged."""
     seed: int = Field(0, ge=0)
     """Seeds the new weights, the order of rows, dropout and resampling."""
+    mix: list[MixEntry] = Field(default_factory=list)
+    """Other data sets learned in the same steps: further tasks, or general text so that it is not forgotten."""
     stages: list[Stage] = Field(default_factory=list)
     """Runs before this one, in order, each from what the one before has learned; the recipe's own run is the last."""
 
@@ -212,10 +237,11 @@ class Recipe(Settings):
         rate = self.learning_rate
         objective = self.chosen_objective
         name = TASKS[self.task].objective if self.objective is None else self.objective.name
-        tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages"})
+        tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages", "mix"})
         tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}
         tree["objective"] = {name: objective.model_dump(mode="json")}
         tree["train"]["learning_rate"] = rate
+        tree["mix"] = [entry.model_dump(mode="json", exclude_unset=True) for entry in self.mix]
         # As written: what a stage does not name, it takes from the recipe.
         tree["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]
         return _strict(tree)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language", "pooled", "score"]
-"""`classes`: a score for each label. `language`: the model's own next-token head. `pooled`: a score for each label from
-the mean of all hidden states, by a layer that is fitted and not trained. `score`: one number."""
+Head = Literal["classes", "language", "score", "pooled"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number. `pooled`: a
+score for each label from the mean of all hidden states, by a layer that is fitted and not trained."""
 Form = Literal["classify", "generate", "prefer"]
 """How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
 `prefer`: messages and two answers to them, or one answer that is wanted or not."""

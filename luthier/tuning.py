@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import files
 from luthier.errors import Stopped
+from luthier.mixing import OWN, SHARED, Mixed
 from luthier.planning import Prepared
 from luthier.progress import Progress
 from luthier.runs import METRICS, Run, peak_memory
 
 if TYPE_CHECKING:
     from luthier.models.network import Network
+    from luthier.recipe import TrainSettings
     from luthier.records import Example
     from luthier.tune.hooks import Best
 
@@ -59,9 +61,12 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
     tuning.try_average(at, progress)
     tuning.checkpoints.load_best(tuning.optimizer, tuning.best.step)
     tuning.settle()
+    heads = {
+        m.name: (m.prompt_format, network.model.get_submodule(head_name(m))) for m in prepared.mix if m.head == OWN
+    }
     network.drop_auxiliary()
     with progress.stage("saving the model"):
-        save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder)
+        save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder, heads)
     taken = [row for row in run.log if row["kind"] == "step"]  # before an interruption too
     seconds = sum(row["seconds"] for row in taken)
     run.update_manifest(
@@ -125,7 +130,22 @@ class Tuning:
             plan,
             prepared.more,
         )
-        self.strands = [Strand(objective.begin(context), plan)]
+        total = 1 + sum(mixed.weight for mixed in prepared.mix)
+        self.strands = [Strand(objective.begin(context), plan, 1 / total)]
+        self.beside = {mixed.name: mixed_network(self.network, mixed) for mixed in prepared.mix}
+        for mixed in prepared.mix:
+            rows, rows_examples = mixed.tokenised["train"].rows, mixed.data.splits["train"]
+            seen = Context(
+                self.beside[mixed.name],
+                rows,
+                rows_examples,
+                mixed.prompt_format,
+                recipe.seed,
+                prepared.base,
+                mixed.plan,
+            )
+            learner = mixed.objective.begin(seen)
+            self.strands.append(Strand(learner, mixed.plan, mixed.weight / total, mixed.name))
         self.network.comparison = objective.comparison or self.network.comparison
         groups = rate_groups(self.network, recipe.train, plan.steps_per_epoch, selection.rate_factor)
         self.optimizer = Optimizer(self.network, recipe.train, groups)
@@ -171,6 +191,9 @@ class Tuning:
         settings = self.prepared.recipe.train
         self.settle()
         figures = validate(self.network, self.prepared)
+        for mixed in self.prepared.mix:
+            found = validate_mixed(self.beside[mixed.name], mixed, settings)
+            figures |= {f"{mixed.name}.{name}": value for name, value in found.items()}
         files.append_json_line(self.run.folder / METRICS, {"kind": kind, "step": step, **figures})
         gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
         better = self.best.update(step, figures, gain)
@@ -263,6 +286,36 @@ def best_of(prepared: Prepared) -> Best:
         return Best(name, higher_is_better=False, rows=rows)
     metric = check_metric(name, prepared.metric_task)
     return Best(name, metric.higher_is_better, metric.percent, rows)
+
+
+def head_name(mixed: Mixed) -> str:
+    """Where the head of an entry of `mix` is in the model while it learns."""
+    from luthier.models.network import AUXILIARY
+
+    return f"{AUXILIARY}.head_{mixed.name}"
+
+
+def mixed_network(network: Network, mixed: Mixed) -> Network:
+    """The network as one entry of `mix` sees it: with the recipe's own head, or with one of its own."""
+    import torch
+
+    from luthier.models.beside import beside
+
+    if mixed.head == SHARED:
+        return network
+    width = network.model.config.get_text_config().hidden_size
+    head = torch.nn.Linear(width, len(mixed.prompt_format.labels))
+    return beside(network, network.add_auxiliary(f"head_{mixed.name}", head))
+
+
+def validate_mixed(network: Network, mixed: Mixed, settings: TrainSettings) -> dict[str, float]:
+    """The task's metrics on fixed validation rows of one entry of `mix`."""
+    from luthier.evaluate.metrics import score
+    from luthier.evaluate.predict import predict
+
+    examples = mixed.data.splits["validation"].first_by_id(settings.validation_rows)
+    predictions = predict(network, examples, mixed.prompt_format, settings.validation_new_tokens)
+    return {name: score(predictions, name, mixed.data.labels or None) for name in mixed.metrics}
 
 
 def validation_examples(prepared: Prepared) -> list[Example]:

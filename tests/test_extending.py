@@ -65,6 +65,5 @@ def test_the_new_objective_learns_with_several_labels(tiny: Callable[..., Path])
     rows = make.rows(net, multi_label=True)
     learner = OBJECTIVES["focal"]().begin(Context(net, rows))
     test_objectives.assert_close(
-        test_objectives.gradients(learner, [rows[:3], rows[3:]]),
-        test_objectives.gradients(learner, [rows]),
+        test_objectives.gradients(learner, [rows[:3], rows[3:]]), test_objectives.gradients(learner, [rows])
     )

@@ -62,14 +62,13 @@ def small(name: str) -> Selection:
 def prompt_format(
     net: Network, *, multi_label: bool = False, max_length: int = 128, form: Form | None = None
 ) -> PromptFormat:
-    if (form or FORM[net.head]) == "prefer":
-        return choose_format("prefer", net.tokenizer, (), False, max_length)
-    if net.head == "language":
-        return choose_format("chat", net.tokenizer, (), False, max_length)
-    return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
+    form = form or FORM[net.head]
+    if form == "classify":
+        return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
+    return choose_format("chat" if form == "generate" else form, net.tokenizer, (), False, max_length)
 
 
-FORM: dict[Head, Form] = {"classes": "classify", "pooled": "classify", "language": "generate", "score": "prefer"}
+FORM: dict[Head, Form] = {"classes": "classify", "language": "generate", "score": "prefer", "pooled": "classify"}
 """The form of examples that a head is tried with, where nothing else is said."""
 
 
@@ -84,11 +83,11 @@ def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: For
             answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
             chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
             fields: dict[str, Any] = {"messages": asked, "chosen": chosen, "rejected": rejected}
-        elif head != "language":
-            fields = {"text": text, "label": [label] if multi_label else label}
-        else:
+        elif (form or FORM[head]) == "generate":
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
             fields = {"messages": turns * (1 + index % 2)}
+        else:
+            fields = {"text": text, "label": [label] if multi_label else label}
         made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
     return made
 
@@ -119,13 +118,14 @@ def fitting_objective(net: Network) -> Objective:
 
 
 REWARD = f"{Path(__file__).parent / 'common' / 'reward.py'}:letters"
+DRAWN: dict[str, Any] = {"rewards": [REWARD], "max_new_tokens": 12}
 SETTINGS: dict[str, dict[str, Any]] = {
     "adversarial": {"target": "texts.jsonl"},
+    "grpo": {**DRAWN, "samples": 3},
+    "ppo": DRAWN,
     "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
-    "grpo": {"rewards": [REWARD], "max_new_tokens": 12, "samples": 3},
-    "ppo": {"rewards": [REWARD], "max_new_tokens": 12},
 }
-"""Of objectives that can't do without."""
+"""Of objectives that can't do without, or would take long on a tiny model."""
 
 
 def objective(name: str, form: Form) -> Objective:
@@ -133,9 +133,11 @@ def objective(name: str, form: Form) -> Objective:
     return OBJECTIVES[name].model_validate(SETTINGS.get(name, {})).for_form(form)
 
 
-def begin(objective: Objective, net: Network, *, multi_label: bool = False) -> tuple[Learner, list[Row]]:
+def begin(
+    objective: Objective, net: Network, *, multi_label: bool = False, form: Form | None = None
+) -> tuple[Learner, list[Row]]:
     """The objective in a run, the model a little away from where it started, and the rows of a first update."""
-    form = "prefer" if objective.forms[0] == "prefer" else None
+    form = form or (FORM[net.head] if FORM[net.head] in objective.forms else objective.forms[0])
     data = rows(net, multi_label=multi_label, form=form)
     more = {name: [unlabelled(row) for row in data[:4]] for name in objective.more_data()}
     context = Context(

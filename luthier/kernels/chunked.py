@@ -1,7 +1,7 @@
 """A loss over tokens of which only a few are looked at together, so that scores over the vocabulary are never whole.
 
-In: hidden states [M, D], a function from some of them to sums, the parameters it uses. Out: the sums. The gradient of the
-first is formed while the scores are there, so they are computed once and kept nowhere.
+In: hidden states [M, D], a function from some of them to sums, the parameters it uses. Out: the sums. The gradient of
+the first is formed while the scores are there, so they are computed once and kept nowhere.
 """
 
 from __future__ import annotations

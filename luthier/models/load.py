@@ -111,15 +111,15 @@ def load_network(
     tokenizer = load_tokenizer(found.folder)
     device = choose_device(settings)
     config = transformers.AutoConfig.from_pretrained(found.folder)
-    if head != "language":
+    if head in ("classes", "pooled"):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-    if head == "score":
+    elif head == "score":
         config.num_labels = 1
         config.problem_type = "regression"
-    if head == "language":
+    elif head == "language":
         refuse_encoder(found)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
@@ -141,10 +141,7 @@ def load_network(
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
     prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
-    if head in (
-        "classes",
-        "score",
-    ):  # it learns even where the files hold one that fits: that may mean others
+    if head in ("classes", "score"):  # it learns even where the files hold one that fits: it may mean other labels
         label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     else:
         label_head = set()

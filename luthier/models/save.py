@@ -5,8 +5,8 @@ In: a tuned `Network`. Out: a model folder; and from such a folder the same `Net
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +21,29 @@ from luthier.version import __version__
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from luthier.models.network import Network
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
 """A label head that is no part of the model."""
+HEADS = "heads"
+"""Folder of the heads of further tasks (`mix`), one folder each."""
 
 
-def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
-    """Write the model folder whole, or leave what was there."""
+def save_model(
+    network: Network,
+    selection: Selection,
+    prompt_format: PromptFormat,
+    folder: Path,
+    heads: Mapping[str, tuple[PromptFormat, nn.Module]] | None = None,
+) -> None:
+    """Write the model folder whole, or leave what was there.
+
+    Args:
+        heads: Further label heads by name, with the prompt format of their tasks.
+    """
     from safetensors.torch import save_file
 
     name = next(key for key, kind in SELECTIONS.items() if type(selection) is kind)
@@ -45,6 +58,11 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
         _save_beside(network, prompt_format, temporary)
         if network.label_layer is not None:
             save_file(network.label_layer.state_dict(), temporary / HEAD_WEIGHTS)
+        for head_name, (its_format, layer) in (heads or {}).items():
+            beside = temporary / HEADS / head_name
+            beside.mkdir(parents=True)
+            its_format.save(beside)
+            save_file(layer.state_dict(), beside / HEAD_WEIGHTS)
         prompt_format.save(
             temporary,
             head=network.head,
@@ -100,6 +118,8 @@ class Saved:
     network: Network
     selection: Selection
     prompt_format: PromptFormat
+    heads: Mapping[str, Saved] = field(default_factory=dict)
+    """The same model with the head of each further task it was tuned for (`mix`), by name."""
 
 
 def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
@@ -134,7 +154,21 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     if network.label_layer is not None:
         _load_head(network, folder)
     network.model.eval()
-    return Saved(network, selection, prompt_format)
+    heads = {path.name: _beside(network, selection, path) for path in sorted((folder / HEADS).glob("*"))}
+    return Saved(network, selection, prompt_format, heads)
+
+
+def _beside(network: Network, selection: Selection, folder: Path) -> Saved:
+    from safetensors.torch import load_file
+
+    from luthier.models.beside import beside
+    from luthier.models.load import label_layer
+
+    prompt_format = PromptFormat.load(folder)
+    tensors = load_file(folder / HEAD_WEIGHTS)
+    layer = label_layer(tensors["weight"].shape[1], len(prompt_format.labels)).to(network.device)
+    layer.load_state_dict(tensors)
+    return Saved(beside(network, layer), selection, prompt_format)
 
 
 def _load_head(network: Network, folder: Path) -> None:

@@ -28,8 +28,8 @@ from tests.common.teaching_references import reference_contrastive, reference_di
 
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
-    "pooled": ("bert", "roberta", "xlnet", "distilbert", "gpt2", "llama"),
     "score": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
+    "pooled": ("bert", "roberta", "xlnet", "distilbert", "gpt2", "llama"),
     "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
 CASES = [
