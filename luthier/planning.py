@@ -106,7 +106,6 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
-    problems += parsed.chosen_objective.problems(base)
     problems += check_evaluation(parsed, source)
 
     found, facts = None, None
