@@ -51,8 +51,6 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
     network = tuning.network
     for note in network.notes:
         progress.say(f"note: {note}")
-    if run.manifest["estimate"]["checkpoint_activations"]:
-        progress.say("note: blocks keep only their input for the backward pass, so that memory suffices")
     at = tuning.resume()
     if at:
         progress.say(f"resuming after step {at} of {prepared.plan.steps}")
@@ -112,6 +110,7 @@ class Tuning:
             labels=prepared.data.labels,
             multi_label=prepared.data.multi_label,
             seed=recipe.seed,
+            quantisation=selection.quantisation,
         )
         selection.apply(self.network)
         if start is not None:

@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.kernels.lora import DoraLinear
 from luthier.kernels.scaled import ScaledLinear
+from luthier.models.describe import describe_model
+from luthier.models.heads import HEADS, loader
 from luthier.models.network import Network
 from luthier.models.save import save_model
 from luthier.selection import Selection
@@ -48,7 +50,7 @@ def shaken(folder: Path, head: Any, selection: Selection) -> Network:
 def logits(model: Any, net: Network) -> list[torch.Tensor]:
     model.eval()
     with torch.no_grad():
-        return [model(input_ids=torch.tensor([list(row.tokens)])).logits[0] for row in make.rows(net)]
+        return [model(input_ids=torch.tensor([list(row.tokens)]))[0][0] for row in make.rows(net)]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -56,15 +58,12 @@ def logits(model: Any, net: Network) -> list[torch.Tensor]:
 def test_peft_loads_the_adapter_and_says_the_same(
     tiny: Callable[..., Path], tmp_path: Path, head: str, family: str, name: str
 ) -> None:
-    import transformers
-
     selection = VARIANTS[name]
     net = shaken(tiny(family), head, selection)
     save_model(net, selection, make.prompt_format(net), tmp_path / "model")
-    kind = transformers.AutoModelForSequenceClassification
-    options = {"num_labels": len(make.LABELS), "pad_token_id": net.tokenizer.pad_token_id} if head == "classes" else {}
-    kind = kind if head == "classes" else transformers.AutoModelForCausalLM
-    base = kind.from_pretrained(tiny(family), dtype=torch.float32, **options)
+    new = {"num_labels": len(make.LABELS), "pad_token_id": net.tokenizer.pad_token_id} if HEADS[net.head].is_new else {}
+    kind = loader(net.head, describe_model(tiny(family)), family)
+    base = kind.from_pretrained(tiny(family), dtype=torch.float32, **new)
     untuned = logits(base, net)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "model")
     ours, theirs = logits(net.model, net), logits(model, net)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.batches import collate
+from luthier.batches import BatchPlan, collate
 from luthier.engine.likelihood import Answers, answers
 from luthier.models.describe import describe_model
 from luthier.models.network import Network
 from luthier.recipe import RecipeError, read_recipe
 from luthier.records import Row
 from luthier.selection import SELECTIONS
+from luthier.tune.loop import Strand, train
 from luthier.tune.objectives import Context
 from luthier.tune.objectives.dpo import Dpo, log_of_1_less
 from luthier.tune.objectives.kto import Kto, with_strange_answers
@@ -255,6 +256,31 @@ def test_the_chosen_answers_win(variant: Any, tiny: Callable[..., Path]) -> None
     assert steps[-1].loss < steps[0].loss
     assert steps[-1].figures["preference_accuracy"] == 1
     assert steps[-1].figures["margin"] > steps[0].figures["margin"]
+
+
+@pytest.mark.parametrize("objective", [Dpo(), Kto()], ids=["dpo", "kto"])
+def test_a_stop_in_between_changes_nothing(objective: Any, tiny: Callable[..., Path]) -> None:
+    """A resumed run has the reference of the start, not of where it was stopped."""
+
+    def fresh() -> tuple[Network, Optimizer]:
+        net = make.network(tiny("llama"), "language")
+        make.small("lora").apply(net)
+        return net, Optimizer(net, OptimizerSettings())
+
+    rows = make.rows(fresh()[0], form="prefer")
+    net, whole = fresh()
+    steps = make.run_steps(net, whole, rows, 4, objective=objective)
+    net, stopped = fresh()
+    make.run_steps(net, stopped, rows, 4, until=2, objective=objective)
+    net, resumed = fresh()
+    learner = objective.begin(Context(net, rows))
+    resumed.load_weights(stopped.weights())
+    resumed.load_state(stopped.state())
+    plan = BatchPlan(len(rows), batch_size=4, epochs=4, seed=0, max_steps=4)
+    strands = [Strand(learner, plan)]
+    rest = list(train(net, strands, resumed, rate_of=lambda number: 1e-2, micro_batch_tokens=60, after=2))
+    assert [(s.loss, s.figures) for s in rest] == [(s.loss, s.figures) for s in steps[2:]]
+    assert all(torch.equal(weight, whole.weights()[name]) for name, weight in resumed.weights().items())
 
 
 def test_the_reference_point_of_kto_does_not_depend_on_the_cut(tiny: Callable[..., Path]) -> None:

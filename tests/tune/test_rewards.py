@@ -170,9 +170,10 @@ def objective_of(name: str) -> Objective:
 def test_the_reward_rises(name: str, tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("llama"), "language")
     make.small("full").apply(net)
-    context = Context(net, make.rows(net, count=24), make.examples("language", count=24), make.prompt_format(net))
-    objective = objective_of(name).model_copy(update={"updates": 4} if name == "ppo" else {})
-    strand = Strand(objective.begin(context), BatchPlan(24, batch_size=24, epochs=12, seed=0))
+    count = {"grpo": 24, "ppo": 96}[name]  # 96 answers a step
+    examples = make.examples("language", count=count)
+    context = Context(net, make.rows(net, count=count), examples, make.prompt_format(net))
+    strand = Strand(objective_of(name).begin(context), BatchPlan(count, batch_size=count, epochs=12, seed=0))
     optimizer = Optimizer(net, OptimizerSettings())
     figures = [
         step.figures for step in train(net, [strand], optimizer, rate_of=lambda n: 2e-2, micro_batch_tokens=2000)

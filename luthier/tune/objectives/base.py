@@ -95,10 +95,6 @@ class Objective(Settings):
         """How the tuned model tells which of two answers it prefers; None where it is not tuned for that."""
         return None
 
-    def problems(self, base: Path) -> list[Problem]:
-        """What is wrong with the settings that only the recipe's folder tells, such as a file that is not there."""
-        return []
-
     def weight(self, batch: Batch) -> float:
         """This batch's part of what the loss sum is divided by."""
         raise NotImplementedError

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier import files
 from luthier.errors import Problem, UserError
 from luthier.records import Batch, Loss, Row
-from luthier.rewards import find_reward
+from luthier.rewards import BUILT_IN, find_reward
 from luthier.tasks import Form, Head
-from luthier.tune.objectives.base import Context, Learner, Objective
+from luthier.tune.objectives.base import Context, Known, Learner, Objective
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,11 @@ class Grpo(Objective):
     updates: int = Field(1, ge=1)
     """Updates made from the answers of one step."""
 
-    def problems(self, base: Path) -> list[Problem]:
-        return reward_problems(self.rewards, base)
+    def misfits(self, known: Known) -> list[Problem]:
+        return reward_problems(self.rewards, known.base)
+
+    def outside(self, base: Path) -> str:
+        return reward_fingerprint(self.rewards, base)
 
     def weight(self, batch: Batch) -> float:
         return float(batch.example_streams["weight"].sum())
@@ -172,3 +176,9 @@ def reward_problems(names: Sequence[str], base: Path) -> list[Problem]:
         except UserError as error:
             found += error.problems
     return found
+
+
+def reward_fingerprint(names: Sequence[str], base: Path) -> str:
+    """Of the files that hold these functions."""
+    paths = [base / Path(name.rpartition(":")[0]).expanduser() for name in names if name not in BUILT_IN]
+    return files.fingerprint(*(path.read_text(encoding="utf-8") for path in paths if path.is_file()))

@@ -20,8 +20,8 @@ from luthier.errors import Problem
 from luthier.records import Batch, Loss, Row
 from luthier.rewards import find_reward
 from luthier.tasks import Form, Head
-from luthier.tune.objectives.base import Context, Learner, Objective
-from luthier.tune.objectives.grpo import reward_problems
+from luthier.tune.objectives.base import Context, Known, Learner, Objective
+from luthier.tune.objectives.grpo import reward_fingerprint, reward_problems
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +62,11 @@ class Ppo(Objective):
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """Between trusting the value head (0) and the rewards (1) for advantages (arXiv:1506.02438, equation 16)."""
 
-    def problems(self, base: Path) -> list[Problem]:
-        return reward_problems(self.rewards, base)
+    def misfits(self, known: Known) -> list[Problem]:
+        return reward_problems(self.rewards, known.base)
+
+    def outside(self, base: Path) -> str:
+        return reward_fingerprint(self.rewards, base)
 
     def weight(self, batch: Batch) -> float:
         return float(batch.token_streams["weight"].sum())
