@@ -41,7 +41,9 @@ def checks(module: types.ModuleType, argument: str) -> list[Callable[..., None]]
     return [test for test in tests if argument in inspect.signature(test).parameters]
 
 
-@pytest.mark.parametrize("case", [("focal", "classify", "bert"), ("focal", "classify", "llama")], ids="-".join, indirect=True)
+@pytest.mark.parametrize(
+    "case", [("focal", "classify", "bert"), ("focal", "classify", "llama")], ids="-".join, indirect=True
+)
 def test_the_new_objective_passes_the_common_checks(case: Any) -> None:
     found = checks(test_objectives, "case")
     assert len(found) >= 4

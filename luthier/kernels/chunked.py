@@ -1,7 +1,7 @@
 """A loss over tokens of which only a few are looked at together, so that scores over the vocabulary are never whole.
 
-In: hidden states [M, D], a function from some of them to sums, the parameters it uses. Out: the sums. The gradient of the
-first is formed while the scores are there, so they are computed once and kept nowhere.
+In: hidden states [M, D], a function from some of them to sums, the parameters it uses. Out: the sums. The gradient of
+the first is formed while the scores are there, so they are computed once and kept nowhere.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ def chunked_sums(sums: Sums, hidden_MD: torch.Tensor, parameters: Sequence[torch
 
 class _ChunkedSums(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, sums: Sums, size: int, hidden_MD: torch.Tensor, *parameters: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, sums: Sums, size: int, hidden_MD: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         learns = [bool(needed) for needed in ctx.needs_input_grad[2:]]
         totals: list[torch.Tensor] = []
         pieces_of_gradient: list[torch.Tensor] = []

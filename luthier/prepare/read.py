@@ -170,11 +170,7 @@ def write_data(
     if settings.on_bad_row == "skip":
         bad += drop_unknown_labels(marks, splits, labels, read_example.__getitem__)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(
-        class_problems(marks, splits, labels, multi_label, read_example.__getitem__)
-        if is_labelled(task)
-        else []
-    )
+    raise_all(class_problems(marks, splits, labels, multi_label, read_example.__getitem__) if is_labelled(task) else [])
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))

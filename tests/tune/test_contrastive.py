@@ -117,9 +117,7 @@ def recipe(model: Path, selection: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("selection", [{"lora": {"rank": 4}}, "full"], ids=["lora", "full"])
-def test_what_is_saved_answers_as_it_was_validated(
-    tiny: Callable[..., Path], tmp_path: Path, selection: Any
-) -> None:
+def test_what_is_saved_answers_as_it_was_validated(tiny: Callable[..., Path], tmp_path: Path, selection: Any) -> None:
     run = luthier.train(recipe(tiny("bert"), selection), rows=ROWS, out=tmp_path / "run")
     log = read_json_lines(run.folder / "metrics.jsonl")
     best = next(row for row in log if row["kind"] == "validation" and row["step"] == run.manifest["best_step"])

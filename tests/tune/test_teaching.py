@@ -134,9 +134,7 @@ def test_tokens_of_a_larger_teacher(
     assert_close(gradients(learner, [rows]), expected)
 
 
-def test_scores_are_compared_some_tokens_at_a_time(
-    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_compared_some_tokens_at_a_time(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     learner, rows = begun(tiny, tiny("llama", seed=3), "language")
     whole = gradients(learner, [rows])
     assert any("embed" in name for name in whole), "the head learns as well"

@@ -2,8 +2,8 @@
 (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
 In: rows with labels, or conversations whose answers carry loss. Out: the loss sum
-`(1 - alpha) * plain + alpha * T^2 * KL`, both distributions at temperature T; the factor keeps the teacher's part of the
-gradient as large at any temperature.
+`(1 - alpha) * plain + alpha * T^2 * KL`, both distributions at temperature T; the factor keeps the teacher's part of
+the gradient as large at any temperature.
 
 Shape letters: E sequences, C labels, N tokens, M tokens that carry loss, V vocabulary, D hidden size.
 """
