@@ -129,7 +129,8 @@ def prepare(
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems
-    named, further = parsed.chosen_objective.more_data(), {}
+    named = parsed.chosen_objective.more_data()
+    further: dict[str, Dataset] = {}
     if not mistyped:
         further, wrong = read_more(named, parsed.task, base, progress)
         problems += wrong

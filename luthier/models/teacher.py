@@ -124,7 +124,7 @@ class Teacher:
 def load_teacher(teacher: TeacherFiles, head: Head, student: Network, asked: PromptFormat) -> Teacher:
     """The teacher on the student's device and in its dtype, frozen and without dropout."""
     dtype: Any = str(student.dtype).removeprefix("torch.")
-    settings = ModelSettings(path=str(teacher.folder), device=student.device.type, dtype=dtype)  # type: ignore[arg-type]
+    settings = ModelSettings(path=str(teacher.folder), device=student.device.type, dtype=dtype)
     if teacher.found is None:
         saved = load_saved(teacher.folder, settings)
         network, prompt_format = saved.network, saved.prompt_format

@@ -97,7 +97,7 @@ class Objective(Settings):
         return {}
 
     def misfits(self, known: Known) -> list[Problem]:
-        """What stands against it as far as can be known before weights are loaded, such as a teacher of other labels."""
+        """What stands against it as far as is known before weights are loaded, such as a teacher of other labels."""
         return []
 
     def outside(self, base: Path) -> str:
