@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.kernels.lora import DoraLinear
 from luthier.kernels.scaled import ScaledLinear
+from luthier.models.load import model_class
 from luthier.models.network import Network
 from luthier.models.save import save_model
 from luthier.selection import Selection
@@ -37,18 +38,20 @@ def shaken(folder: Path, head: Any, selection: Selection) -> Network:
     """A network whose learned tensors are all far from where they start."""
     net = make.network(folder, head)
     selection.apply(net)
+    far = 0.5 if isinstance(selection, Ia3) else 0.1  # beside the ones that its vectors start from
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in net.model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter += far * torch.randn_like(parameter)
     return net
 
 
 def logits(model: Any, net: Network) -> list[torch.Tensor]:
     model.eval()
+    what = "last_hidden_state" if net.head == "pooled" else "logits"
     with torch.no_grad():
-        return [model(input_ids=torch.tensor([list(row.tokens)])).logits[0] for row in make.rows(net)]
+        return [model(input_ids=torch.tensor([list(row.tokens)]))[what][0] for row in make.rows(net)]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -56,15 +59,11 @@ def logits(model: Any, net: Network) -> list[torch.Tensor]:
 def test_peft_loads_the_adapter_and_says_the_same(
     tiny: Callable[..., Path], tmp_path: Path, head: str, family: str, name: str
 ) -> None:
-    import transformers
-
     selection = VARIANTS[name]
     net = shaken(tiny(family), head, selection)
     save_model(net, selection, make.prompt_format(net), tmp_path / "model")
-    kind = transformers.AutoModelForSequenceClassification
     options = {"num_labels": len(make.LABELS), "pad_token_id": net.tokenizer.pad_token_id} if head == "classes" else {}
-    kind = kind if head == "classes" else transformers.AutoModelForCausalLM
-    base = kind.from_pretrained(tiny(family), dtype=torch.float32, **options)
+    base = model_class(net.head).from_pretrained(tiny(family), dtype=torch.float32, **options)
     untuned = logits(base, net)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "model")
     ours, theirs = logits(net.model, net), logits(model, net)

@@ -83,7 +83,7 @@ class SelftrainLearner(Learner):
         return made
 
     def label(self, probabilities: Sequence[float]) -> Any:
-        """As the stream of a labelled row; None where the model is not sure (of each label, if there are several)."""
+        """As the stream of a labelled row; None where the model is not sure (of each one of several labels)."""
         least = self.objective.confidence
         if self.multi_label:
             sure = all(max(value, 1 - value) >= least for value in probabilities)
