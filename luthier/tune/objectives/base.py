@@ -47,6 +47,9 @@ class Objective(Settings):
     """The streams it reads, checked before weights are loaded."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
+    by_example: ClassVar[bool] = False
+    """Whether the loss of an example (or pair) looks at no other, and steps take the rows as they were drawn: what
+    differential privacy asks for."""
 
     def weight(self, batch: Batch) -> float:
         """This batch's part of what the loss sum is divided by."""

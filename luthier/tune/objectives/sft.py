@@ -23,6 +23,7 @@ class Sft(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("generate",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
+    by_example: ClassVar[bool] = True
 
     def weight(self, batch: Batch) -> float:
         return float(batch.token_streams["weight"].sum())
