@@ -31,6 +31,7 @@ def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate
     from luthier.tune.loop import Strand, train
     from luthier.tune.objectives import Context
     from luthier.tune.optimizers import Optimizer
+    from luthier.tune.schedules import rate_share
 
     recipe = prepared.recipe
     network = load_network(
@@ -45,8 +46,7 @@ def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate
             network,
             [Strand(recipe.chosen_objective.begin(Context(network, rows)), plan)],
             Optimizer(network, recipe.train),
-            recipe.train,
-            learning_rate=rate,
+            rate_of=lambda number: rate * rate_share(number, plan.steps, recipe.train),
             micro_batch_tokens=1024,
         )
         losses = [step.loss for step in steps]

@@ -27,8 +27,10 @@ from luthier.selection import SELECTIONS, Selection
 from luthier.settings import Settings
 from luthier.tasks import TASKS
 from luthier.tune.hooks import ValidationSettings
+from luthier.tune.noise import NoiseSettings
 from luthier.tune.objectives import OBJECTIVES, Objective
 from luthier.tune.optimizers import OptimizerSettings
+from luthier.tune.rates import RateSettings
 from luthier.tune.schedules import ScheduleSettings
 
 ALIASES = {
@@ -57,6 +59,7 @@ ALIASES = {
     "warmup_ratio": "train.warmup_ratio",
     "weight_decay": "train.weight_decay",
     "max_grad_norm": "train.max_gradient_norm",
+    "neftune_noise_alpha": "train.neftune_alpha",
     "adam_beta1": "train.beta1",
     "adam_beta2": "train.beta2",
     "val_set_size": "data.validation_fraction",
@@ -76,7 +79,15 @@ ALIASES = {
 SPLIT_BATCH = ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-class TrainSettings(BatchSettings, OptimizerSettings, ScheduleSettings, ValidationSettings, TrunkSettings):
+class TrainSettings(
+    BatchSettings,
+    OptimizerSettings,
+    RateSettings,
+    ScheduleSettings,
+    NoiseSettings,
+    ValidationSettings,
+    TrunkSettings,
+):
     """How the weights are moved."""
 
 

@@ -33,120 +33,36 @@ SAVE_EVERY_SECONDS = 600
 
 def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
     """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself."""
-    from luthier.models.load import load_network
     from luthier.models.save import save_model
-    from luthier.models.trunk import stored_trunk
-    from luthier.tune.checkpoints import Checkpoints
-    from luthier.tune.hooks import Best, validation_steps
-    from luthier.tune.loop import Strand
-    from luthier.tune.loop import train as train_loop
-    from luthier.tune.moved import MovedCheck
-    from luthier.tune.objectives import Context
-    from luthier.tune.optimizers import Optimizer
 
     files.remove_unfinished(run.folder)
     if run.manifest.get("trained"):
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return
-    recipe, plan, settings = prepared.recipe, prepared.plan, prepared.recipe.train
-    objective, selection = recipe.chosen_objective, recipe.chosen_selection
     with progress.stage("loading the model"):
-        network = load_network(
-            prepared.found,
-            recipe.model,
-            head=objective.head,
-            labels=prepared.data.labels,
-            multi_label=prepared.data.multi_label,
-            seed=recipe.seed,
-        )
-        selection.apply(network)
-        if run.manifest["estimate"]["checkpoint_activations"]:
-            network.checkpoint_activations()
-        examples = prepared.data.splits["train"]
-        context = Context(network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
-        strand = Strand(objective.begin(context), plan)
-        optimizer = Optimizer(network, settings)
-        moved = MovedCheck(network, optimizer)
+        tuning = Tuning(prepared, run)
+    network = tuning.network
     for note in network.notes:
         progress.say(f"note: {note}")
     if run.manifest["estimate"]["checkpoint_activations"]:
         progress.say("note: blocks keep only their input for the backward pass, so that memory suffices")
-    rate = settings.learning_rate or selection.learning_rate
-    best = best_of(prepared)
-    checkpoints = Checkpoints(run.folder / "checkpoints", prepared.fingerprint)
-    start_file = run.folder / "checkpoints" / "start.json"
-    at = 0
-    if (resumed := checkpoints.resume(optimizer)) is not None:
-        at, hooks = resumed
-        best = Best(**hooks["best"])
-        moved.restore(files.read_json(start_file))
-        progress.say(f"resuming after step {at} of {plan.steps}")
-    else:
-        files.write_json(start_file, moved.state())
-    log = run.folder / METRICS
-    kept = [row for row in run.log if row["step"] <= at]
-    files.write_text(log, "".join(f"{files.json_line(row)}\n" for row in kept))
-
-    saved_at = time.monotonic()
-
-    def save(step: int) -> None:
-        nonlocal saved_at
-        checkpoints.save(optimizer, step, {"best": best.state()})
-        checkpoints.keep_only_best(best.step)
-        saved_at = time.monotonic()
-
-    validate_at = validation_steps(plan.steps, plan.steps_per_epoch, settings.validate_every)
-    steps = train_loop(
-        network,
-        [strand],
-        optimizer,
-        settings,
-        learning_rate=rate,
-        micro_batch_tokens=run.manifest["estimate"]["micro_batch_tokens"],
-        after=at,
-    )
-    tokens, busy = 0, 0.0
-    stopped_early = bool(kept) and best.should_stop(settings.early_stopping)
-    to_train = 0 if stopped_early else int(prepared.rows.lengths.sum())
-    with (
-        stored_trunk(network, settings, to_train, progress.say) as trunk,
-        stop_requests() as requested,
-        progress.stage("training", plan.steps) as tell,
-    ):
-        for step in () if stopped_early else steps:
-            tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
-            files.append_json_line(log, {"kind": "step", **asdict(step)})
-            shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
-            tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")
-            if step.step in validate_at:
-                figures = validate(network, prepared)
-                files.append_json_line(log, {"kind": "validation", "step": step.step, **figures})
-                gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
-                if best.update(step.step, figures, gain):
-                    checkpoints.save_best(optimizer, step.step)
-                save(step.step)
-                if best.should_stop(settings.early_stopping):
-                    progress.say(f"stopped early: {best.metric} is no better since step {best.step}")
-                    break
-            elif requested.is_set() or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                save(step.step)
-            if requested.is_set():
-                raise Stopped(
-                    f"stopped after step {step.step} of {plan.steps}; everything is saved",
-                    f"go on with: luthier train --resume {shlex.quote(str(run.folder))}",
-                )
-    counts = moved.check(network, optimizer)
-    checkpoints.load_best(optimizer, best.step)
+    at = tuning.resume()
+    if at:
+        progress.say(f"resuming after step {at} of {prepared.plan.steps}")
+    at, trunk_tokens = train(tuning, at, progress)
+    counts = tuning.moved.check(network, tuning.optimizer)
+    tuning.try_average(at, progress)
+    tuning.checkpoints.load_best(tuning.optimizer, tuning.best.step)
     network.drop_auxiliary()
     with progress.stage("saving the model"):
-        save_model(network, selection, prepared.prompt_format, run.model_folder)
+        save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder)
     taken = [row for row in run.log if row["kind"] == "step"]  # before an interruption too
     seconds = sum(row["seconds"] for row in taken)
     run.update_manifest(
         trained=True,
         steps=at,
-        best_step=best.step,
-        select_by=best.metric,
+        best_step=tuning.best.step,
+        select_by=tuning.best.metric,
         learned=counts,
         training={
             "seconds": round(seconds, 1),
@@ -154,11 +70,158 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
             "peak_memory_bytes": peak_memory(),
-            "trunk_tokens": trunk.store.counts() if trunk else None,
+            "trunk_tokens": trunk_tokens,
         },
         peak_memory_bytes=peak_memory(),
     )
-    checkpoints.remove()
+    tuning.checkpoints.remove()
+
+
+class Tuning:
+    """Everything that one run's training holds, from the loaded model to the best weights so far."""
+
+    def __init__(self, prepared: Prepared, run: Run) -> None:
+        from luthier.models.load import load_network
+        from luthier.tune.checkpoints import Average, Checkpoints
+        from luthier.tune.loop import Strand
+        from luthier.tune.moved import MovedCheck
+        from luthier.tune.noise import add_noise
+        from luthier.tune.objectives import Context
+        from luthier.tune.optimizers import Optimizer
+        from luthier.tune.rates import rate_groups
+
+        self.prepared, self.run = prepared, run
+        recipe, plan = prepared.recipe, prepared.plan
+        objective, selection = recipe.chosen_objective, recipe.chosen_selection
+        self.network = load_network(
+            prepared.found,
+            recipe.model,
+            head=objective.head,
+            labels=prepared.data.labels,
+            multi_label=prepared.data.multi_label,
+            seed=recipe.seed,
+        )
+        selection.apply(self.network)
+        if run.manifest["estimate"]["checkpoint_activations"]:
+            self.network.checkpoint_activations()
+        add_noise(self.network, recipe.train)
+        examples = prepared.data.splits["train"]
+        context = Context(self.network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
+        self.strands = [Strand(objective.begin(context), plan)]
+        groups = rate_groups(self.network, recipe.train, plan.steps_per_epoch, selection.rate_factor)
+        self.optimizer = Optimizer(self.network, recipe.train, groups)
+        self.moved = MovedCheck(self.network, self.optimizer)
+        self.best = best_of(prepared)
+        self.average = Average()
+        self.checkpoints = Checkpoints(run.folder / "checkpoints", prepared.fingerprint)
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> int:
+        """Take up the latest checkpoint, if there is one. Returns the step after which to go on."""
+        from luthier.tune.hooks import Best
+
+        at = 0
+        start_file = self.run.folder / "checkpoints" / "start.json"
+        if (resumed := self.checkpoints.resume(self.optimizer, self.average)) is not None:
+            at, hooks = resumed
+            self.best = Best(**hooks["best"])
+            self.moved.restore(files.read_json(start_file))
+        else:
+            files.write_json(start_file, self.moved.state())
+        kept = [row for row in self.run.log if row["step"] <= at]
+        files.write_text(self.run.folder / METRICS, "".join(f"{files.json_line(row)}\n" for row in kept))
+        return at
+
+    def rate_of(self, step: int) -> float:
+        """The learning rate of a step; where it waits on a plateau, what was validated so far decides."""
+        from luthier.tune.schedules import plateau_share, rate_share
+
+        settings = self.prepared.recipe.train
+        peak = settings.learning_rate or self.prepared.recipe.chosen_selection.learning_rate
+        values = [figures[self.best.metric] for figures in self.best.history]
+        share = plateau_share(values, self.best.higher_is_better, settings)
+        return peak * share * rate_share(step, self.prepared.plan.steps, settings)
+
+    def save(self, step: int) -> None:
+        self.checkpoints.save(self.optimizer, step, {"best": self.best.state()}, self.average)
+        self.checkpoints.keep_only_best(self.best.step)
+        self.saved_at = time.monotonic()
+
+    def validated(self, step: int, kind: str = "validation") -> bool:
+        """Validate, log it, keep the weights if they are the best so far. Returns whether they are."""
+        settings = self.prepared.recipe.train
+        figures = validate(self.network, self.prepared)
+        files.append_json_line(self.run.folder / METRICS, {"kind": kind, "step": step, **figures})
+        gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
+        better = self.best.update(step, figures, gain)
+        if better:
+            self.checkpoints.save_best(self.optimizer, step)
+        return better
+
+    def try_average(self, step: int, progress: Progress) -> None:
+        """Let the mean of the late weights stand against the best of them."""
+        if self.average.count < 2:
+            return
+        self.optimizer.load_weights(self.average.weights)
+        better = self.validated(step, "average")
+        told = "is better than the best of them, and taken" if better else "is no better than the best of them"
+        progress.say(f"the mean of the last {self.average.count} validated weights {told}")
+
+
+def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, int] | None]:
+    """Run the loop after step `at`. Returns the last step, and the tokens that the stored trunk computed and reused.
+
+    Raises:
+        Stopped: asked to stop; the step at hand is saved.
+        UserError: the loss climbs.
+    """
+    from luthier.models.trunk import stored_trunk
+    from luthier.tune.hooks import refuse_climbing_loss, validation_steps
+    from luthier.tune.loop import train as train_loop
+
+    prepared, run, best = tuning.prepared, tuning.run, tuning.best
+    plan, settings = prepared.plan, prepared.recipe.train
+    validate_at = validation_steps(plan.steps, plan.steps_per_epoch, settings.validate_every)
+    steps = train_loop(
+        tuning.network,
+        tuning.strands,
+        tuning.optimizer,
+        rate_of=tuning.rate_of,
+        micro_batch_tokens=run.manifest["estimate"]["micro_batch_tokens"],
+        after=at,
+    )
+    losses = [row["loss"] for row in run.log if row["kind"] == "step"]
+    tokens, busy = 0, 0.0
+    stopped_early = at > 0 and best.should_stop(settings.early_stopping)
+    to_train = 0 if stopped_early else int(prepared.rows.lengths.sum())
+    with (
+        stored_trunk(tuning.network, settings, to_train, progress.say) as trunk,
+        stop_requests() as requested,
+        progress.stage("training", plan.steps) as tell,
+    ):
+        for step in () if stopped_early else steps:
+            tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
+            files.append_json_line(run.folder / METRICS, {"kind": "step", **asdict(step)})
+            losses.append(step.loss)
+            refuse_climbing_loss(losses, best, run.folder)
+            shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
+            tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")
+            if step.step in validate_at:
+                tuning.validated(step.step)
+                if step.step > plan.steps * (1 - settings.average_last):
+                    tuning.average.add(tuning.optimizer.weights())
+                tuning.save(step.step)
+                if best.should_stop(settings.early_stopping):
+                    progress.say(f"stopped early: {best.metric} is no better since step {best.step}")
+                    break
+            elif requested.is_set() or time.monotonic() - tuning.saved_at > SAVE_EVERY_SECONDS:
+                tuning.save(step.step)
+            if requested.is_set():
+                raise Stopped(
+                    f"stopped after step {step.step} of {plan.steps}; everything is saved",
+                    f"go on with: luthier train --resume {shlex.quote(str(run.folder))}",
+                )
+        return at, trunk.store.counts() if trunk else None
 
 
 def best_of(prepared: Prepared) -> Best:

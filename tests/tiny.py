@@ -23,7 +23,6 @@ from luthier.tasks import Head
 from luthier.tune.loop import Strand, train
 from luthier.tune.objectives import OBJECTIVES, Context, Objective
 from luthier.tune.optimizers import Optimizer
-from luthier.tune.schedules import ScheduleSettings
 
 LABELS = ("no", "yes", "maybe")
 TEXTS = (
@@ -116,8 +115,7 @@ def run_steps(
         net,
         [Strand((objective or fitting_objective(net)).begin(Context(net, some)), plan)],
         optimizer,
-        ScheduleSettings(schedule="constant", warmup_ratio=0),
-        learning_rate=learning_rate,
+        rate_of=lambda number: learning_rate,
         micro_batch_tokens=micro_batch_tokens,
         after=after,
     ):

@@ -45,8 +45,7 @@ def run(job: Job, out: Path) -> None:
             network,
             [Strand(objective_of(job).begin(Context(network, rows)), plan)],
             optimizer,
-            settings,
-            learning_rate=job.learning_rate,
+            rate_of=lambda number: job.learning_rate,
             micro_batch_tokens=job.micro_batch_tokens,
         ):
             losses.append(step.loss)

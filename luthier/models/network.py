@@ -65,6 +65,8 @@ class Network:
         """How the kernels run it, examples end to end; None for the plain path."""
         self.notes: list[str] = []
         """What a user should know of how it runs here."""
+        self.running: Batch | None = None
+        """The batch that it was last given: what a hook inside the model has to know of it."""
         self.trunk: Trunk | None = None
         """Where the output of its frozen blocks is kept, if it is."""
         self.new_parameters = new_parameters
@@ -104,6 +106,7 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        self.running = batch
         if self.family is not None:
             return self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E))
         tokens_ET, mask_ET = self.padded(batch)
@@ -183,6 +186,7 @@ class Network:
 
     def class_logits(self, batch: Batch) -> torch.Tensor:
         """One row of label scores an example, [E, C], from the model's own classification head."""
+        self.running = batch
         if self.family is not None:
             packing = Packing.of(batch.lengths_E)
             return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)

@@ -41,6 +41,10 @@ class Selection(Settings):
         """The same selection on a model of two blocks, for estimates; on one, where it reaches from the top only."""
         return self
 
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate of this parameter is multiplied by."""
+        return 1.0
+
     def adapter_config(self, network: Network) -> dict[str, object] | None:
         """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""
         return None

@@ -7,7 +7,7 @@ Randomness needs no saving: the loop seeds every step from its number.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,28 @@ from luthier import files
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.tune.optimizers import Optimizer
 
-WEIGHTS, STATE, FACTS = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, STATE, MEAN, FACTS = "weights.safetensors", "optimizer.safetensors", "mean.safetensors", "state.json"
+
+
+@dataclass
+class Average:
+    """The mean of the weights of several validations."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, weights: dict[str, torch.Tensor]) -> None:
+        """Count these weights in."""
+        self.count += 1
+        for name, value in weights.items():
+            if name in self.weights:
+                self.weights[name].lerp_(value, 1 / self.count)
+            else:
+                self.weights[name] = value.clone()
 
 
 @dataclass(frozen=True)
@@ -28,14 +47,18 @@ class Checkpoints:
     fingerprint: str
     """Of the recipe, the data and the base model: a checkpoint of another run is refused."""
 
-    def save(self, optimizer: Optimizer, step: int, hooks: dict[str, Any]) -> None:
+    def save(self, optimizer: Optimizer, step: int, hooks: dict[str, Any], average: Average | None = None) -> None:
         """Write the checkpoint of this step, then remove the one before."""
         from safetensors.torch import save_file
 
         with files.whole_folder(self.folder / f"step-{step:08d}") as folder:
             save_file({name: t.contiguous() for name, t in optimizer.weights().items()}, folder / WEIGHTS)
             save_file({name: t.contiguous() for name, t in optimizer.state().items()}, folder / STATE)
-            files.write_json(folder / FACTS, {"step": step, "fingerprint": self.fingerprint, "hooks": hooks})
+            averaged = average.count if average else 0
+            if average and averaged:
+                save_file(average.weights, folder / MEAN)
+            facts = {"step": step, "fingerprint": self.fingerprint, "hooks": hooks, "averaged": averaged}
+            files.write_json(folder / FACTS, facts)
         for older in self._steps()[:-1]:
             shutil.rmtree(older, ignore_errors=True)
 
@@ -62,8 +85,8 @@ class Checkpoints:
         steps = self._steps()
         return steps[-1] if steps else None
 
-    def resume(self, optimizer: Optimizer) -> tuple[int, dict[str, Any]] | None:
-        """Load the newest checkpoint. Returns its step and the hooks' state, or None when there is none.
+    def resume(self, optimizer: Optimizer, average: Average | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Load the newest checkpoint into optimizer and average. Returns its step and the hooks' state, or None.
 
         Raises:
             UserError: the checkpoint belongs to another recipe, data or base model, or its files are damaged.
@@ -88,6 +111,8 @@ class Checkpoints:
         try:
             optimizer.load_weights(load_file(folder / WEIGHTS))
             optimizer.load_state(load_file(folder / STATE))
+            if average is not None and facts["averaged"]:
+                average.weights, average.count = load_file(folder / MEAN, str(optimizer.device)), facts["averaged"]
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(folder, error) from None
         return step, hooks

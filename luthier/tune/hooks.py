@@ -6,11 +6,14 @@ In: steps and validation figures. Out: decisions; all state is a small JSON-able
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from luthier.errors import UserError
 from luthier.settings import Settings
 
 
@@ -36,6 +39,9 @@ class ValidationSettings(Settings):
     """The metric that chooses the best checkpoint: `loss`, or a metric of the task (its first one by default)."""
     early_stopping: EarlyStopping | None = None
     """Stop when validation no longer improves; off by default."""
+    average_last: float = Field(0.0, ge=0, lt=1)
+    """Share of the run, counted from its end, whose validated weights are averaged (Izmailov et al. 2018,
+    arXiv:1803.05407); the mean is taken if validation finds it better than the best of them."""
 
 
 @dataclass
@@ -97,3 +103,22 @@ def validation_steps(steps: int, steps_per_epoch: int, every: int | None) -> set
     """The steps after which to validate: every so many, and always the last."""
     every = every or max(1, round(steps_per_epoch / 3))
     return {*range(every, steps + 1, every), steps}
+
+
+CLIMB_WINDOW = 20
+CLIMB_TIMES = 2.0
+CLIMB_NATS = 0.3
+
+
+def refuse_climbing_loss(losses: Sequence[float], best: Best, folder: Path) -> None:
+    """Raise `UserError` where the mean loss of the latest steps is far above that of the first ones."""
+    if len(losses) < 3 * CLIMB_WINDOW:
+        return
+    first = sum(losses[:CLIMB_WINDOW]) / CLIMB_WINDOW
+    latest = sum(losses[-CLIMB_WINDOW:]) / CLIMB_WINDOW
+    if first > 0 and latest > CLIMB_TIMES * first and latest > first + CLIMB_NATS:
+        kept = f"; the best weights, of step {best.step}, are in {folder / 'checkpoints'}" if best.step else ""
+        raise UserError(
+            f"the loss climbs: {first:.3f} over the first {CLIMB_WINDOW} steps, {latest:.3f} over the latest{kept}",
+            mend="the learning rate is the likely cause: lower train.learning_rate (a third is a good next try)",
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -21,7 +21,6 @@ from luthier.models.network import Network
 from luthier.records import Row, Step
 from luthier.tune.objectives.base import Learner
 from luthier.tune.optimizers import Optimizer
-from luthier.tune.schedules import ScheduleSettings, rate_share
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ def train(
     network: Network,
     strands: Sequence[Strand],
     optimizer: Optimizer,
-    schedule: ScheduleSettings,
     *,
-    learning_rate: float,
+    rate_of: Callable[[int], float],
     micro_batch_tokens: int,
     after: int = 0,
 ) -> Iterator[Step]:
@@ -65,6 +63,9 @@ def train(
     Randomness (dropout, drawn answers) is seeded for each step from the plan's seed and the step's number, so a step is
     the same whether or not the run was stopped before it.
 
+    Args:
+        rate_of: The learning rate of a step, by its number.
+
     Raises:
         UserError: the loss is no number any more, or something that should learn was given no gradient.
     """
@@ -72,7 +73,7 @@ def train(
     for number in range(after + 1, plan.steps + 1):
         started = time.perf_counter()
         torch.manual_seed(plan.seed * 1_000_003 + number)
-        rate = learning_rate * rate_share(number, plan.steps, schedule)
+        rate = rate_of(number)
         learned = Learned()
         first, *others = strands
         beside = [(strand, list(chain(*rows_of(strand, number)))) for strand in others]
@@ -86,7 +87,7 @@ def train(
                     mend="this is a fault of the model's support in Luthier; try selection: lora",
                 )
             learned.losses.append(loss)
-            learned.norms.append(optimizer.step(rate))
+            learned.norms.append(optimizer.step(rate, number))
         yield Step(
             step=number,
             epoch=number / plan.steps_per_epoch,

@@ -7,12 +7,14 @@ micro-batches are summed in 32 bits, so that cutting a step up does not change i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from luthier.errors import UserError
 from luthier.settings import Settings
+from luthier.tune.rates import RateGroup
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +39,20 @@ class OptimizerSettings(Settings):
     """Added to the root of the mean square."""
     max_gradient_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm when they exceed it; null for no clipping."""
+    l2_sp: float = Field(0.0, ge=0)
+    """Decoupled decay toward the weights the run starts from, of all that the base model brought (L2-SP, Li et al.
+    2018, arXiv:1802.01483): a guard against forgetting for full and last_layers."""
 
 
 class Optimizer:
     """Masters, their gradients, and AdamW's state."""
 
-    def __init__(self, network: Network, settings: OptimizerSettings) -> None:
+    def __init__(
+        self,
+        network: Network,
+        settings: OptimizerSettings,
+        group_of: Callable[[str], RateGroup] = lambda name: RateGroup(),
+    ) -> None:
         import torch
 
         self.settings = settings
@@ -55,19 +65,28 @@ class Optimizer:
             else:
                 self.masters[name] = parameter.detach().float().requires_grad_(True)
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect(name)))
+        self._groups = {name: group_of(name) for name in self.masters}
+        known = self.masters.keys() - network.new_parameters if settings.l2_sp else ()
+        self._start = {name: self.masters[name].detach().clone() for name in known}
         self._fused = network.device.type in ("cpu", "cuda")
-        matrices = [m for m in self.masters.values() if m.dim() >= 2]
-        vectors = [m for m in self.masters.values() if m.dim() < 2]
         self._adam = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
+                {"params": masters, "weight_decay": decay, "factor": factor}
+                for (decay, factor), masters in self._alike().items()
             ],
             lr=settings.learning_rate or 0.0,
             betas=(settings.beta1, settings.beta2),
             eps=settings.adam_epsilon,
             fused=self._fused,
         )
+
+    def _alike(self) -> dict[tuple[float, float], list[torch.Tensor]]:
+        """The masters by weight decay and by the factor of their rate."""
+        alike: dict[tuple[float, float], list[torch.Tensor]] = {}
+        for name, master in self.masters.items():
+            decay = self.settings.weight_decay if master.dim() >= 2 else 0.0
+            alike.setdefault((decay, self._groups[name].factor), []).append(master)
+        return alike
 
     def _collect(self, name: str):  # type: ignore[no-untyped-def]
         master = self.masters[name]
@@ -84,10 +103,17 @@ class Optimizer:
         """Names of what should learn and was given no gradient since the last step."""
         return [name for name, master in self.masters.items() if master.grad is None]
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update, copy back, forget the gradients. Returns the gradients' norm before clipping."""
+    def step(self, learning_rate: float, number: int | None = None) -> float:
+        """Clip, update, copy back, forget the gradients. Returns the gradients' norm before clipping.
+
+        Args:
+            number: The step's number, for what learns from a later step on; None where everything does.
+        """
         import torch
 
+        for name, master in self.masters.items():
+            if number is not None and number < self._groups[name].first_step:
+                master.grad = None
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
@@ -98,11 +124,21 @@ class Optimizer:
         limit = self.settings.max_gradient_norm
         self._scale_down(float(norm) / limit if limit is not None else 1.0)
         for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         self._adam.step()
+        self._pull_to_start(learning_rate)
         self._adam.zero_grad(set_to_none=True)
         self._copy_back()
         return float(norm)
+
+    def _pull_to_start(self, learning_rate: float) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, start in self._start.items():
+                if self.masters[name].grad is not None:
+                    share = learning_rate * self._groups[name].factor * self.settings.l2_sp
+                    self.masters[name].lerp_(start, min(1.0, share))
 
     def _scale_down(self, times: float) -> None:
         """Divide the gradients by so much, if it is more than 1."""
@@ -118,6 +154,11 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             if self.masters[name] is not parameter:
                 parameter.data.copy_(self.masters[name].data)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the masters are."""
+        return next(iter(self.masters.values())).device
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What learns, by name, in 32 bits."""
@@ -143,7 +184,8 @@ class Optimizer:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take up AdamW's state. Raises `ValueError` for a state that is not of these tensors."""
-        expected = {f"{kind}/{name}": m for name, m in self.masters.items() for kind in ADAM_STATE} if state else {}
+        begun = {key.partition("/")[2] for key in state}  # what learns from a later step on has no state yet
+        expected = {f"{kind}/{name}": m for name, m in self.masters.items() if name in begun for kind in ADAM_STATE}
         wrong = sorted(expected.keys() ^ state.keys())
         wrong += sorted(
             key
