@@ -215,7 +215,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int | None:
 def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
     from luthier.evaluate.summary import table
 
-    print(json.dumps(verdict, ensure_ascii=False) if as_json else f"\n{table(verdict)}\n\n{verdict['sentence']}")
+    if as_json:
+        print(json.dumps(verdict, ensure_ascii=False))
+        return
+    print(f"\n{table(verdict)}\n\n{verdict['sentence']}")
+    if verdict.get("privacy"):
+        print(verdict["privacy"]["sentence"])
 
 
 def run_chat(arguments: argparse.Namespace) -> int | None:

@@ -20,6 +20,7 @@ from luthier.prepare.facts import account
 from luthier.progress import Progress
 from luthier.runs import RESOLVED, VERDICT, Run, page_facts, peak_memory
 from luthier.tasks import TASKS
+from luthier.tune.privacy import in_words
 
 if TYPE_CHECKING:
     from luthier.evaluate.verdict import SystemResult
@@ -59,6 +60,8 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             resamples=recipe.evaluate.resamples,
             seed=recipe.seed,
         )
+    if spent := run.manifest.get("privacy"):
+        verdict["privacy"] = spent | {"sentence": in_words(spent)}
     files.write_json(folder / VERDICT, verdict)
     lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
     files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")

@@ -5,6 +5,7 @@ In: `Prepared` and a run folder. Out: `model/` in that folder, and in the manife
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import shutil
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier import files
@@ -22,9 +23,12 @@ from luthier.progress import Progress
 from luthier.runs import METRICS, Run, peak_memory
 
 if TYPE_CHECKING:
+    from luthier.batches import BatchPlan
     from luthier.models.network import Network
     from luthier.records import Example
     from luthier.tune.hooks import Best
+    from luthier.tune.objectives import Learner
+    from luthier.tune.optimizers import Optimizer
 
 
 SAVE_EVERY_SECONDS = 600
@@ -64,6 +68,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         best_step=tuning.best.step,
         select_by=tuning.best.metric,
         learned=counts,
+        privacy=tuning.spent(at),
         training={
             "seconds": round(seconds, 1),
             "tokens_per_second": round(sum(row["tokens"] for row in taken) / seconds),
@@ -81,35 +86,19 @@ class Tuning:
     """Everything that one run's training holds, from the loaded model to the best weights so far."""
 
     def __init__(self, prepared: Prepared, run: Run) -> None:
-        from luthier.models.load import load_network
         from luthier.tune.checkpoints import Average, Checkpoints
         from luthier.tune.loop import Strand
         from luthier.tune.moved import MovedCheck
-        from luthier.tune.noise import add_noise
-        from luthier.tune.objectives import Context
-        from luthier.tune.optimizers import Optimizer
-        from luthier.tune.rates import rate_groups
+        from luthier.tune.privacy import Budget, PrivateGradient
 
         self.prepared, self.run = prepared, run
-        recipe, plan = prepared.recipe, prepared.plan
-        objective, selection = recipe.chosen_objective, recipe.chosen_selection
-        self.network = load_network(
-            prepared.found,
-            recipe.model,
-            head=objective.head,
-            labels=prepared.data.labels,
-            multi_label=prepared.data.multi_label,
-            seed=recipe.seed,
-        )
-        selection.apply(self.network)
-        if run.manifest["estimate"]["checkpoint_activations"]:
-            self.network.checkpoint_activations()
-        add_noise(self.network, recipe.train)
-        examples = prepared.data.splits["train"]
-        context = Context(self.network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
-        self.strands = [Strand(objective.begin(context), plan)]
-        groups = rate_groups(self.network, recipe.train, plan.steps_per_epoch, selection.rate_factor)
-        self.optimizer = Optimizer(self.network, recipe.train, groups)
+        self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"])
+        learner, self.optimizer = learner_and_optimizer(prepared, self.network)
+        plan = with_secret(prepared, run)
+        self.strands = [Strand(learner, plan)]
+        self.private = None
+        if run.manifest.get("privacy"):
+            self.private = PrivateGradient(learner, self.optimizer, Budget(**run.manifest["privacy"]), plan.seed)
         self.moved = MovedCheck(self.network, self.optimizer)
         self.best = best_of(prepared)
         self.average = Average()
@@ -142,6 +131,13 @@ class Tuning:
         share = plateau_share(values, self.best.higher_is_better, settings)
         return peak * share * rate_share(step, self.prepared.plan.steps, settings)
 
+    def spent(self, steps: int) -> dict[str, Any] | None:
+        """What a private run has spent after so many steps, beside its budget."""
+        if self.private is None:
+            return None
+        epsilon = self.private.budget.epsilon_after(steps)
+        return asdict(self.private.budget) | {"epsilon": epsilon, "steps": steps}
+
     def save(self, step: int) -> None:
         self.checkpoints.save(self.optimizer, step, {"best": self.best.state()}, self.average)
         self.checkpoints.keep_only_best(self.best.step)
@@ -168,6 +164,54 @@ class Tuning:
         progress.say(f"the mean of the last {self.average.count} validated weights {told}")
 
 
+def network_to_tune(prepared: Prepared, checkpoint_activations: bool) -> Network:
+    """The base model with the head that the objective asks for and its selection applied."""
+    from luthier.models.load import load_network
+    from luthier.tune.noise import add_noise
+
+    recipe = prepared.recipe
+    network = load_network(
+        prepared.found,
+        recipe.model,
+        head=recipe.chosen_objective.head,
+        labels=prepared.data.labels,
+        multi_label=prepared.data.multi_label,
+        seed=recipe.seed,
+    )
+    recipe.chosen_selection.apply(network)
+    if checkpoint_activations:
+        network.checkpoint_activations()
+    add_noise(network, recipe.train)
+    return network
+
+
+def learner_and_optimizer(prepared: Prepared, network: Network) -> tuple[Learner, Optimizer]:
+    """The objective within this run, and what moves everything that learns then."""
+    from luthier.tune.objectives import Context
+    from luthier.tune.optimizers import Optimizer
+    from luthier.tune.rates import rate_groups
+
+    recipe, settings = prepared.recipe, prepared.recipe.train
+    examples = prepared.data.splits["train"]
+    context = Context(network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
+    learner = recipe.chosen_objective.begin(context)
+    groups = rate_groups(network, settings, prepared.plan.steps_per_epoch, recipe.chosen_selection.rate_factor)
+    if recipe.privacy is not None:  # each example's gradient is clipped instead
+        settings = settings.model_copy(update={"max_gradient_norm": None})
+    return learner, Optimizer(network, settings, groups)
+
+
+def with_secret(prepared: Prepared, run: Run) -> BatchPlan:
+    """The plan of this run; where privacy asks for a secret, its seed is a random key, kept with the checkpoints for as
+    long as the run may have to be resumed."""
+    if prepared.recipe.privacy is None or prepared.recipe.privacy.noise != "secret":
+        return prepared.plan
+    file = run.folder / "checkpoints" / "secret.json"
+    if not file.exists():
+        files.write_json(file, {"key": secrets.token_hex(16)})
+    return replace(prepared.plan, seed=int(files.read_json(file)["key"], 16))
+
+
 def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, int] | None]:
     """Run the loop after step `at`. Returns the last step, and the tokens that the stored trunk computed and reused.
 
@@ -189,6 +233,7 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
         rate_of=tuning.rate_of,
         micro_batch_tokens=run.manifest["estimate"]["micro_batch_tokens"],
         after=at,
+        private=tuning.private,
     )
     losses = [row["loss"] for row in run.log if row["kind"] == "step"]
     tokens, busy = 0, 0.0
@@ -202,7 +247,7 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
         for step in () if stopped_early else steps:
             tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
             files.append_json_line(run.folder / METRICS, {"kind": "step", **asdict(step)})
-            losses.append(step.loss)
+            losses += [step.loss] if step.examples else []
             refuse_climbing_loss(losses, best, run.folder)
             shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
             tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")

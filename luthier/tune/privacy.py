@@ -7,15 +7,18 @@ gradients in which no example counts for more than a fixed norm and noise hides 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from luthier.batches import BatchPlan, PoissonPlan, collate
+from luthier.batches import BatchPlan, collate
 from luthier.errors import UserError
 from luthier.records import Row
 from luthier.settings import Settings
@@ -68,9 +71,13 @@ class Budget:
         """Epsilon spent by so many steps, by Opacus' accountant; 0 before the first."""
         return _epsilon(self.accountant, self.noise_multiplier, self.sampling_rate, steps, self.delta) if steps else 0.0
 
-    def summary(self) -> dict[str, Any]:
-        """For people, before the run."""
-        return {name: getattr(self, name) for name in ("target_epsilon", "delta", "noise_multiplier", "sampling_rate")}
+
+def in_words(spent: Mapping[str, Any]) -> str:
+    """One sentence on what a run spent, for verdict, report and card; epsilon is rounded up."""
+    epsilon = math.ceil(100 * spent["epsilon"]) / 100
+    delta = f"{spent['delta']:.2g}".replace("e-0", "e-")
+    but = "" if spent["noise"] == "secret" else ", towards anyone who does not know its seed"
+    return f"Trained with differential privacy: epsilon {epsilon:g} at delta {delta}{but}."
 
 
 def missing_library() -> bool:
@@ -100,6 +107,14 @@ def find_budget(settings: PrivacySettings, plan: BatchPlan) -> Budget:
     )
 
 
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """The accountants warn of roundings and orders on the way to a bound that holds."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _noise_multiplier(settings: PrivacySettings, delta: float, rate: float, steps: int) -> float:
     where = "privacy"
     if missing_library():
@@ -107,7 +122,7 @@ def _noise_multiplier(settings: PrivacySettings, delta: float, rate: float, step
     from opacus.accountants.utils import get_noise_multiplier
 
     try:
-        with np.errstate(all="ignore"):
+        with without_warnings():
             return float(
                 get_noise_multiplier(
                     target_epsilon=settings.epsilon,
@@ -132,7 +147,7 @@ def _epsilon(accountant: str, noise_multiplier: float, rate: float, steps: int, 
 
     counted = create_accountant(mechanism=accountant)
     counted.history = [(noise_multiplier, rate, steps)]
-    with np.errstate(all="ignore"):
+    with without_warnings():
         return float(counted.get_epsilon(delta=delta))
 
 
@@ -144,14 +159,14 @@ class PrivateGradient:
     selection and objective.
     """
 
-    def __init__(self, learner: Learner, optimizer: Optimizer, budget: Budget, plan: PoissonPlan) -> None:
+    def __init__(self, learner: Learner, optimizer: Optimizer, budget: Budget, seed: int) -> None:
         if type(learner).updates is not Learner.updates:
             raise UserError(
                 "this objective makes its own rows, and privacy asks for those that were drawn",
                 where="privacy",
                 mend="use another objective, or leave privacy out",
             )
-        self.learner, self.optimizer, self.budget, self.plan = learner, optimizer, budget, plan
+        self.learner, self.optimizer, self.budget, self.seed = learner, optimizer, budget, seed
         self._reached: set[str] = set()
 
     def take(self, rows: Sequence[Row], step: int) -> float:
@@ -196,7 +211,7 @@ class PrivateGradient:
         import torch
 
         # numpy's generator takes the whole key; torch's on a processor would keep 32 bits of it, which can be guessed.
-        generator = np.random.default_rng([self.plan.seed, step, NOISE_STREAM])
+        generator = np.random.default_rng([self.seed, step, NOISE_STREAM])
         deviation = self.budget.noise_multiplier * self.budget.max_gradient_norm
         for name, total in sums.items():
             noise = torch.from_numpy(generator.standard_normal(tuple(total.shape), dtype=np.float32))
