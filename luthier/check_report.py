@@ -108,8 +108,8 @@ def show(found: Mapping[str, Any]) -> str:
     if private := found["privacy"]:
         lines.append(
             f"privacy    epsilon {private['target_epsilon']:g} at delta {private['delta']:.2g}: noise of "
-            f"{private['noise_multiplier']:.2f} times {private['max_gradient_norm']:g}, each row in a step with a chance of "
-            f"{private['sampling_rate']:.2%}"
+            f"{private['noise_multiplier']:.2f} times {private['max_gradient_norm']:g}, "
+            f"each row in a step with a chance of {private['sampling_rate']:.2%}"
         )
     lines += [f"warning    {warning}" for warning in found["warnings"]]
     if not found["memory_suffices"]:

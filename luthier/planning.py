@@ -67,7 +67,7 @@ class Prepared:
         return estimate(self)
 
     def budget(self) -> Budget | None:
-        """What a differentially private run may spend; None for any other. Raises `UserError` where it can't be kept."""
+        """What a differentially private run may spend; None for any other. Raises `UserError` if no noise keeps it."""
         return find_budget(self.recipe.privacy, self.plan) if self.recipe.privacy else None
 
     @property

@@ -1,8 +1,7 @@
-"""Differential privacy by DP-SGD (Abadi et al. 2016, arXiv:1607.00133): what the model learned hardly depends on any one
-training row.
+"""Differential privacy by DP-SGD (Abadi et al. 2016, arXiv:1607.00133): what is learned hardly depends on any one row.
 
-In: a budget (epsilon, delta), and the rows of each step, drawn by chance. Out: a noise multiplier that keeps the budget,
-gradients in which no example counts for more than a fixed norm and noise hides the rest, and the epsilon spent.
+In: a budget (epsilon, delta), and the rows of each step, drawn by chance. Out: the noise that keeps the budget;
+gradients in which no example counts for more than a fixed norm, and noise hides the rest; the epsilon spent.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ class PrivacySettings(Settings):
     accountant: Literal["prv", "rdp"] = "prv"
     """Opacus' accountant that counts what is spent: `prv` is tight, `rdp` quicker and asks for somewhat more noise."""
     noise: Literal["secret", "repeatable"] = "secret"
-    """Where chance comes from. `secret`: a random key that is forgotten at the end, as the guarantee asks. `repeatable`:
-    `seed`, for experiments; whoever knows it can take the noise off again."""
+    """Where chance comes from. `secret`: a random key that is forgotten at the end, as the guarantee asks.
+    `repeatable`: `seed`, for experiments; whoever knows it can take the noise off again."""
 
 
 @dataclass(frozen=True)
