@@ -1,8 +1,8 @@
 """What differential privacy costs and what it buys: accuracy, and how well an attacker tells who was trained on.
 
-In: options. Out: a table and, last, one JSON object. MiniLM learns a few hundred film reviews by heart, once as usual and
-once with DP-SGD; the attack takes rows with a low loss for rows of training (Yeom et al. 2018, arXiv:1709.01604): AUC 0.5
-is a coin toss. Run: python -m benchmarks.privacy [--rows 400] [--epochs 20] [--epsilon 8] [--repeats 1]
+In: options. Out: a table and, last, one JSON object. MiniLM learns a few hundred film reviews by heart, once as usual
+and once with DP-SGD; the attack takes rows with a low loss for rows of training (Yeom et al. 2018, arXiv:1709.01604):
+AUC 0.5 is a coin toss. Run: python -m benchmarks.privacy [--rows 400] [--epochs 20] [--epsilon 8] [--repeats 1]
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def main() -> None:
     middle = {name: {key: mean(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
     table = [["", "epsilon", "train accuracy", "test accuracy", "attack's AUC", "seconds"]]
     for name, figures in middle.items():
-        table.append([name, f"{figures['epsilon']:.2f}", f"{figures['train_accuracy']:.1%}",
-                      f"{figures['test_accuracy']:.1%}", f"{figures['auc']:.3f}", f"{figures['seconds']:.0f}"])  # fmt: skip
+        shares = [f"{figures[key]:.1%}" for key in ("train_accuracy", "test_accuracy")]
+        table.append([name, f"{figures['epsilon']:.2f}", *shares, f"{figures['auc']:.3f}", f"{figures['seconds']:.0f}"])
     print(columns(table))
     usual, private = middle["as usual"], middle["private"]
     figures = {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from luthier.planning import Prepared, prepare
+from luthier.stages import check_stages
 from luthier.terminal import clock
 
 BARS = 8
@@ -25,7 +26,9 @@ def check(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (),
     Raises:
         UserError: with every problem at once.
     """
-    return report(prepare(recipe, overrides, **options))
+    prepared = prepare(recipe, overrides, **options)
+    check_stages(prepared)
+    return report(prepared)
 
 
 def report(prepared: Prepared) -> dict[str, Any]:

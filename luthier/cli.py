@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,6 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
     recipe_arguments(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
+    sub = command("lr", run_lr, "Find a learning rate: try rising ones on a few batches, keep nothing.")
+    recipe_arguments(sub)
+    sub.add_argument("--lowest", type=float, default=1e-7, help="rate of the first step (default: 1e-7)")
+    sub.add_argument("--highest", type=float, default=1.0, help="rate of the last step (default: 1)")
+    sub.add_argument("--steps", type=int, default=100, help="how many to take at most (default: 100)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
     sub = command("train", run_train, "Tune a model and judge it: from a recipe to a verdict.")
     recipe_arguments(sub, "?")
     sub.add_argument("--out", help="run folder (default: the next free runs/NAME-1, -2, ...)")
@@ -161,8 +169,10 @@ def run_init(arguments: argparse.Namespace) -> int | None:
 def run_check(arguments: argparse.Namespace) -> int | None:
     from luthier import check_report, terminal
     from luthier.planning import prepare
+    from luthier.stages import check_stages
 
     prepared = prepare(arguments.recipe, arguments.overrides, progress=terminal.watcher(arguments.json))
+    check_stages(prepared)
     found = check_report.report(prepared)
     print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else check_report.show(found))
     return None
@@ -177,6 +187,25 @@ def wait_politely() -> None:
 
     if "OMP_WAIT_POLICY" not in os.environ and psutil.cpu_percent(interval=0.2) > 50:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def run_lr(arguments: argparse.Namespace) -> int | None:
+    wait_politely()
+    from dataclasses import asdict
+
+    from luthier import rate_finder, terminal
+
+    found = rate_finder.find_learning_rate(
+        arguments.recipe,
+        arguments.overrides,
+        lowest=arguments.lowest,
+        highest=arguments.highest,
+        steps=arguments.steps,
+        progress=terminal.watcher(arguments.json),
+    )
+    shown = " ".join(shlex.quote(word) for word in (arguments.recipe, *arguments.overrides))
+    print(json.dumps(asdict(found)) if arguments.json else rate_finder.show(found, shown))
+    return None
 
 
 def run_train(arguments: argparse.Namespace) -> int | None:

@@ -31,6 +31,8 @@ from luthier.runs import (
     flatten,
     machine,
 )
+from luthier.stages import FOLDER as STAGES
+from luthier.stages import check_stages, run_stages
 from luthier.tuning import tune
 
 
@@ -42,6 +44,8 @@ def train(
     out: Path | str | None = None,
     resume: Path | str | None = None,
     ignore_memory: bool = False,
+    start: Path | None = None,
+    base: Path | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Tune and judge one model: from a recipe (a YAML file, or a mapping) to a run folder with a verdict.
@@ -52,6 +56,8 @@ def train(
         out: The run folder; the default is the next free `runs/NAME-1`, `-2`, ...
         resume: A run folder to go on with, from its last checkpoint. A complete run is returned as it is.
         ignore_memory: Start even if the estimate says that memory will not suffice.
+        start: The model folder of an earlier run of the same model and selection, whose weights this one goes on from.
+        base: The folder that relative paths in the recipe start from; the current one by default.
 
     Raises:
         UserError: with every problem of recipe, data and model at once, before any weight is loaded.
@@ -83,13 +89,14 @@ def train(
             raise UserError("no recipe is given", mend="luthier train recipe.yaml, or luthier init to write one")
         if out is not None and Path(out).exists():
             create_run(Path(out), "", "", {})  # says how to go on, before anything is read
-        prepared = prepare(recipe, overrides, rows=rows, progress=progress)
+        prepared = prepare(recipe, overrides, rows=rows, base=base, progress=progress)
+        check_stages(prepared)
         needed = prepared.estimate()
         if not ignore_memory:
             refuse_too_little_memory(needed)
         run = start_run(prepared, needed, out, overrides)
     with gone_if_nothing_learned(run), resumable(run):
-        tune(prepared, run, progress)
+        tune(prepared, run, progress, run_stages(prepared, run, progress) or start)
         gc.collect()  # the trained model's parts know each other; it must go before the saved one is read back
         judge(prepared, run, progress)
     return run
@@ -131,7 +138,7 @@ def gone_if_nothing_learned(run: Run) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not run.log and not run.manifest.get("trained"):
+        if not run.log and not run.manifest.get("trained") and not (run.folder / STAGES).exists():
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
 

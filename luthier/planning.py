@@ -192,6 +192,14 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
                 f"{use}leave privacy out",
             )
         )
+    if recipe.stages:
+        problems.append(
+            Problem(
+                "each stage would spend a budget of its own, perhaps on the same rows",
+                source.place(("privacy",)),
+                "leave stages or privacy out",
+            )
+        )
     if missing_library():
         problems.append(Problem("differential privacy needs `opacus`", source.place(("privacy",)), INSTALL))
     return problems
@@ -213,6 +221,23 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens",
                 source.place(("train", "max_length")),
                 f"use {facts.window} or less",
+            )
+        )
+    reached = recipe.chosen_selection.backward_layers(facts)
+    if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
+        problems.append(
+            Problem(
+                f"with {reached} blocks that learn one after another, the last would begin after the run's end",
+                source.place(("train", "unfreeze_every")),
+                f"use less than {recipe.train.epochs / max(1, reached - 1):.2g}, or more train.epochs",
+            )
+        )
+    if recipe.train.neftune_alpha and reached < facts.layers:
+        problems.append(
+            Problem(
+                "noise on the embeddings needs a selection that learns from the lowest block on",
+                source.place(("train", "neftune_alpha")),
+                "use selection: lora or full, or leave it out",
             )
         )
     layers = getattr(recipe.chosen_selection, "layers", None)

@@ -137,6 +137,23 @@ else:
     ObjectiveChoice = _choice("ObjectiveChoice", OBJECTIVES, "What the loss is.")
 
 
+class Stage(Settings):
+    """A run before the recipe's own, such as continued pretraining; model, selection and seed are the recipe's."""
+
+    title: str | None = None
+    """What its report is headed with."""
+    data: DataSettings
+    """The rows that this stage learns from and is tested on."""
+    task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
+    """What the model learns in this stage."""
+    objective: ObjectiveChoice | None = None
+    """What the loss is; by default what the task picks."""
+    train: TrainSettings = TrainSettings()
+    """Settings of this stage; those not named here are the recipe's."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """The same."""
+
+
 class Recipe(Settings):
     """One run: which model, which data, which task, and how."""
 
@@ -160,6 +177,8 @@ class Recipe(Settings):
     """How the result is judged."""
     seed: int = Field(0, ge=0)
     """Seeds the new weights, the order of rows, dropout and resampling."""
+    stages: list[Stage] = Field(default_factory=list)
+    """Runs before this one, in order, each from what the one before has learned; the recipe's own run is the last."""
 
     @model_validator(mode="before")
     @classmethod
@@ -187,12 +206,14 @@ class Recipe(Settings):
         rate = self.train.learning_rate or self.chosen_selection.learning_rate
         objective = self.chosen_objective
         name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
-        tree = self.model_dump(mode="json", exclude={"selection", "objective"})
+        tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages"})
         tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}
         tree["objective"] = {name: objective.model_dump(mode="json")}
         tree["train"]["learning_rate"] = rate
         if self.privacy is not None:  # each example's gradient is clipped instead
             tree["train"]["max_gradient_norm"] = None
+        # As written: what a stage does not name, it takes from the recipe.
+        tree["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]
         return _strict(tree)
 
 

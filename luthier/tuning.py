@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import files
@@ -35,8 +36,12 @@ SAVE_EVERY_SECONDS = 600
 """A checkpoint is written at every validation, and where those are further apart than this, in between."""
 
 
-def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
-    """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself."""
+def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = None) -> None:
+    """Train, choose the best weights by validation, prove what moved, save the model. Resumes by itself.
+
+    Args:
+        start: The model folder of an earlier stage, whose weights this one goes on from.
+    """
     from luthier.models.save import save_model
 
     files.remove_unfinished(run.folder)
@@ -44,7 +49,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return
     with progress.stage("loading the model"):
-        tuning = Tuning(prepared, run)
+        tuning = Tuning(prepared, run, start)
     network = tuning.network
     for note in network.notes:
         progress.say(f"note: {note}")
@@ -85,14 +90,14 @@ def tune(prepared: Prepared, run: Run, progress: Progress) -> None:
 class Tuning:
     """Everything that one run's training holds, from the loaded model to the best weights so far."""
 
-    def __init__(self, prepared: Prepared, run: Run) -> None:
+    def __init__(self, prepared: Prepared, run: Run, start: Path | None) -> None:
         from luthier.tune.checkpoints import Average, Checkpoints
         from luthier.tune.loop import Strand
         from luthier.tune.moved import MovedCheck
         from luthier.tune.privacy import Budget, PrivateGradient
 
         self.prepared, self.run = prepared, run
-        self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"])
+        self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"], start)
         learner, self.optimizer = learner_and_optimizer(prepared, self.network)
         plan = with_secret(prepared, run)
         self.strands = [Strand(learner, plan)]
@@ -164,9 +169,11 @@ class Tuning:
         progress.say(f"the mean of the last {self.average.count} validated weights {told}")
 
 
-def network_to_tune(prepared: Prepared, checkpoint_activations: bool) -> Network:
-    """The base model with the head that the objective asks for and its selection applied."""
+def network_to_tune(prepared: Prepared, checkpoint_activations: bool, start: Path | None = None) -> Network:
+    """The base model with the head that the objective asks for and its selection applied, or as it was left in the
+    model folder `start`."""
     from luthier.models.load import load_network
+    from luthier.models.save import go_on_from
     from luthier.tune.noise import add_noise
 
     recipe = prepared.recipe
@@ -179,6 +186,8 @@ def network_to_tune(prepared: Prepared, checkpoint_activations: bool) -> Network
         seed=recipe.seed,
     )
     recipe.chosen_selection.apply(network)
+    if start is not None:
+        go_on_from(network, prepared.prompt_format, start)
     if checkpoint_activations:
         network.checkpoint_activations()
     add_noise(network, recipe.train)

@@ -234,6 +234,13 @@ def test_more_layers_than_the_model_has(bad: Bad) -> None:
     has(said, "line 5, selection.last_layers.layers: 9 layers", "the model has 3", "from 1 to 3")
 
 
+def test_blocks_that_would_never_begin_to_learn(bad: Bad) -> None:
+    said = bad("selection: full\ntrain: {epochs: 2, unfreeze_every: 1.5, neftune_alpha: 5}")
+    has(said, "train.unfreeze_every", "3 blocks", "begin after the run's end", "less than 1")
+    said = bad("selection: {last_layers: {layers: 1}}\ntrain: {neftune_alpha: 5}")
+    has(said, "train.neftune_alpha", "lowest block on", "selection: lora or full")
+
+
 def test_an_encoder_asked_to_write(bad: Bad, tiny: Callable[..., Path]) -> None:
     said = bad(model=str(tiny("bert")), data="pairs.jsonl", task="generate")
     has(said, "is an encoder (bert), which can't do task: generate", "use a decoder")

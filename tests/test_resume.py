@@ -152,6 +152,33 @@ def test_killed_and_resumed_is_never_killed(folder: Path, reference: Path, at: i
     same(run, reference)
 
 
+def test_rates_averages_and_noise_go_on_where_they_were(folder: Path) -> None:
+    """What a run remembers of its validations decides its rates and its averaged weights."""
+    more = [
+        *("train.schedule=plateau", "train.plateau_patience=1", "train.average_last=0.9", "train.neftune_alpha=5"),
+        *("train.unfreeze_every=0.2", "train.layer_decay=0.5", "train.l2_sp=1", "train.validate_every=2"),
+        *("selection=full", "train.learning_rate=2e-3"),
+    ]
+    whole, run = folder / "whole", folder / "parts"
+    train(folder, str(folder / "recipe.yaml"), *more, "--out", str(whole))
+    log = read_json_lines(whole / "metrics.jsonl")
+    rates = [row["learning_rate"] for row in log if row["kind"] == "step"]
+    assert rates[1] > rates[-1] > 0, "validation lowered the rate"
+    assert [row["kind"] for row in log][-2:] == ["validation", "average"]
+    for at in (5, 9):
+        arguments = ("--resume", str(run)) if run.exists() else (str(folder / "recipe.yaml"), *more, "--out", str(run))
+        started = Started("train", *arguments, folder=folder)
+        wait_for(lambda at=at: steps(run) >= at, started.process.is_alive)  # type: ignore[misc]
+        started.kill()
+    train(folder, "--resume", str(run))
+    assert results_of_log(run) == results_of_log(whole)
+
+
+def results_of_log(run: Path) -> dict[str, Any]:
+    log = [{k: v for k, v in row.items() if k != "seconds"} for row in read_json_lines(run / "metrics.jsonl")]
+    return {"log": log, "weights": (run / "model" / "model.safetensors").read_bytes()}
+
+
 def test_killed_twice_and_while_evaluating(folder: Path, reference: Path) -> None:
     run = folder / "evaluating"
     started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), folder=folder)

@@ -167,14 +167,17 @@ class Network:
             logits_MV = torch.tanh(logits_MV / cap) * cap
         return logits_MV
 
-    def token_loss(self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
+    def token_loss(
+        self, hidden_MD: torch.Tensor, target_M: torch.Tensor, weight_M: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Sum of the tokens' negative log-likelihoods (nats) times their weights, the scores never held all at once."""
         head = self.model.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled() and not label_smoothing:
             return head_loss(hidden_MD, head.weight, target_M, weight_M)
 
         def chunk_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            losses = nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+            scores = self.token_logits(hidden).float()
+            losses = nn.functional.cross_entropy(scores, target, reduction="none", label_smoothing=label_smoothing)
             return (losses * weight).sum()
 
         chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
@@ -288,10 +291,15 @@ class Network:
 
             if self.folder is None:
                 self.folder = find_base(self.base_name, self.base_revision, self.base_fingerprint).folder
-            config = copy.deepcopy(self.model.config)
-            with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
-                base = type(self.model).from_pretrained(
-                    self.folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
-                )
-            self._base_state = {name: p.detach() for name, p in base.named_parameters()}
+            self._base_state = self.read_weights(self.folder)
         return self._base_state
+
+    def read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a folder with weights for this model, by parameter name; those that it does not hold are
+        there with values made anew."""
+        config = copy.deepcopy(self.model.config)
+        with torch.random.fork_rng(devices=[]):  # making a head draws numbers that are not ours to use up
+            loaded = type(self.model).from_pretrained(
+                folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+        return {name: p.detach() for name, p in loaded.named_parameters()}

@@ -122,6 +122,41 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     return Saved(network, selection, prompt_format)
 
 
+def go_on_from(network: Network, prompt_format: PromptFormat, folder: Path) -> None:
+    """Let what learns start where an earlier run of the same model and selection ended.
+
+    A head is taken over where it is of the same kind with the same labels; otherwise it is as it was.
+
+    Raises:
+        UserError: the earlier run tuned other tensors.
+    """
+    from safetensors.torch import load_file
+
+    about = files.read_json(folder / FORMAT_FILE)
+    same_head = about["head"] == network.head and tuple(about["labels"]) == prompt_format.labels
+    body = f"{network.model.base_model_prefix}."
+    learned = {
+        name: parameter
+        for name, parameter in network.model.named_parameters()
+        if parameter.requires_grad and (same_head or (name.startswith(body) and name not in network.new_parameters))
+    }
+    if (folder / ADAPTER_CONFIG).exists():
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        found = {name: tensors[_peft_name(name)] for name in learned if _peft_name(name) in tensors}
+    else:
+        tensors = network.read_weights(folder)
+        found = {name: tensors[name] for name in learned}
+    wrong = [name for name, p in learned.items() if name not in found or found[name].shape != p.shape]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} tensors that learn here were not tuned there: {', '.join(wrong[:3])}",
+            where=str(folder),
+            mend="a stage goes on with the same model and selection",
+        )
+    for name, parameter in learned.items():
+        parameter.data.copy_(found[name])
+
+
 def _load_adapter(network: Network, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file

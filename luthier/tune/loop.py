@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 
 from luthier.batches import BatchPlan, collate
-from luthier.errors import UserError
+from luthier.errors import Diverged, UserError
 from luthier.models.network import Network
 from luthier.records import Row, Step
 from luthier.tune.objectives.base import Learner
@@ -137,7 +137,7 @@ def backward(network: Network, strand: Strand, rows: Sequence[Row], micro_batch_
 
 def check(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise UserError(
+        raise Diverged(
             f"the loss became {loss} at step {step}",
             mend="lower train.learning_rate (a third is a good next try); the last checkpoint is intact",
         )

@@ -158,6 +158,19 @@ def test_several_labels_equal_a_plain_reference(tiny: Callable[..., Path]) -> No
     assert loss_of(objective, net, rows) == pytest.approx(total, rel=1e-5)
 
 
+def test_smoothed_answers_equal_torchs_own_smoothing(tiny: Callable[..., Path]) -> None:
+    net = make.network(tiny("llama"), "language")
+    rows = make.rows(net)
+    total = 0.0
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        logits = net.model(input_ids=ids).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none", label_smoothing=0.2)
+        total += float((losses * torch.tensor(row.token_streams["weight"])[1:]).sum())
+    objective = OBJECTIVES["sft"].model_validate({"label_smoothing": 0.2})
+    assert loss_of(objective, net, rows) == pytest.approx(total, rel=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "mpt"])
 def test_long_rows_are_scored_in_chunks(
     family: str, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch

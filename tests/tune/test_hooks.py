@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
-from luthier.tune.hooks import Best, EarlyStopping, validation_steps
+import pytest
+
+from luthier.errors import UserError
+from luthier.tune.hooks import Best, EarlyStopping, refuse_climbing_loss, validation_steps
 
 
 def fed(best: Best, *figures: tuple[float, float]) -> list[bool]:
@@ -48,3 +52,16 @@ def test_patience_counts_validations_without_gain_and_the_state_survives_json() 
 def test_the_last_step_is_always_validated() -> None:
     assert validation_steps(10, 9, None) == {3, 6, 9, 10}
     assert validation_steps(5, 100, 2) == {2, 4, 5}
+
+
+def test_a_climbing_loss_stops_the_run_and_says_where_the_best_weights_are(tmp_path: Path) -> None:
+    best = Best("accuracy", True)
+    falling = [2.0 - 0.01 * step for step in range(100)]
+    refuse_climbing_loss(falling, best, tmp_path)
+    refuse_climbing_loss([0.01] * 40 + [0.2] * 40, best, tmp_path)  # both are next to nothing
+    noisy = [1.0, 3.0] * 50
+    refuse_climbing_loss(noisy, best, tmp_path)
+    climbing = [1.0] * 40 + [1.0 + 0.1 * step for step in range(40)]
+    best.update(30, {"accuracy": 0.7, "loss": 1.0})
+    with pytest.raises(UserError, match=r"climbs: 1.000 over .* step 30, .*checkpoints"):
+        refuse_climbing_loss(climbing, best, tmp_path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from luthier.records import Batch, Loss
 from luthier.tasks import Form, Head
 from luthier.tune.objectives.base import Objective
@@ -25,6 +27,9 @@ class Sft(Objective):
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
     by_example: ClassVar[bool] = True
 
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target spread evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+
     def weight(self, batch: Batch) -> float:
         return float(batch.token_streams["weight"].sum())
 
@@ -35,4 +40,6 @@ class Sft(Objective):
         if target.numel() == 0:
             return Loss(hidden_ND.sum() * 0.0)
         # The token before, in the same example, predicts this one: a first token never carries weight.
-        return Loss(network.token_loss(hidden_ND[target - 1], batch.tokens_N[target], weight_N[target]))
+        return Loss(
+            network.token_loss(hidden_ND[target - 1], batch.tokens_N[target], weight_N[target], self.label_smoothing)
+        )
