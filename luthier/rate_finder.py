@@ -146,7 +146,7 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], diverged: bool) 
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
-    """Each loss and its neighbours, weighted by a Gaussian as wide as 3% of the steps (about ten of a hundred count)."""
+    """Each loss and its neighbours, weighted by a Gaussian as wide as 3% of the steps: ten of a hundred count."""
     steps = np.arange(len(losses))
     width = max(1.0, 0.03 * len(losses))
     weights = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / width) ** 2)
