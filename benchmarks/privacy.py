@@ -77,7 +77,7 @@ def judged(network: Any, prepared: Any, split: str) -> list[tuple[bool, float]]:
     from luthier.evaluate.predict import predict
 
     found = predict(network, prepared.data.splits[split], prepared.prompt_format, 1)
-    return [(one.predicted == one.expected, float(one.loss)) for one in found]
+    return [(one.predicted == one.expected, one.loss or 0.0) for one in found]
 
 
 def main() -> None:
