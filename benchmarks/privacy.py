@@ -30,9 +30,9 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
 def train_once(options: argparse.Namespace, seed: int, epsilon: float | None) -> dict[str, float]:
     """Train on some rows to the last step, then look at all rows of train and test."""
     from luthier.planning import prepare
-    from luthier.tune.loop import Strand, train
+    from luthier.tune.loop import train
     from luthier.tune.privacy import PrivateGradient
-    from luthier.tuning import learner_and_optimizer, network_to_tune
+    from luthier.tuning import network_to_tune, optimizer_to_tune, strands_to_learn
 
     data, answers = sections(options.data, "classify")
     most = {"train": options.rows, "validation": 1, "test": options.rows}
@@ -48,13 +48,14 @@ def train_once(options: argparse.Namespace, seed: int, epsilon: float | None) ->
         recipe["privacy"] = {"epsilon": epsilon, "noise": "repeatable"}
     prepared = prepare(recipe, rows=answers)
     network = network_to_tune(prepared, checkpoint_activations=False)
-    learner, optimizer = learner_and_optimizer(prepared, network)
+    strands, _ = strands_to_learn(prepared, network, prepared.plan)
+    optimizer = optimizer_to_tune(prepared, network)
     budget = prepared.budget()
-    private = PrivateGradient(learner, optimizer, budget, seed) if budget else None
+    private = PrivateGradient(strands[0].learner, optimizer, budget, seed) if budget else None
     started = time.perf_counter()
     for step in train(
         network,
-        [Strand(learner, prepared.plan)],
+        strands,
         optimizer,
         rate_of=lambda _: options.learning_rate,
         micro_batch_tokens=1024,

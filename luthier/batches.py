@@ -37,6 +37,9 @@ class BatchSettings(Settings):
     checkpoint_activations: Literal["auto", "always", "never"] = "auto"
     """Keep only each block's input for the backward pass and compute the rest again; auto does so when memory is short.
     """
+    mix_temperature: float = Field(1.0, gt=0)
+    """How sizes decide the shares of `mix` entries that name none: (rows / rows of the recipe's own) ** (1 / this).
+    1 goes by size, higher gives small sets more, and a large number treats all alike."""
     max_length: int | None = Field(None, ge=2)
     """Longest row in tokens; the default is 1,024 or the model's window, whichever is less."""
 

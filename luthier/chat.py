@@ -73,6 +73,8 @@ class Conversation:
             answer = label_answer(probabilities, prompt_format.multi_label)
             label = (", ".join(answer) or "(none)") if prompt_format.multi_label else answer
             return Reply(label, row.tokens, probabilities)
+        if network.head == "score":
+            raise UserError("this model scores answers and writes none", mend="its model card shows how to ask it")
         if prompt_format.task != "chat":
             self.forget()
         self.messages.append({"role": "user", "content": message})

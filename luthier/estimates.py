@@ -167,7 +167,8 @@ def training_seconds(
     times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
     a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if checkpointed else 0))
     a_token += frozen * cost.forward_seconds * times_frozen
-    seconds = trained_rows * mean_tokens * a_token
+    beside = sum(mixed.plan.batch_size * float(mixed.tokenised["train"].rows.lengths.mean()) for mixed in prepared.mix)
+    seconds = (trained_rows * mean_tokens + plan.steps * beside) * a_token
     if recipe.chosen_objective.head == "language":
         share = loss_share(prepared.rows)
         products = 3 if cost.everything_learns else 2

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import files
 from luthier.errors import UserError
+from luthier.mixing import OWN, Mixed
 from luthier.planning import Prepared
 from luthier.prepare.facts import account
 from luthier.progress import Progress
@@ -34,7 +35,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
 
     The model is read back from its files, so what is judged is what will be used.
     """
-    from luthier.evaluate.card import CardData, write_card
+    from luthier.evaluate.card import CardData, files_of, write_card
     from luthier.evaluate.report import ReportData, write_report
     from luthier.evaluate.verdict import build_verdict
 
@@ -49,7 +50,12 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             where=str(run.folder),
             mend="evaluate on data with the same labels (data.label_names renames them)",
         )
-    systems = [tuned_result(saved.network, prepared, progress), *baseline_results(saved, prepared, progress)]
+    if (comparison := recipe.chosen_objective.comparison) is not None:
+        saved.network.comparison = comparison
+        saved.network.refer_to(lambda: saved.selection.off(saved.network))
+    tuned = tuned_result(saved.network, prepared, progress)
+    beside = {mixed.name: judge_mixed(saved, mixed, prepared, progress) for mixed in prepared.mix}
+    systems = [tuned, *baseline_results(saved, prepared, progress)]
     with progress.stage("testing for significance"):
         verdict = build_verdict(
             prepared.metric_task,
@@ -62,6 +68,8 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         )
     if spent := run.manifest.get("privacy"):
         verdict["privacy"] = spent | {"sentence": in_words(spent)}
+    if beside:
+        verdict["beside"] = beside
     files.write_json(folder / VERDICT, verdict)
     lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
     files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
@@ -92,13 +100,45 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
-            adapter=(run.model_folder / "adapter_config.json").exists(),
+            head=recipe.chosen_objective.head,
+            added_tokens=bool(recipe.chosen_selection.added_tokens()),
+            files=files_of(run.model_folder),
             command=report.command,
         ),
     )
     if out is None:
         files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
         run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
+    return verdict
+
+
+def judge_mixed(saved: Saved, mixed: Mixed, prepared: Prepared, progress: Progress) -> dict[str, Any]:
+    """The verdict of a further task (`mix`) on its own test rows, beside its majority class where it has labels."""
+    from luthier.evaluate.baselines import BASELINES, Asked
+    from luthier.evaluate.predict import predict
+    from luthier.evaluate.verdict import SystemResult, build_verdict
+
+    settings = prepared.recipe.evaluate
+    test = mixed.data.splits["test"].first_by_id(settings.max_rows)
+    network = saved.heads[mixed.name].network if mixed.head == OWN else saved.network
+    with progress.stage(f"judging the tuned model on {mixed.name}", len(test)) as tell:
+        answers = predict(network, test, mixed.prompt_format, settings.max_new_tokens, lambda done: tell(done, ""))
+    systems = [SystemResult("tuned", "tuned", answers)]
+    if TASKS[mixed.task].form == "classify":
+        train = mixed.data.splits["train"]
+        asked = Asked(None, mixed.prompt_format, train, test, 0, None, 0, None)
+        majority, note = BASELINES["majority"].run(asked, lambda done: None)
+        systems.append(SystemResult("majority", BASELINES["majority"].title, majority, description=note))
+    verdict = build_verdict(
+        mixed.metric_task,
+        systems,
+        list(mixed.metrics),
+        mixed.metrics[0],
+        labels=mixed.data.labels,
+        resamples=settings.resamples,
+        seed=prepared.recipe.seed,
+    )
+    progress.say(f"{mixed.name}: {verdict['sentence']}")
     return verdict
 
 
@@ -132,6 +172,11 @@ def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> li
                 progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")
         names = [name for name in names if not BASELINES[name].prompted]
     test = test_examples(prepared)
+    if "completion" in test[0].fields:
+        for name in names:
+            if BASELINES[name].pairs_only:
+                progress.say(f"left out: {BASELINES[name].title}, because a row holds one answer and not two")
+        names = [name for name in names if not BASELINES[name].pairs_only]
     with base_network(saved, prepared, [n for n in names if BASELINES[n].prompted], progress) as network:
         asked = Asked(
             network=network,

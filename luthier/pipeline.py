@@ -244,13 +244,17 @@ def merge(run: Path | str, folder: Path | str) -> Path:
     """Write the run's model as plain weights that `from_pretrained` loads. Returns the folder.
 
     Raises:
-        UserError: the folder exists, or the run has no model.
+        UserError: the folder exists, the run has no model, or its selection can't be merged.
     """
     from luthier.models.save import save_merged
+    from luthier.selection import SELECTIONS
 
     folder = Path(folder)
     if folder.exists():
         raise UserError("already exists", where=str(folder), mend="name a new folder")
-    saved = Run.open(run).load()
+    tuned = Run.open(run)
+    ((name, settings),) = tuned.resolved["selection"].items()
+    SELECTIONS[name].model_validate(settings).check_mergeable()  # before weights are loaded
+    saved = tuned.load()
     save_merged(saved.network, saved.selection, saved.prompt_format, folder)
     return folder

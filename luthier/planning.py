@@ -6,7 +6,7 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from luthier import files
 from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
+from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
+from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
@@ -25,7 +27,7 @@ from luthier.records import Row
 from luthier.stored_rows import StoredRows
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS
 from luthier.tokens import TokenisedSplit, tokenised_splits
-from luthier.tune.objectives import OBJECTIVES
+from luthier.tune.objectives import OBJECTIVES, Known
 from luthier.tune.privacy import INSTALL, Budget, find_budget, missing_library
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
@@ -47,6 +49,10 @@ class Prepared:
     prompt_format: PromptFormat
     tokenised: dict[str, TokenisedSplit]
     plan: BatchPlan
+    more: Mapping[str, StoredRows] = field(default_factory=dict)
+    mix: Sequence[Mixed] = ()
+    """The other data sets of the same steps."""
+    """Rows of the data sets that the objective named beside the recipe's own."""
 
     @property
     def rows(self) -> StoredRows:
@@ -75,7 +81,11 @@ class Prepared:
         """What a checkpoint must agree with: everything that decides the weights."""
         resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
         chosen_by = self.recipe.train.select_by or self.metrics[0]
-        return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by)
+        beside = [rows.fingerprint for rows in self.more.values()]
+        beside += [mixed.tokenised["train"].rows.fingerprint for mixed in self.mix]
+        if outside := self.recipe.chosen_objective.outside(self.base):
+            beside.append(outside)
+        return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by, *beside)
 
 
 def prepare(
@@ -101,6 +111,7 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
+    problems += parsed.chosen_objective.problems(base)
     problems += [*check_evaluation(parsed, source), *check_privacy(parsed, source)]
 
     found, facts = None, None
@@ -128,20 +139,35 @@ def prepare(
             check_splits(data, problems)
     except UserError as error:
         problems += error.problems
+    named = parsed.chosen_objective.more_data()
+    further: dict[str, Dataset] = {}
+    if not mistyped:
+        further, wrong = read_more(named, parsed.task, base, progress)
+        problems += wrong
+    mixed, wrong = read_mix(parsed, base, progress) if not mistyped else ([], [])
+    problems += wrong
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
 
     from luthier.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(found.folder)
+    tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, facts.window or DEFAULT_MAX_LENGTH)
     prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
+    check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
+    raise_all(parsed.chosen_objective.misfits(Known(found.folder, tokenizer, prompt_format, base)))
+
+    def make_rows(further: Dataset) -> StoredRows:
+        return tokenised_splits(further, tokenizer, found.folder, prompt_format, progress)["train"].rows
+
+    more = more_rows(further, named, data, make_rows, progress)
     train = parsed.train
     kind = PoissonPlan if parsed.privacy else BatchPlan
     plan = kind(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
-    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan)
+    mix = prepare_mix(parsed, mixed, tokenizer, found.folder, prompt_format, plan, progress)
+    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix)
 
 
 def must_be_fetched(path: str, local: Path) -> bool:
@@ -192,14 +218,10 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
                 f"{use}leave privacy out",
             )
         )
-    if recipe.stages:
-        problems.append(
-            Problem(
-                "each stage would spend a budget of its own, perhaps on the same rows",
-                source.place(("privacy",)),
-                "leave stages or privacy out",
-            )
-        )
+    for name, there in (("stages", recipe.stages), ("mix", recipe.mix)):
+        if there:
+            what = f"privacy counts what one run spends on the rows of data:, and {name} would train on others as well"
+            problems.append(Problem(what, source.place(("privacy",)), f"leave {name} or privacy out"))
     if missing_library():
         problems.append(Problem("differential privacy needs `opacus`", source.place(("privacy",)), INSTALL))
     return problems
@@ -212,7 +234,8 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
             Problem(
                 f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",
                 source.place(("model",)),
-                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
+                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or "
+                + ("objective: reward" if recipe.task == "prefer" else "task: classify"),
             )
         )
     if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:
@@ -223,6 +246,8 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 f"use {facts.window} or less",
             )
         )
+    if refused := recipe.chosen_selection.refusal(facts, recipe.chosen_objective.head):
+        problems.append(replace(refused, where=source.place(tuple(refused.where.split(".")))))
     reached = recipe.chosen_selection.backward_layers(facts)
     if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
         problems.append(
@@ -240,15 +265,6 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 "use selection: lora or full, or leave it out",
             )
         )
-    layers = getattr(recipe.chosen_selection, "layers", None)
-    if layers is not None and not 1 <= layers <= facts.layers:
-        problems.append(
-            Problem(
-                f"{layers} layers were asked for, and the model has {facts.layers}",
-                source.place(("selection", "last_layers", "layers")),
-                f"use a number from 1 to {facts.layers}",
-            )
-        )
 
 
 def check_splits(data: Dataset, problems: list[Problem]) -> None:
@@ -263,10 +279,29 @@ def check_splits(data: Dataset, problems: list[Problem]) -> None:
             )
 
 
+def check_added_tokens(recipe: Recipe, source: Source, tokenizer: Any, rows: StoredRows) -> None:
+    """Whether the training rows hold the tokens whose embeddings are to be learned."""
+    added = list(recipe.chosen_selection.added_tokens())
+    absent = [token for token in added if not (rows.tokens == tokenizer.convert_tokens_to_ids(token)).any()]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(added)} added tokens never occur in the training rows, so nothing can teach them: "
+            + ", ".join(map(repr, absent[:5])),
+            where=source.place(("selection",)),
+            mend="leave them out, or check their spelling (case counts)",
+        )
+
+
 def check_streams(recipe: Recipe, rows: Sequence[Row]) -> None:
     """Whether the rows carry what the objective reads."""
     objective = recipe.chosen_objective
     missing = [name for name in objective.token_streams if name not in rows[0].token_streams]
     missing += [name for name in objective.example_streams if name not in rows[0].example_streams]
+    if objective.pairs_only and not rows[0].parts:
+        raise UserError(
+            "this objective learns from pairs of answers, and these rows hold single answers with a label",
+            where="objective",
+            mend="use objective: kto, or give columns prompt, chosen, rejected",
+        )
     if missing:
         raise UserError(f"this objective needs {', '.join(missing)}, and rows of task {recipe.task} carry none")

@@ -16,7 +16,7 @@ import torch
 
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
-from luthier.models.load import quiet
+from luthier.models.load import model_class, quiet
 from luthier.models.network import Network
 from luthier.records import Row
 
@@ -77,7 +77,7 @@ def block_cost(
         started = time.perf_counter()
         with torch.set_grad_enabled(backward):
             hidden_ND = network.hidden(batch)
-            if backward:
+            if hidden_ND.requires_grad:  # not where the head alone learns
                 hidden_ND.float().sum().backward()
         _wait(device)
         return time.perf_counter() - started
@@ -131,13 +131,11 @@ def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, ker
         text.layer_types = list(text.layer_types[:BLOCKS])
     text.vocab_size = VOCABULARY
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
-    config.num_labels = 2
-    classes = transformers.AutoModelForSequenceClassification
-    kind: Any = classes if head == "classes" else transformers.AutoModelForCausalLM
+    config.num_labels = 1 if head == "score" else 2
     with torch.random.fork_rng(devices=[]):
-        model = kind.from_config(config).to(dtype).to(device)
+        model: Any = model_class(head).from_config(config).to(dtype).to(device)
     prefix = f"{model.base_model_prefix}."
-    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head == "classes" else set()
+    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head != "language" else set()
     return Network(
         model,
         _Padding,

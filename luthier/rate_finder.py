@@ -78,9 +78,9 @@ def find_learning_rate(
 
 def losses_at(prepared: Prepared, rates: Sequence[float], progress: Progress) -> tuple[list[float], bool]:
     """The loss of each step, the rate rising from step to step, and whether it ended by diverging."""
-    from luthier.tune.loop import Strand, train
+    from luthier.tune.loop import train
     from luthier.tune.privacy import PrivateGradient
-    from luthier.tuning import learner_and_optimizer, network_to_tune
+    from luthier.tuning import network_to_tune, optimizer_to_tune, strands_to_learn
 
     needed = prepared.estimate()
     refuse_too_little_memory(needed)
@@ -88,14 +88,15 @@ def losses_at(prepared: Prepared, rates: Sequence[float], progress: Progress) ->
     budget = prepared.budget()
     with progress.stage("loading the model"):
         network = network_to_tune(prepared, needed.checkpoint_activations)
-        learner, optimizer = learner_and_optimizer(prepared, network)
+        strands, _ = strands_to_learn(prepared, network, plan)
+        optimizer = optimizer_to_tune(prepared, network)
     steps = train(
         network,
-        [Strand(learner, plan)],
+        strands,
         optimizer,
         rate_of=lambda step: rates[step - 1],
         micro_batch_tokens=needed.micro_batch_tokens,
-        private=PrivateGradient(learner, optimizer, budget, plan.seed) if budget else None,
+        private=PrivateGradient(strands[0].learner, optimizer, budget, plan.seed) if budget else None,
     )
     losses: list[float] = []
     with progress.stage("trying rates", len(rates)) as tell:

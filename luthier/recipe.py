@@ -72,6 +72,9 @@ ALIASES = {
     "lora_dropout": "selection.lora.dropout",
     "lora_target_modules": "selection.lora.targets",
     "lora_target": "selection.lora.targets",
+    "use_rslora": "selection.lora.rslora",
+    "use_dora": "selection.lora.dora",
+    "loraplus_lr_ratio": "selection.lora.plus",
     "r": "selection.lora.rank",
     "target_modules": "selection.lora.targets",
     "label_smoothing_factor": "objective.classify.label_smoothing",
@@ -154,6 +157,29 @@ class Stage(Settings):
     """The same."""
 
 
+class MixEntry(Settings):
+    """Another data set that is learned in the same steps as the recipe's own."""
+
+    name: str = Field(min_length=1, pattern="^[A-Za-z0-9_-]+$")
+    """What its figures are called."""
+    data: DataSettings
+    """Its rows."""
+    task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
+    """What the model learns from them."""
+    objective: ObjectiveChoice | None = None
+    """What their loss is; by default what the task picks."""
+    share: float | None = Field(None, gt=0)
+    """Rows of it in each step, as a share of train.batch_size; by default its size decides (train.mix_temperature)."""
+    weight: float | None = Field(None, ge=0)
+    """What its mean loss counts, where the recipe's own counts 1; by default its share."""
+
+    @property
+    def chosen_objective(self) -> Objective:
+        if self.objective is None:
+            return OBJECTIVES[TASKS[self.task].objective]().for_form(TASKS[self.task].form)
+        return self.objective.chosen.for_form(TASKS[self.task].form)
+
+
 class Recipe(Settings):
     """One run: which model, which data, which task, and how."""
 
@@ -177,6 +203,8 @@ class Recipe(Settings):
     """How the result is judged."""
     seed: int = Field(0, ge=0)
     """Seeds the new weights, the order of rows, dropout and resampling."""
+    mix: list[MixEntry] = Field(default_factory=list)
+    """Other data sets learned in the same steps: further tasks, or general text so that it is not forgotten."""
     stages: list[Stage] = Field(default_factory=list)
     """Runs before this one, in order, each from what the one before has learned; the recipe's own run is the last."""
 
@@ -197,21 +225,28 @@ class Recipe(Settings):
 
     @property
     def chosen_objective(self) -> Objective:
-        if self.objective is None:
-            return OBJECTIVES[TASKS[self.task].objective]()
-        return self.objective.chosen
+        task = TASKS[self.task]
+        chosen = OBJECTIVES[task.objective]() if self.objective is None else self.objective.chosen
+        return chosen.for_form(task.form)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the recipe's, or what selection and objective make of it."""
+        share = self.chosen_objective.rate_share
+        return self.train.learning_rate or float(f"{self.chosen_selection.learning_rate * share:.6g}")
 
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""
-        rate = self.train.learning_rate or self.chosen_selection.learning_rate
+        rate = self.learning_rate
         objective = self.chosen_objective
-        name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
-        tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages"})
+        name = TASKS[self.task].objective if self.objective is None else self.objective.name
+        tree = self.model_dump(mode="json", exclude={"selection", "objective", "stages", "mix"})
         tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}
         tree["objective"] = {name: objective.model_dump(mode="json")}
         tree["train"]["learning_rate"] = rate
         if self.privacy is not None:  # each example's gradient is clipped instead
             tree["train"]["max_gradient_norm"] = None
+        tree["mix"] = [entry.model_dump(mode="json", exclude_unset=True) for entry in self.mix]
         # As written: what a stage does not name, it takes from the recipe.
         tree["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]
         return _strict(tree)

@@ -42,7 +42,14 @@ def sections() -> Iterator[tuple[str, str, type[Settings]]]:
                 rate = f"`train.learning_rate` is {number(selection.learning_rate)} unless you set it."
                 yield f"{name}.{key}", f"{about(selection)} {rate}", selection
         elif name == "objective":
-            yield from ((f"{name}.{key}", about(objective), objective) for key, objective in OBJECTIVES.items())
+            for key, objective in OBJECTIVES.items():
+                share = objective.rate_share
+                rate = (
+                    ""
+                    if share == 1
+                    else f" Unless you set `train.learning_rate`, the selection's counts {share:g} times."
+                )
+                yield f"{name}.{key}", about(objective) + rate, objective
         elif kind := section_of(info.annotation):
             yield name, about(kind), kind
             for inner, field in kind.model_fields.items():

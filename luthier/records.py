@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,9 @@ class Example:
     id: str
     """Content hash of the fields: the same row has the same id in every run."""
     fields: Mapping[str, Any]
-    """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages."""
+    """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages. `prefer`:
+    messages up to the answers, and either chosen and rejected, or completion and whether it is `desirable`; an answer
+    is a list of turns."""
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
@@ -72,6 +74,17 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How a model tells which of two answers it prefers: the one worth more to it."""
+
+    by: Literal["gain", "mean", "score"]
+    """What an answer is worth. `gain`: the sum of its tokens' log-probabilities less what the reference gives it
+    (nats). `mean`: the mean of its tokens' log-probabilities (nats). `score`: what the model's own head says."""
+    scale: float = 1.0
+    """What that is multiplied by."""
+
+
+@dataclass(frozen=True)
 class Step:
     """What one optimizer step did."""
 
@@ -107,3 +120,5 @@ class Prediction:
     """Sum of negative log-likelihood of the reference in nats, where the system gives it."""
     loss_tokens: int = 0
     """How many tokens `loss` is summed over."""
+    margin: float | None = None
+    """By how much the system values the expected answer above the other one, where it compares answers."""

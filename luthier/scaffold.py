@@ -115,7 +115,7 @@ def sample(source: str) -> Table:
 
 def guess_task(table: Table, task: str | None, ask: Ask | None) -> Guess:
     """The task (unless it is given) and the columns that it needs."""
-    guessers = {"chat": guess_turns, "generate": guess_answers, "classify": guess_labels}
+    guessers = {"prefer": guess_pairs, "chat": guess_turns, "generate": guess_answers, "classify": guess_labels}
     order = [task] if task else list(guessers)
     for each in order:
         if guess := by_names(table, each, task is not None):
@@ -137,11 +137,18 @@ def by_names(table: Table, task: str, given: bool) -> Guess | None:
     if convention is None or (task == "chat" and convention is not MESSAGES and not given):
         return None
     plain = {ours: str(theirs) for ours, theirs in columns.items()}
+    if task == "prefer" and not given and "chosen" not in convention.needs:
+        return None
     if task == "classify" and not given and not looks_like_labels(values(table, plain["label"])):
         return None
     if task == "generate" and convention is MESSAGES and not given:
         return None
     return Guess(task, plain, "by the names of the columns")
+
+
+def guess_pairs(table: Table, ask: Ask | None) -> Guess | None:
+    """Nothing but well-known names tells a better answer from a worse one."""
+    return None
 
 
 def guess_turns(table: Table, ask: Ask | None) -> Guess | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language"]
-"""`classes`: a score for each label. `language`: the model's own next-token head."""
-Form = Literal["classify", "generate"]
-"""How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages."""
+Head = Literal["classes", "language", "score", "pooled"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number. `pooled`: a
+score for each label from the mean of all hidden states, by a layer that is fitted and not trained."""
+Form = Literal["classify", "generate", "prefer"]
+"""How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
+`prefer`: messages and two answers to them, or one answer that is wanted or not."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Task:
     @property
     def is_chat(self) -> bool:
         """Whether its examples go through a chat template."""
-        return self.form == "generate"
+        return self.form in ("generate", "prefer")
 
 
 TASKS: dict[str, Task] = {
@@ -59,6 +61,14 @@ TASKS: dict[str, Task] = {
             metrics=("perplexity", "token_f1", "exact_match"),
             baselines=("zero_shot", "few_shot"),
             about="the assistant's turns of a dialogue",
+        ),
+        Task(
+            "prefer",
+            form="prefer",
+            objective="dpo",
+            metrics=("preference_accuracy", "margin"),
+            baselines=("untouched", "longer", "chance"),
+            about="the better of two answers to a prompt, or answers that are wanted rather than not",
         ),
     )
 }

@@ -45,12 +45,12 @@ def tokenised_splits(
         with progress.stage("tokenising", total) as tell:
             return write_tokens(writer, data, tokenizer, prompt_format, lambda done: tell(done, ""))
 
-    arrays = kept("tokens", tokens_key(data, folder, prompt_format), fill, progress)
+    arrays = kept("tokens", tokens_key(data, folder, tokenizer, prompt_format), fill, progress)
     truncated = arrays.about["truncated"]
     return {name: TokenisedSplit(StoredRows(arrays, f"{name}."), truncated[name]) for name in data.splits}
 
 
-def tokens_key(data: Dataset, folder: Path, prompt_format: PromptFormat) -> str | None:
+def tokens_key(data: Dataset, folder: Path, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
     """A hash of all that decides the tokens: examples, prompt format, the tokenizer, and the code that runs it."""
     import tokenizers
     import transformers
@@ -62,7 +62,8 @@ def tokens_key(data: Dataset, folder: Path, prompt_format: PromptFormat) -> str 
     here = Path(__file__).parent
     code = files.code_fingerprint(*(here / name for name in CODE), *sorted((here / "prompts").glob("*.py")))
     versions = (transformers.__version__, tokenizers.__version__)
-    return files.fingerprint(data.key, prompt_format.fingerprint, code, *versions, *content)
+    added = repr(sorted(tokenizer.get_added_vocab().items()))
+    return files.fingerprint(data.key, prompt_format.fingerprint, code, *versions, *content, added)
 
 
 def write_tokens(

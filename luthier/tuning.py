@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import files
 from luthier.errors import Stopped
+from luthier.mixing import OWN, SHARED, Mixed
 from luthier.planning import Prepared
 from luthier.progress import Progress
 from luthier.runs import METRICS, Run, peak_memory
@@ -26,9 +27,10 @@ from luthier.runs import METRICS, Run, peak_memory
 if TYPE_CHECKING:
     from luthier.batches import BatchPlan
     from luthier.models.network import Network
+    from luthier.recipe import TrainSettings
     from luthier.records import Example
     from luthier.tune.hooks import Best
-    from luthier.tune.objectives import Learner
+    from luthier.tune.loop import Strand
     from luthier.tune.optimizers import Optimizer
 
 
@@ -62,9 +64,13 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
     counts = tuning.moved.check(network, tuning.optimizer)
     tuning.try_average(at, progress)
     tuning.checkpoints.load_best(tuning.optimizer, tuning.best.step)
+    tuning.settle()
+    heads = {
+        m.name: (m.prompt_format, network.model.get_submodule(head_name(m))) for m in prepared.mix if m.head == OWN
+    }
     network.drop_auxiliary()
     with progress.stage("saving the model"):
-        save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder)
+        save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder, heads)
     taken = [row for row in run.log if row["kind"] == "step"]  # before an interruption too
     seconds = sum(row["seconds"] for row in taken)
     run.update_manifest(
@@ -92,18 +98,18 @@ class Tuning:
 
     def __init__(self, prepared: Prepared, run: Run, start: Path | None) -> None:
         from luthier.tune.checkpoints import Average, Checkpoints
-        from luthier.tune.loop import Strand
         from luthier.tune.moved import MovedCheck
         from luthier.tune.privacy import Budget, PrivateGradient
 
         self.prepared, self.run = prepared, run
         self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"], start)
-        learner, self.optimizer = learner_and_optimizer(prepared, self.network)
         plan = with_secret(prepared, run)
-        self.strands = [Strand(learner, plan)]
+        self.strands, self.beside = strands_to_learn(prepared, self.network, plan)
+        self.optimizer = optimizer_to_tune(prepared, self.network)
         self.private = None
         if run.manifest.get("privacy"):
-            self.private = PrivateGradient(learner, self.optimizer, Budget(**run.manifest["privacy"]), plan.seed)
+            budget = Budget(**run.manifest["privacy"])
+            self.private = PrivateGradient(self.strands[0].learner, self.optimizer, budget, plan.seed)
         self.moved = MovedCheck(self.network, self.optimizer)
         self.best = best_of(prepared)
         self.average = Average()
@@ -131,7 +137,7 @@ class Tuning:
         from luthier.tune.schedules import plateau_share, rate_share
 
         settings = self.prepared.recipe.train
-        peak = settings.learning_rate or self.prepared.recipe.chosen_selection.learning_rate
+        peak = self.prepared.recipe.learning_rate
         values = [figures[self.best.metric] for figures in self.best.history]
         share = plateau_share(values, self.best.higher_is_better, settings)
         return peak * share * rate_share(step, self.prepared.plan.steps, settings)
@@ -151,13 +157,22 @@ class Tuning:
     def validated(self, step: int, kind: str = "validation") -> bool:
         """Validate, log it, keep the weights if they are the best so far. Returns whether they are."""
         settings = self.prepared.recipe.train
+        self.settle()
         figures = validate(self.network, self.prepared)
+        for mixed in self.prepared.mix:
+            found = validate_mixed(self.beside[mixed.name], mixed, settings)
+            figures |= {f"{mixed.name}.{name}": value for name, value in found.items()}
         files.append_json_line(self.run.folder / METRICS, {"kind": kind, "step": step, **figures})
         gain = settings.early_stopping.min_change if settings.early_stopping else 0.0
         better = self.best.update(step, figures, gain)
         if better:
             self.checkpoints.save_best(self.optimizer, step)
         return better
+
+    def settle(self) -> None:
+        """Fit what is fitted to the weights, before the model is asked anything."""
+        for strand in self.strands:
+            strand.learner.settle()
 
     def try_average(self, step: int, progress: Progress) -> None:
         """Let the mean of the late weights stand against the best of them."""
@@ -187,27 +202,50 @@ def network_to_tune(prepared: Prepared, checkpoint_activations: bool, start: Pat
     )
     recipe.chosen_selection.apply(network)
     if start is not None:
-        go_on_from(network, prepared.prompt_format, start)
+        go_on_from(network, recipe.chosen_selection, prepared.prompt_format, start)
     if checkpoint_activations:
         network.checkpoint_activations()
     add_noise(network, recipe.train)
     return network
 
 
-def learner_and_optimizer(prepared: Prepared, network: Network) -> tuple[Learner, Optimizer]:
-    """The objective within this run, and what moves everything that learns then."""
+def strands_to_learn(prepared: Prepared, network: Network, plan: BatchPlan) -> tuple[list[Strand], dict[str, Network]]:
+    """The recipe's own rows by this plan, then each of `mix`; and the networks of those, by name."""
+    from luthier.tune.loop import Strand
     from luthier.tune.objectives import Context
+
+    recipe, objective = prepared.recipe, prepared.recipe.chosen_objective
+    context = Context(
+        network,
+        prepared.rows,
+        prepared.data.splits["train"],
+        prepared.prompt_format,
+        recipe.seed,
+        prepared.base,
+        plan,
+        prepared.more,
+    )
+    total = 1 + sum(mixed.weight for mixed in prepared.mix)
+    strands = [Strand(objective.begin(context), plan, 1 / total)]
+    beside = {mixed.name: mixed_network(network, mixed) for mixed in prepared.mix}
+    for mixed in prepared.mix:
+        rows, examples = mixed.tokenised["train"].rows, mixed.data.splits["train"]
+        seen = Context(beside[mixed.name], rows, examples, mixed.prompt_format, recipe.seed, prepared.base, mixed.plan)
+        strands.append(Strand(mixed.objective.begin(seen), mixed.plan, mixed.weight / total, mixed.name))
+    network.comparison = objective.comparison or network.comparison
+    return strands, beside
+
+
+def optimizer_to_tune(prepared: Prepared, network: Network) -> Optimizer:
+    """What moves everything that learns by now."""
     from luthier.tune.optimizers import Optimizer
     from luthier.tune.rates import rate_groups
 
     recipe, settings = prepared.recipe, prepared.recipe.train
-    examples = prepared.data.splits["train"]
-    context = Context(network, prepared.rows, examples, prepared.prompt_format, recipe.seed, prepared.base)
-    learner = recipe.chosen_objective.begin(context)
     groups = rate_groups(network, settings, prepared.plan.steps_per_epoch, recipe.chosen_selection.rate_factor)
     if recipe.privacy is not None:  # each example's gradient is clipped instead
         settings = settings.model_copy(update={"max_gradient_norm": None})
-    return learner, Optimizer(network, settings, groups)
+    return Optimizer(network, settings, groups)
 
 
 def with_secret(prepared: Prepared, run: Run) -> BatchPlan:
@@ -247,9 +285,11 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
     losses = [row["loss"] for row in run.log if row["kind"] == "step"]
     tokens, busy = 0, 0.0
     stopped_early = at > 0 and best.should_stop(settings.early_stopping)
+    makes_rows = prepared.recipe.chosen_objective.makes_rows
+    trunk_settings = settings.model_copy(update={"store_trunk": False}) if makes_rows else settings
     to_train = 0 if stopped_early else int(prepared.rows.lengths.sum())
     with (
-        stored_trunk(tuning.network, settings, to_train, progress.say) as trunk,
+        stored_trunk(tuning.network, trunk_settings, to_train, progress.say) as trunk,
         stop_requests() as requested,
         progress.stage("training", plan.steps) as tell,
     ):
@@ -257,7 +297,8 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
             tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
             files.append_json_line(run.folder / METRICS, {"kind": "step", **asdict(step)})
             losses += [step.loss] if step.examples else []
-            refuse_climbing_loss(losses, best, run.folder)
+            if not makes_rows:  # a loss over answers of its own making says nothing by its size
+                refuse_climbing_loss(losses, best, run.folder)
             shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""
             tell(step.step, f"loss {step.loss:.3f}, {tokens / busy:,.0f} tokens/s{shown}")
             if step.step in validate_at:
@@ -289,6 +330,36 @@ def best_of(prepared: Prepared) -> Best:
         return Best(name, higher_is_better=False, rows=rows)
     metric = check_metric(name, prepared.metric_task)
     return Best(name, metric.higher_is_better, metric.percent, rows)
+
+
+def head_name(mixed: Mixed) -> str:
+    """Where the head of an entry of `mix` is in the model while it learns."""
+    from luthier.models.network import AUXILIARY
+
+    return f"{AUXILIARY}.head_{mixed.name}"
+
+
+def mixed_network(network: Network, mixed: Mixed) -> Network:
+    """The network as one entry of `mix` sees it: with the recipe's own head, or with one of its own."""
+    import torch
+
+    from luthier.models.beside import beside
+
+    if mixed.head == SHARED:
+        return network
+    width = network.model.config.get_text_config().hidden_size
+    head = torch.nn.Linear(width, len(mixed.prompt_format.labels))
+    return beside(network, network.add_auxiliary(f"head_{mixed.name}", head))
+
+
+def validate_mixed(network: Network, mixed: Mixed, settings: TrainSettings) -> dict[str, float]:
+    """The task's metrics on fixed validation rows of one entry of `mix`."""
+    from luthier.evaluate.metrics import score
+    from luthier.evaluate.predict import predict
+
+    examples = mixed.data.splits["validation"].first_by_id(settings.validation_rows)
+    predictions = predict(network, examples, mixed.prompt_format, settings.validation_new_tokens)
+    return {name: score(predictions, name, mixed.data.labels or None) for name in mixed.metrics}
 
 
 def validation_examples(prepared: Prepared) -> list[Example]:

@@ -92,6 +92,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) 
     (folder / "texts.txt").write_text("a warm film\na dull film\n")
     questions = ({"prompt": f"What is {n} plus one?", "completion": str(n + 1)} for n in range(60))
     (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"yes {n}", "rejected": "no " * (n % 4 + 1)} for n in range(60)]
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in pairs))
+    rated = (
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for row in pairs
+        for name in ("chosen", "rejected")
+    )
+    (folder / "ratings.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rated))
     with contextlib.chdir(folder):
         assert cli.main(["init", "reviews.csv"]) == 0
         luthier.train("recipe.yaml", ["train.max_steps=4"], out="runs/reviews")

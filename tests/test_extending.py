@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from luthier.selection import SELECTIONS
-from luthier.tune.objectives import OBJECTIVES
+from luthier.tune.objectives import OBJECTIVES, Context
 from tests import tiny as make
 from tests.common import test_objectives, test_selections
 from tests.common.test_objectives import case as case
@@ -30,7 +30,7 @@ def worked_examples() -> Iterator[None]:
             if block.language == "python":
                 exec(compile(block.text, str(block), "exec"), module.__dict__)
         patch.setitem(OBJECTIVES, "focal", module.Focal)
-        patch.setitem(SELECTIONS, "bias", module.Bias)
+        patch.setitem(SELECTIONS, "attention", module.Attention)
         patch.setitem(test_objectives.REFERENCES, "focal", module.reference_focal)
         yield
 
@@ -41,7 +41,9 @@ def checks(module: types.ModuleType, argument: str) -> list[Callable[..., None]]
     return [test for test in tests if argument in inspect.signature(test).parameters]
 
 
-@pytest.mark.parametrize("case", [("focal", "bert"), ("focal", "llama")], ids="-".join, indirect=True)
+@pytest.mark.parametrize(
+    "case", [("focal", "classify", "bert"), ("focal", "classify", "llama")], ids="-".join, indirect=True
+)
 def test_the_new_objective_passes_the_common_checks(case: Any) -> None:
     found = checks(test_objectives, "case")
     assert len(found) >= 4
@@ -49,7 +51,7 @@ def test_the_new_objective_passes_the_common_checks(case: Any) -> None:
         check(case=case)
 
 
-@pytest.mark.parametrize("tuned", [("bias", "classes", "bert"), ("bias", "language", "gpt2")], indirect=True)
+@pytest.mark.parametrize("tuned", [("attention", "classes", "bert"), ("attention", "language", "gpt2")], indirect=True)
 def test_the_new_selection_passes_the_common_checks(tuned: Any, tmp_path: Path) -> None:
     found = checks(test_selections, "tuned")
     assert len(found) >= 5
@@ -61,8 +63,7 @@ def test_the_new_selection_passes_the_common_checks(tuned: Any, tmp_path: Path) 
 def test_the_new_objective_learns_with_several_labels(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("bert"), "classes", multi_label=True)
     rows = make.rows(net, multi_label=True)
-    objective = OBJECTIVES["focal"]()
+    learner = OBJECTIVES["focal"]().begin(Context(net, rows))
     test_objectives.assert_close(
-        test_objectives.gradients(objective, net, [rows[:3], rows[3:]]),
-        test_objectives.gradients(objective, net, [rows]),
+        test_objectives.gradients(learner, [rows[:3], rows[3:]]), test_objectives.gradients(learner, [rows])
     )

@@ -174,6 +174,28 @@ def test_rates_averages_and_noise_go_on_where_they_were(folder: Path) -> None:
     assert results_of_log(run) == results_of_log(whole)
 
 
+@pytest.mark.parametrize("name", ["selftrain", "contrastive"])
+def test_rows_that_an_objective_makes_are_made_again(folder: Path, name: str) -> None:
+    """Labels that the model gave itself, and drawn pairs, do not depend on where a run was stopped."""
+    texts = [json.dumps({"text": f"the film {i} was so {('dull', 'fun')[i % 2]}"}) + "\n" for i in range(30)]
+    (folder / "texts.jsonl").write_text("".join(texts))
+    unlabelled = f"{{unlabelled: {folder / 'texts.jsonl'}, confidence: 0.5, after: 0.25}}"
+    objective = {"selftrain": f"objective={{selftrain: {unlabelled}}}", "contrastive": "objective=contrastive"}[name]
+    arguments = [str(folder / "recipe.yaml"), objective, "evaluate.baselines=[majority]", "--out"]
+    whole, run = folder / f"whole-{name}", folder / f"parts-{name}"
+    train(folder, *arguments, str(whole))
+    started = Started("train", *arguments, str(run), folder=folder)
+    wait_for(lambda: steps(run) >= 7, started.process.is_alive)
+    started.kill()
+    train(folder, "--resume", str(run))
+    same(run, whole)
+    if name == "selftrain":
+        assert any(row["examples"] > 4 for row in read_json_lines(whole / "metrics.jsonl") if row["kind"] == "step")
+    else:
+        head = "model/head.safetensors"
+        assert (run / head).read_bytes() == (whole / head).read_bytes()
+
+
 def results_of_log(run: Path) -> dict[str, Any]:
     log = [{k: v for k, v in row.items() if k != "seconds"} for row in read_json_lines(run / "metrics.jsonl")]
     return {"log": log, "weights": (run / "model" / "model.safetensors").read_bytes()}

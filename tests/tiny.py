@@ -6,6 +6,7 @@ In: a folder of a tiny model. Out: a `Network`, `Row`s of several lengths, a run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from luthier.models.settings import ModelSettings
 from luthier.prompts import PromptFormat, choose_format, tokenise
 from luthier.records import Batch, Example, Row, Step
 from luthier.selection import SELECTIONS, Selection
-from luthier.tasks import Head
+from luthier.tasks import Form, Head
 from luthier.tune.loop import Strand, train
-from luthier.tune.objectives import OBJECTIVES, Context, Objective
+from luthier.tune.objectives import OBJECTIVES, Context, Learner, Objective
 from luthier.tune.optimizers import Optimizer
 
 LABELS = ("no", "yes", "maybe")
@@ -43,57 +44,128 @@ def find(folder: Path) -> FoundModel:
 def network(folder: Path, head: Head, *, dtype: Any = "float32", multi_label: bool = False, seed: int = 0) -> Network:
     """The tiny model on the processor; its label head, if that is what it gets, has three labels."""
     settings = ModelSettings(path=str(folder), dtype=dtype, device="cpu")
-    labels = LABELS if head == "classes" else ()
+    labels = () if head == "language" else LABELS
     return load_network(find(folder), settings, head=head, labels=labels, multi_label=multi_label, seed=seed)
 
 
 def small(name: str) -> Selection:
     """The selection of that name, small enough for three layers."""
-    settings: dict[str, dict[str, Any]] = {"last_layers": {"layers": 2}, "lora": {"rank": 4, "alpha": 8.0}}
+    settings: dict[str, dict[str, Any]] = {
+        "last_layers": {"layers": 2},
+        "lora": {"rank": 4, "alpha": 8.0},
+        "adapter": {"width": 4},
+        "tokens": {"add": ["film", "waste"]},
+    }
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 
 
-def prompt_format(net: Network, *, multi_label: bool = False, max_length: int = 128) -> PromptFormat:
-    if net.head == "classes":
+def prompt_format(
+    net: Network, *, multi_label: bool = False, max_length: int = 128, form: Form | None = None
+) -> PromptFormat:
+    form = form or FORM[net.head]
+    if form == "classify":
         return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
-    return choose_format("chat", net.tokenizer, (), False, max_length)
+    return choose_format("chat" if form == "generate" else form, net.tokenizer, (), False, max_length)
 
 
-def examples(head: Head, *, multi_label: bool = False, count: int = 7) -> list[Example]:
+FORM: dict[Head, Form] = {"classes": "classify", "language": "generate", "score": "prefer", "pooled": "classify"}
+"""The form of examples that a head is tried with, where nothing else is said."""
+
+
+def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Example]:
     """Examples of several lengths and weights that can be learned from."""
     made = []
     for index in range(count):
         text = TEXTS[index % len(TEXTS)] + " more" * (index // len(TEXTS))
         label = LABELS[index % len(LABELS)]
-        if head == "classes":
-            fields: dict[str, Any] = {"text": text, "label": [label] if multi_label else label}
-        else:
+        if (form or FORM[head]) == "prefer":
+            asked = [{"role": "user", "content": text}]
+            answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
+            chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
+            fields: dict[str, Any] = {"messages": asked, "chosen": chosen, "rejected": rejected}
+        elif (form or FORM[head]) == "generate":
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
             fields = {"messages": turns * (1 + index % 2)}
+        else:
+            fields = {"text": text, "label": [label] if multi_label else label}
         made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
     return made
 
 
-def rows(net: Network, *, multi_label: bool = False, count: int = 7) -> list[Row]:
+def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Row]:
     made = tokenise(
-        examples(net.head, multi_label=multi_label, count=count),
+        examples(net.head, multi_label=multi_label, count=count, form=form),
         net.tokenizer,
-        prompt_format(net, multi_label=multi_label),
+        prompt_format(net, multi_label=multi_label, form=form),
     )
     assert not made.problems
     return made.rows
 
 
 def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
-    """What the network says of the rows: label scores, or next-token scores at every token."""
+    """What the network says of the rows: label scores, embeddings, or next-token scores at every token."""
     net.model.eval()
     batch: Batch = collate(some)
     with torch.no_grad():
-        return net.class_logits(batch) if net.head == "classes" else net.token_logits(net.hidden(batch))
+        if net.head == "pooled":
+            return net.embeddings(batch)
+        return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:
-    return OBJECTIVES["classify" if net.head == "classes" else "sft"]()
+    fitting = {"classes": "classify", "pooled": "contrastive", "language": "sft", "score": "reward"}
+    return OBJECTIVES[fitting[net.head]]()
+
+
+REWARD = f"{Path(__file__).parent / 'common' / 'reward.py'}:letters"
+DRAWN: dict[str, Any] = {"rewards": [REWARD], "max_new_tokens": 12}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adversarial": {"target": "texts.jsonl"},
+    "grpo": {**DRAWN, "samples": 3},
+    "ppo": DRAWN,
+    "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
+}
+"""Of objectives that can't do without, or would take long on a tiny model."""
+
+
+def objective(name: str, form: Form) -> Objective:
+    """The objective of that name, as it is for examples of this form."""
+    return OBJECTIVES[name].model_validate(SETTINGS.get(name, {})).for_form(form)
+
+
+def begin(
+    objective: Objective, net: Network, *, multi_label: bool = False, form: Form | None = None
+) -> tuple[Learner, list[Row]]:
+    """The objective in a run, the model a little away from where it started, and the rows of a first update."""
+    form = form or (FORM[net.head] if FORM[net.head] in objective.forms else objective.forms[0])
+    data = rows(net, multi_label=multi_label, form=form)
+    more = {name: [unlabelled(row) for row in data[:4]] for name in objective.more_data()}
+    context = Context(
+        net,
+        data,
+        examples(net.head, multi_label=multi_label, form=form),
+        prompt_format(net, multi_label=multi_label, form=form),
+        plan=BatchPlan(len(data), len(data), 1, seed=0),
+        more=more,
+    )
+    learner = objective.begin(context)
+    move(net)
+    made = list(next(iter(learner.updates(1, range(len(data))))))
+    if objective.makes_rows:
+        move(net)
+    return learner, made
+
+
+def unlabelled(row: Row) -> Row:
+    return replace(row, id=f"u{row.id}", tokens=row.tokens[:-1], example_streams={**row.example_streams, "label": -1})
+
+
+def move(net: Network) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
 def run_steps(
@@ -113,7 +185,7 @@ def run_steps(
     taken = []
     for step in train(
         net,
-        [Strand((objective or fitting_objective(net)).begin(Context(net, some)), plan)],
+        [Strand((objective or fitting_objective(net)).begin(Context(net, some, plan=plan)), plan)],
         optimizer,
         rate_of=lambda number: learning_rate,
         micro_batch_tokens=micro_batch_tokens,

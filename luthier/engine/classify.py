@@ -22,14 +22,21 @@ def class_probabilities(
     network: Network, rows: Sequence[Row], multi_label: bool, progress: Callable[[int], Any] = lambda done: None
 ) -> list[list[float]]:
     """Probability of each label for each row, in the order of the rows."""
-    results: list[list[float]] = [[] for _ in rows]
-    for indices, batch in _batches(network, rows):
-        logits_EC = network.class_logits(batch).float()
-        probabilities = torch.sigmoid(logits_EC) if multi_label else torch.softmax(logits_EC, dim=-1)
-        for index, values in zip(indices, probabilities.tolist(), strict=True):
-            results[index] = values
+    scores_EC = class_scores(network, rows, progress)
+    return (torch.sigmoid(scores_EC) if multi_label else torch.softmax(scores_EC, dim=-1)).tolist()
+
+
+@torch.inference_mode()
+def class_scores(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> torch.Tensor:
+    """One row of label scores each, [rows, C] in float32 on the processor, in the order of the rows."""
+    results: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for indices, batch in inference_batches(network, rows):
+        for index, scores_C in zip(indices, network.class_logits(batch).float().cpu(), strict=True):
+            results[index] = scores_C
         progress(len(indices))
-    return results
+    return torch.stack(results) if results else torch.empty(0, 0)
 
 
 @torch.inference_mode()
@@ -38,7 +45,7 @@ def negative_log_likelihoods(
 ) -> list[tuple[float, int]]:
     """For each row, the summed negative log-likelihood (nats) of its tokens that carry weight, and their number."""
     results: list[tuple[float, int]] = [(0.0, 0) for _ in rows]
-    for indices, batch in _batches(network, rows):
+    for indices, batch in inference_batches(network, rows):
         hidden_ND = network.hidden(batch)
         target = batch.token_streams["weight"].nonzero().squeeze(1)
         losses: list[torch.Tensor] = [
@@ -56,7 +63,7 @@ def negative_log_likelihoods(
     return results
 
 
-def _batches(network: Network, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
+def inference_batches(network: Network, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
     """Rows of like length together, each batch with the places of its rows in the whole."""
     network.model.eval()
     numbered = [Row(str(i), row.tokens, row.token_streams, row.example_streams) for i, row in enumerate(rows)]

@@ -24,6 +24,8 @@ class Answer:
     text: str = ""
     finished: bool = False
     """Whether the model ended it; else it was cut at max_new_tokens."""
+    stop: int | None = None
+    """The token by which it ended it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def generate(
                 answer = answers[running.indices[row]]
                 left = room[running.indices[row]] - len(answer.tokens)
                 if left and token in stop_ids:
-                    answer.finished = True
+                    answer.finished, answer.stop = True, token
                 elif left:
                     answer.tokens.append(token)
                     if on_text is not None:

@@ -7,6 +7,7 @@ wrong for its wording.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from array import array
 from collections import Counter
@@ -17,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from luthier.engine.generate import choose, generate
-from luthier.evaluate.predict import Advance, predict_answers
+from luthier.evaluate.predict import Advance, last_turn, predict_answers, preference, worth_of_answers
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
-from luthier.records import Example, Prediction
+from luthier.records import Comparison, Example, Prediction
 from luthier.tasks import Form
 
 INSTRUCTION = "Classify the text with one of these labels: {labels}. Answer with the label only."
@@ -55,6 +56,8 @@ class Baseline:
     prompted: bool
     """Whether it needs a model that writes."""
     forms: tuple[Form, ...]
+    pairs_only: bool = False
+    """Whether it needs two answers to choose from."""
 
 
 def majority(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
@@ -88,10 +91,46 @@ def few_shot(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
     return predictions, note + cut
 
 
+def untouched(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """The base model's own preference: the answer whose tokens it finds likelier on the mean."""
+    assert asked.network is not None
+    worth = worth_of_answers(asked.network, asked.test, asked.prompt_format, Comparison("mean"), advance)
+    note = "the untouched model prefers the answer with the higher mean log-probability"
+    return [preference(e, values, with_margin=False) for e, values in zip(asked.test, worth, strict=True)], note
+
+
+def longer(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """Always the longer answer."""
+    worth = [[float(len(last_turn(e.fields[name]))) for name in ("chosen", "rejected")] for e in asked.test]
+    made = [preference(e, values, with_margin=False) for e, values in zip(asked.test, worth, strict=True)]
+    return made, "always the answer with more characters"
+
+
+def chance(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """A coin for each pair; for single answers the commoner of wanted and not wanted."""
+    if "chosen" in asked.test[0].fields:
+        worth = [[0.5 - coin(example), 0.0] for example in asked.test]
+        note = "a coin for each row, drawn from the row's content"
+    else:
+        wanted = sum(example.fields["desirable"] for example in asked.train) * 2 >= len(asked.train)
+        worth = [[1.0 if wanted else -1.0] for _ in asked.test]
+        note = f"always '{'wanted' if wanted else 'not wanted'}', the commoner of the two in training rows"
+    return [preference(e, values, with_margin=False) for e, values in zip(asked.test, worth, strict=True)], note
+
+
+def coin(example: Example) -> int:
+    return int(hashlib.blake2b(example.id.encode()).hexdigest(), 16) % 2
+
+
 BASELINES: dict[str, Baseline] = {
     "majority": Baseline("majority class", majority, prompted=False, forms=("classify",)),
     "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, forms=("classify", "generate")),
     "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, forms=("classify", "generate")),
+    "untouched": Baseline(
+        "the untouched model's own preference", untouched, prompted=True, forms=("prefer",), pairs_only=True
+    ),
+    "longer": Baseline("always the longer answer", longer, prompted=False, forms=("prefer",), pairs_only=True),
+    "chance": Baseline("chance", chance, prompted=False, forms=("prefer",)),
 }
 
 

@@ -9,15 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import yaml
 
-from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL
+from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL, PREFER
 from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
 from luthier.evaluate.report import facts
-from luthier.files import write_text
+from luthier.files import read_json, write_text
+from luthier.tasks import Head
+
+Files = Literal["weights", "adapter", "own adapter"]
+"""What `model/` holds: whole weights, an adapter that PEFT reads, or one that Luthier alone reads."""
+LIBRARIES: dict[Files, str] = {"weights": "transformers", "adapter": "peft", "own adapter": "luthier"}
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
 
@@ -31,8 +36,12 @@ class CardData:
     base_model: str
     """As the recipe names it; it enters the metadata when it is a hub id."""
     title: str = "A model tuned with Luthier"
-    adapter: bool | None = None
-    """Whether `model/` holds an adapter rather than full weights; left out: looked up beside the card."""
+    head: Head = "language"
+    """What the model gives, where the task leaves that open."""
+    added_tokens: bool = False
+    """Whether the tokenizer was given tokens that the base model's does not have."""
+    files: Files | None = None
+    """What `model/` holds; left out: looked up beside the card."""
     license: str = ""
     language: str = ""
     dataset: str = ""
@@ -48,18 +57,22 @@ class CardData:
 
 def write_card(path: Path, card: CardData) -> None:
     """Write the card; a crash leaves the old one or the new one, whole."""
-    write_text(path, render_card(card, is_adapter(path.parent / "model") if card.adapter is None else card.adapter))
+    write_text(path, render_card(card, card.files or files_of(path.parent / "model")))
 
 
-def is_adapter(model: Path) -> bool:
-    return (model / "adapter_config.json").exists()
+def files_of(model: Path) -> Files:
+    """What a model folder holds."""
+    config = model / "adapter_config.json"
+    if not config.exists():
+        return "weights"
+    return "own adapter" if "adapter_type" in read_json(config) else "adapter"
 
 
 def is_hub_id(model: str) -> bool:
     return bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
 
 
-def render_card(card: CardData, adapter: bool) -> str:
+def render_card(card: CardData, files: Files) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(inline=inline)
     environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
@@ -68,10 +81,12 @@ def render_card(card: CardData, adapter: bool) -> str:
     return template.render(
         card=card,
         verdict=verdict,
-        adapter=adapter,
+        files=files,
         labelled=verdict["task"] in (CLASSIFY, MULTI_LABEL),
+        scores=card.head == "score",
+        prefers=verdict["task"] == PREFER,
         labels=list(card.labels or verdict["labels"]),
-        metadata=yaml.safe_dump(metadata(card, adapter), sort_keys=False, allow_unicode=True).rstrip(),
+        metadata=yaml.safe_dump(metadata(card, files), sort_keys=False, allow_unicode=True).rstrip(),
         tuned=next(system for system in verdict["systems"] if system["name"] == TUNED),
         against={row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == verdict["main_metric"]},
         counts=facts(card.data),
@@ -79,10 +94,11 @@ def render_card(card: CardData, adapter: bool) -> str:
     )
 
 
-def metadata(card: CardData, adapter: bool) -> dict[str, Any]:
+def metadata(card: CardData, files: Files) -> dict[str, Any]:
     """The YAML block on top, in the hub's own keys; what is not known is left out."""
     verdict = card.verdict
-    pipeline = "text-classification" if verdict["task"] in (CLASSIFY, MULTI_LABEL) else "text-generation"
+    labelled = verdict["task"] in (CLASSIFY, MULTI_LABEL)
+    pipeline = "text-classification" if labelled or card.head == "score" else "text-generation"
     tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
     results = [
         {"type": name, "name": verdict["metrics"][name]["title"], "value": round(found["value"], 6)}
@@ -93,7 +109,7 @@ def metadata(card: CardData, adapter: bool) -> dict[str, Any]:
         "license": card.license,
         "language": card.language,
         "base_model": card.base_model if is_hub_id(card.base_model) else "",
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": LIBRARIES[files],
         "pipeline_tag": pipeline,
         "tags": ["luthier", *(["lora"] if "lora" in card.resolved.get("selection", {}) else [])],
         "model-index": [

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from luthier.errors import UserError, nearest
 from luthier.records import Prediction
+from luthier.rewards import same_final_answer
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE = TASKS = ("classify", "multi-label", "generate")
+CLASSIFY, MULTI_LABEL, GENERATE, PREFER = TASKS = ("classify", "multi-label", "generate", "prefer")
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
 
@@ -199,6 +200,10 @@ def count_quasi_exact(predictions: Sequence[Prediction], labels: Sequence[str]) 
     return one_and([words(prediction.expected) == words(prediction.predicted) for prediction in predictions])
 
 
+def count_final_answer(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([same_final_answer(prediction.predicted, prediction.expected) for prediction in predictions])
+
+
 def count_token_f1(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
     return one_and([token_f1(prediction) for prediction in predictions])
 
@@ -207,6 +212,10 @@ def count_loss(predictions: Sequence[Prediction], labels: Sequence[str]) -> Arra
     """[N, 2]: tokens, loss in nats; NaN for a row that has none."""
     pairs = [(p.loss_tokens, p.loss if p.loss is not None else np.nan) for p in predictions]
     return np.array(pairs, dtype=np.float64)
+
+
+def count_margin(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    return one_and([p.margin if p.margin is not None else np.nan for p in predictions])
 
 
 def one_and(values: Sequence[float]) -> Array:
@@ -234,6 +243,10 @@ def token_f1(prediction: Prediction) -> float:
 def perplexity(sums_BK: Array) -> Array:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return np.exp(sums_BK[:, 1] / sums_BK[:, 0])
+
+
+def mean(sums_BK: Array) -> Array:
+    return sums_BK[:, 1] / sums_BK[:, 0]
 
 
 # ---- the table
@@ -283,6 +296,14 @@ METRICS: dict[str, Metric] = {
         share,
         True,
     ),
+    "final_answer": Metric(
+        "right final answers",
+        "share of answers that end in the reference's final number, after #### where it is written so",
+        (GENERATE,),
+        count_final_answer,
+        share,
+        True,
+    ),
     "token_f1": Metric(
         "token F1", "mean overlap of words between answer and reference (SQuAD)", (GENERATE,), count_token_f1, share
     ),
@@ -295,11 +316,28 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
         percent=False,
     ),
+    "preference_accuracy": Metric(
+        "preference accuracy",
+        "share of rows where the answer that people chose is worth more to the model than the other one",
+        (PREFER,),
+        count_right,
+        share,
+        True,
+    ),
+    "margin": Metric(
+        "mean margin",
+        "mean of how much more the chosen answer is worth to the model than the other one",
+        (PREFER,),
+        count_margin,
+        mean,
+        percent=False,
+    ),
 }
 
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
     GENERATE: ("exact_match", "token_f1", "perplexity"),
+    PREFER: ("preference_accuracy", "margin"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

@@ -11,9 +11,10 @@ from typing import Any
 
 from luthier.engine.classify import class_probabilities, negative_log_likelihoods
 from luthier.engine.generate import generate
+from luthier.engine.likelihood import answers_of_rows, scores_of_rows
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, Turns, prompt_row, tokenise
-from luthier.records import Example, Prediction
+from luthier.records import Comparison, Example, Prediction, Row
 from luthier.tasks import Form
 
 Advance = Callable[[int], Any]
@@ -106,6 +107,73 @@ def predict_answers(
     return predictions
 
 
+def predict_preferences(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """Which answer of each pair the model prefers, or of a single answer, whether it is worth more than nothing."""
+    worth = worth_of_answers(network, examples, prompt_format, network.comparison, advance)
+    return [preference(example, values) for example, values in zip(examples, worth, strict=True)]
+
+
+def worth_of_answers(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    comparison: Comparison,
+    advance: Advance = lambda done: None,
+) -> list[list[float]]:
+    """For each example, what each of its answers is worth to the model, by that comparison."""
+    rows: Sequence[Row] = tokenise(examples, network.tokenizer, prompt_format).rows
+    if comparison.by == "score":
+        found = scores_of_rows(network, rows, advance)
+        return [[comparison.scale * value for value in values] for values in found]
+    tuned = answers_of_rows(network, rows, advance)
+    if comparison.by == "mean":
+        return [[comparison.scale * total / count for total, count in values] for values in tuned]
+    with network.as_reference():
+        before = answers_of_rows(network, rows)
+    return [
+        [comparison.scale * (now - then) for (now, _), (then, _) in zip(*each, strict=True)]
+        for each in zip(tuned, before, strict=True)
+    ]
+
+
+def preference(example: Example, worth: Sequence[float], with_margin: bool = True) -> Prediction:
+    """The answer of higher worth; none where both are worth the same."""
+    fields = example.fields
+    if "chosen" in fields:
+        options = {name: last_turn(fields[name]) for name in ("chosen", "rejected")}
+        margin = worth[0] - worth[1]
+    else:
+        options = dict(zip(("chosen", "rejected"), WANTED if fields["desirable"] else WANTED[::-1], strict=True))
+        margin = worth[0] if fields["desirable"] else -worth[0]
+    return Prediction(
+        id=example.id,
+        expected=options["chosen"],
+        predicted="" if margin == 0 else options["chosen" if margin > 0 else "rejected"],
+        text=last_turn(fields["messages"]),
+        loss=math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0) if with_margin else None,
+        loss_tokens=1,
+        margin=margin if with_margin else None,
+    )
+
+
+WANTED = ("wanted", "not wanted")
+"""What a single answer is called in a `Prediction`."""
+
+
+def last_turn(messages: Sequence[dict[str, str]]) -> str:
+    return messages[-1]["content"] if messages else ""
+
+
 Predictor = Callable[[Network, Sequence[Example], PromptFormat, int, Advance], list[Prediction]]
-PREDICTORS: dict[Form, Predictor] = {"classify": predict_labels, "generate": predict_answers}
+PREDICTORS: dict[Form, Predictor] = {
+    "classify": predict_labels,
+    "generate": predict_answers,
+    "prefer": predict_preferences,
+}
 """How each form of examples is answered."""

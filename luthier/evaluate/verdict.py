@@ -38,6 +38,7 @@ from luthier.errors import UserError
 from luthier.evaluate.metrics import (
     CLASSIFY,
     GENERATE,
+    LABELLED,
     NO_ANSWER,
     Metric,
     check_metric,
@@ -98,7 +99,7 @@ def build_verdict(
     chosen = {name: check_metric(name, task) for name in dict.fromkeys([main_metric, *metrics])}
     check_same_rows(systems)
     rows = len(systems[0].predictions)
-    known = [] if task == GENERATE else label_names(p for system in systems for p in system.predictions)
+    known = label_names(p for system in systems for p in system.predictions) if task in LABELLED else []
     known = sorted({*known, *labels})
     measured = measure(systems, chosen, known, resamples, seed)
     tuned = next(system for system in systems if system.name == TUNED)
@@ -231,7 +232,7 @@ def describe(
         "tokens": system.tokens,
         "tokens_per_row": None if system.tokens is None else system.tokens / rows,
         "no_answer": None,
-        "classes": [] if task == GENERATE else class_table(system.predictions, labels),
+        "classes": class_table(system.predictions, labels) if task in LABELLED else [],
         "confusion": None,
     }
     if task == CLASSIFY:
@@ -258,7 +259,7 @@ def worst_mistakes(predictions: Sequence[Prediction], task: str) -> list[dict[st
         wrong.sort(key=lambda p: (token_f1(p), -(p.loss or 0.0) / max(1, p.loss_tokens)))
     else:
         wrong = [p for p in predictions if not is_right(p)]
-        wrong.sort(key=lambda p: -(confidence(p) or 0.0))
+        wrong.sort(key=lambda p: (-(confidence(p) or 0.0), p.margin or 0.0))
     return [
         {
             "id": p.id,

@@ -1,7 +1,8 @@
 """Next-token cross-entropy straight from hidden states: scores over the vocabulary are held a chunk at a time.
 
 In: hidden states [M, D] of the tokens that carry loss, the head's weight [V, D], targets and weights [M]. Out: the
-weighted sum of losses. The gradient is formed while the scores are there, so they are computed once and kept nowhere.
+weighted sum of losses, or each token's loss. The gradient is formed while the scores are there, so they are computed
+once and kept nowhere.
 """
 
 from __future__ import annotations
@@ -31,6 +32,62 @@ def head_loss(
     return _HeadLoss.apply(hidden_MD, weight_VD, target_M, weight_M.float())
 
 
+def token_losses_plain(hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+    """The plain version."""
+    logits_MV = torch.nn.functional.linear(hidden_MD, weight_VD).float()
+    return torch.nn.functional.cross_entropy(logits_MV, target_M, reduction="none")
+
+
+def token_losses(hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+    """Each token's negative log-likelihood in nats, [M] in float32, with gradient for hidden states and head.
+
+    What a loss makes of these values is not known yet. With a frozen head the gradient is a multiple of each token's
+    own, which is formed at once; for a head that learns, scores are computed again in the backward pass.
+    """
+    return _TokenLosses.apply(hidden_MD, weight_VD, target_M)
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+        for_hidden, for_head = ctx.needs_input_grad[:2]
+        loss_M = torch.empty(len(hidden_MD), device=hidden_MD.device)
+        gradient_MD = torch.empty_like(hidden_MD) if for_hidden and not for_head else None
+        one_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
+        for part in _chunks(hidden_MD, weight_VD):
+            scores_CV = hidden_MD[part] @ weight_VD.T
+            loss_M[part] = _loss_and_gradient(scores_CV, target_M[part], one_M[part])
+            if gradient_MD is not None:
+                torch.mm(scores_CV, weight_VD, out=gradient_MD[part])
+        if for_head:
+            ctx.save_for_backward(None, hidden_MD, weight_VD, target_M)
+        else:
+            ctx.save_for_backward(gradient_MD, None, None, None)
+        return loss_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient_MD, hidden_MD, weight_VD, target_M = ctx.saved_tensors
+        outer_M = gradients[0].float()
+        if gradient_MD is not None:
+            return (gradient_MD * outer_M[:, None]).to(gradient_MD.dtype), None, None
+        for_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        for_head = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for part in _chunks(hidden_MD, weight_VD):
+            scores_CV = hidden_MD[part] @ weight_VD.T
+            _loss_and_gradient(scores_CV, target_M[part], outer_M[part])
+            if for_hidden is not None:
+                torch.mm(scores_CV, weight_VD, out=for_hidden[part])
+            for_head += scores_CV.T @ hidden_MD[part]
+        return for_hidden, for_head.to(weight_VD.dtype), None
+
+
+def _chunks(hidden_MD: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
+    """Tokens whose scores are held at once."""
+    size = max(1, CHUNK_VALUES // len(weight_VD))
+    return [slice(start, start + size) for start in range(0, len(hidden_MD), size)]
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -40,9 +97,7 @@ class _HeadLoss(torch.autograd.Function):
         gradient_MD = torch.empty_like(hidden_MD) if for_hidden else None
         gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if for_head else None
         total = torch.zeros((), device=hidden_MD.device)
-        size = max(1, CHUNK_VALUES // len(weight_VD))
-        for start in range(0, len(hidden_MD), size):
-            part = slice(start, start + size)
+        for part in _chunks(hidden_MD, weight_VD):
             scores_CV = hidden_MD[part] @ weight_VD.T
             total += _loss_and_gradient(scores_CV, target_M[part], weight_M[part]).sum()
             if gradient_MD is not None:

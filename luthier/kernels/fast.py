@@ -185,7 +185,7 @@ def _attention_of_transformers(
 
 
 def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
-    if any(getattr(layer, "drops", False) or not is_linear(plain_layer(layer)) for layer in layers):
+    if any(getattr(layer, "alone", False) or not is_linear(plain_layer(layer)) for layer in layers):
         return project_plain(x, layers)
     return project(x, layers)
 

@@ -63,6 +63,8 @@ class ModelFacts:
     has_chat_template: bool
     tied_embeddings: bool
     """The output matrix is the input embedding."""
+    has_biases: bool
+    """Whether layers of its blocks have bias vectors."""
 
     @property
     def body_parameters(self) -> int:
@@ -91,6 +93,7 @@ def describe_model(folder: Path) -> ModelFacts:
         license=card_license(folder),
         has_chat_template=has_chat_template(folder),
         tied_embeddings=bool(text.get("tie_word_embeddings", not has_head)),
+        has_biases=any(is_block_bias(name, entry["shape"]) for name, entry in shapes.items()),
     )
 
 
@@ -122,6 +125,11 @@ def first(config: dict[str, Any], *names: str) -> int:
 def is_weight(entry: dict[str, Any]) -> bool:
     """Whole numbers in a weight file are tables (position ids), or weights packed by a quantiser: not parameters."""
     return str(entry["dtype"]).startswith(("F", "BF"))
+
+
+def is_block_bias(name: str, shape: list[int]) -> bool:
+    """Whether this tensor is a bias vector of a numbered layer; GPT-2's `attn.bias` is its mask, and no vector."""
+    return name.endswith(".bias") and len(shape) == 1 and any(part.isdigit() for part in name.split("."))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -53,8 +53,8 @@ def choose_dtype(settings: ModelSettings, device: str) -> torch.dtype:
     return torch.float32
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, with a padding token whatever it brought."""
+def load_tokenizer(folder: Path, added: Sequence[str] = ()) -> Any:
+    """The folder's tokenizer, with a padding token whatever it brought, and with these tokens added."""
     import transformers
 
     quiet()
@@ -68,7 +68,23 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    add_tokens(tokenizer, added)
     return tokenizer
+
+
+def add_tokens(tokenizer: Any, added: Sequence[str]) -> list[list[int]]:
+    """Add tokens to a tokenizer; returns the ids of the pieces that it cut each into before."""
+    import transformers
+
+    pieces = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in added]
+    whole_words = [token[0].isalnum() and token[-1].isalnum() for token in added]  # `cat` is no part of `concatenate`
+    tokenizer.add_tokens(
+        [
+            transformers.AddedToken(token, normalized=False, single_word=whole)
+            for token, whole in zip(added, whole_words, strict=True)
+        ]
+    )
+    return pieces
 
 
 def load_network(
@@ -95,19 +111,20 @@ def load_network(
     tokenizer = load_tokenizer(found.folder)
     device = choose_device(settings)
     config = transformers.AutoConfig.from_pretrained(found.folder)
-    if head == "classes":
+    if head in ("classes", "pooled"):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-        kind = transformers.AutoModelForSequenceClassification
-    else:
+    elif head == "score":
+        config.num_labels = 1
+        config.problem_type = "regression"
+    elif head == "language":
         refuse_encoder(found)
-        kind = transformers.AutoModelForCausalLM
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     try:
-        model, info = kind.from_pretrained(
+        model, info = model_class(head).from_pretrained(
             found.folder,
             config=config,
             dtype=choose_dtype(settings, device),
@@ -119,10 +136,12 @@ def load_network(
         raise UserError(
             f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
         ) from None
+    if head == "pooled" and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the mean of the hidden states takes its place
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
-    prefix = f"{model.base_model_prefix}."
-    if head == "classes":  # a label head learns even where the files hold one that fits: its labels may be others
+    prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
+    if head in ("classes", "score"):  # it learns even where the files hold one that fits: it may mean other labels
         label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     else:
         label_head = set()
@@ -146,8 +165,29 @@ def load_network(
         base_revision=found.revision if found.source == "hub" else None,
         base_fingerprint=found.fingerprint,
     )
+    if head == "pooled":
+        network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
     network.notes = how_it_runs(network, settings)
     return network
+
+
+def model_class(head: Head) -> Any:
+    """The class of transformers' that has this head."""
+    import transformers
+
+    if head == "pooled":
+        return transformers.AutoModel
+    return transformers.AutoModelForCausalLM if head == "language" else transformers.AutoModelForSequenceClassification
+
+
+def label_layer(width: int, labels: int) -> Any:
+    """Label scores from an embedding: all alike until it is fitted. No gradient teaches it."""
+    import torch
+
+    layer = torch.nn.Linear(width, labels).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    return layer
 
 
 def how_it_runs(network: Network, settings: ModelSettings) -> list[str]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
-from luthier.kernels.cross_entropy import head_loss
+from luthier.kernels.cross_entropy import head_loss, token_losses
 from luthier.kernels.fast import Family, label_scores, packed_hidden
-from luthier.records import Batch, Row
+from luthier.records import Batch, Comparison, Row
 from luthier.tasks import Head
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Network:
         """How the kernels run it, examples end to end; None for the plain path."""
         self.notes: list[str] = []
         """What a user should know of how it runs here."""
+        self.label_layer: nn.Linear | None = None
+        """From embeddings to label scores; only a `pooled` head has one. No part of the model."""
         self.running: Batch | None = None
         """The batch that it was last given: what a hook inside the model has to know of it."""
         self.trunk: Trunk | None = None
@@ -74,12 +77,16 @@ class Network:
         hold (a BERT pooler)."""
         self.unused_parameters: set[str] = {name for name, _ in model.named_parameters() if name.endswith(UNUSED)}
         """Never touched by a forward pass: nothing can teach them, so nothing asks them to."""
+        self.indifferent_parameters: set[str] = set()
+        """They learn, and the loss is the same whatever they are, so they need not move."""
         self.folder = folder
         """The base model's own files; None until they are asked for, where what was loaded are tuned weights."""
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_fingerprint = base_fingerprint
-        self._reference: dict[str, torch.Tensor] | None = None
+        self.comparison = Comparison("score" if head == "score" else "mean")
+        """How it tells which of two answers it prefers."""
+        self._reference: Callable[[], AbstractContextManager[None]] | None = None
         self._base_state: dict[str, torch.Tensor] | None = None
 
     @property
@@ -183,18 +190,50 @@ class Network:
         chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), weight_M.split(LOSS_CHUNK), strict=True)
         return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
+    def token_losses(self, hidden_MD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+        """Each token's negative log-likelihood, [M] in nats, the scores never held all at once."""
+        if len(target_M) == 0:
+            return hidden_MD.float().sum(dim=1)
+        head = self.model.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and not self._scores_are_scaled():
+            return token_losses(hidden_MD, head.weight, target_M)
+
+        def chunk_losses(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.token_logits(hidden).float(), target, reduction="none")
+
+        chunks = zip(hidden_MD.split(LOSS_CHUNK), target_M.split(LOSS_CHUNK), strict=True)
+        return torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
+
     def _scores_are_scaled(self) -> bool:
         config = self.model.config.get_text_config()
         return any(getattr(config, name, None) is not None for name in SCORE_SCALES)
 
-    def class_logits(self, batch: Batch) -> torch.Tensor:
-        """One row of label scores an example, [E, C], from the model's own classification head."""
+    def class_logits(self, batch: Batch, hidden_ND: torch.Tensor | None = None) -> torch.Tensor:
+        """One row of label scores an example, [E, C], from its label head.
+
+        Args:
+            hidden_ND: What `hidden` gave for this batch, where it is at hand: models with kernels go on from there.
+        """
+        if self.label_layer is not None:
+            return self.label_layer(self.embeddings(batch))
         self.running = batch
         if self.family is not None:
             packing = Packing.of(batch.lengths_E)
-            return label_scores(self.model, self.family, self._packed_hidden(self.family, batch, packing), packing)
+            if hidden_ND is None:
+                hidden_ND = self._packed_hidden(self.family, batch, packing)
+            return label_scores(self.model, self.family, hidden_ND, packing)
         tokens_ET, mask_ET = self.padded(batch)
         return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
+
+    def embeddings(self, batch: Batch) -> torch.Tensor:
+        """The mean of each sequence's hidden states, scaled to length one, [E, D] in float32; how sentence encoders are
+        trained to be read (Reimers and Gurevych 2019, arXiv:1908.10084)."""
+        return nn.functional.normalize(self.pooled(self.hidden(batch), batch), dim=1)
+
+    def pooled(self, hidden_ND: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean of each sequence's hidden states, [E, D] in float32."""
+        sums_ED = torch.zeros(len(batch), hidden_ND.shape[1], device=hidden_ND.device)
+        return sums_ED.index_add(0, batch.example_N, hidden_ND.float()) / batch.lengths_E[:, None]
 
     def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch as a rectangle: token ids [E, T] and attention mask [E, T].
@@ -233,10 +272,11 @@ class Network:
         parent_name, _, child = name.rpartition(".")
         parent = self.model.get_submodule(parent_name)
         after: list[str] = []
+        above = f"{parent_name}." if parent_name else ""
         passed = False
         for child_name, module in parent.named_children():
             if passed and not any(isinstance(part, nn.Embedding) for part in module.modules()):
-                after += [f"{parent_name}.{child_name}.{n}" for n, _ in module.named_parameters()]
+                after += [f"{above}{child_name}.{n}" for n, _ in module.named_parameters()]
             passed = passed or child_name == child
         prefix = self.model.base_model_prefix
         pooler = getattr(self.model.base_model, "pooler", None)
@@ -262,27 +302,50 @@ class Network:
 
     def keep_reference(self) -> None:
         """Remember what learns as it is now, for `as_reference`."""
-        learning = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self._reference = {n: p.detach().clone() for n, p in learning if not n.startswith(f"{AUXILIARY}.")}
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        kept = copies({name: p.data for name, p in learning.items() if not name.startswith(f"{AUXILIARY}.")})
+        self.refer_to(lambda: self._put_in_place(kept))
+
+    def refer_to(self, reference: Callable[[], AbstractContextManager[None]]) -> None:
+        """Let `as_reference` be the network inside this block, such as a selection's `off`."""
+        self._reference = reference
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Inside the block, the network is as it was when `keep_reference` was called: no gradient, no dropout."""
+        """Inside the block, the network is as it was when `keep_reference` was called: no gradient, no dropout.
+
+        A backward pass may not run inside, nor may a forward pass that one follows outside span its start or end.
+        """
         assert self._reference is not None
-        parameters = dict(self.model.named_parameters())
-        now = {name: parameters[name].data for name in self._reference}
         training = [module for module in self.model.modules() if module.training]
         try:
             self.model.eval()
-            for name, value in self._reference.items():
-                parameters[name].data = value
-            with torch.no_grad():
+            with self._reference(), torch.no_grad():
                 yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextlib.contextmanager
+    def _put_in_place(self, kept: dict[str, torch.Tensor]) -> Iterator[None]:
+        parameters = dict(self.model.named_parameters())
+        now = {name: parameters[name].data for name in kept}
+        try:
+            for name, value in kept.items():
+                parameters[name].data = value
+            yield
         finally:
             for name, value in now.items():
                 parameters[name].data = value
-            for module in training:
-                module.training = True
+
+    @contextlib.contextmanager
+    def without_trunk(self) -> Iterator[None]:
+        """Inside the block the stored trunk is neither read nor written: for rows that will not come again."""
+        trunk, self.trunk = self.trunk, None
+        try:
+            yield
+        finally:
+            self.trunk = trunk
 
     def base_state(self) -> dict[str, torch.Tensor]:
         """The base model's tensors by parameter name, read again from its files on first use."""
@@ -303,3 +366,23 @@ class Network:
                 folder, config=config, dtype=self.dtype, ignore_mismatched_sizes=True, use_safetensors=True
             )
         return {name: p.detach() for name, p in loaded.named_parameters()}
+
+
+def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies that lie in memory as the originals do, so that layers whose weights are joined stay joined."""
+    sharing: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    made = {}
+    for names in sharing.values():
+        storage = tensors[names[0]].untyped_storage()
+        whole = sum(tensors[name].nbytes for name in names) == storage.nbytes() and len(names) > 1
+        twin = storage.clone() if whole else None
+        for name in names:
+            tensor = tensors[name]
+            if twin is None:
+                made[name] = tensor.clone()
+            else:
+                empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                made[name] = empty.set_(twin, tensor.storage_offset(), tensor.shape, tensor.stride())
+    return made

@@ -5,7 +5,8 @@ In: a tuned `Network`. Out: a model folder; and from such a folder the same `Net
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,34 @@ from luthier.models.find import find_model
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection import SELECTIONS, Selection
+from luthier.selection.base import ADAPTER_PREFIX
 from luthier.version import __version__
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from luthier.models.network import Network
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
+HEAD_WEIGHTS = "head.safetensors"
+"""A label head that is no part of the model."""
+HEADS = "heads"
+"""Folder of the heads of further tasks (`mix`), one folder each."""
 
 
-def save_model(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
-    """Write the model folder whole, or leave what was there."""
+def save_model(
+    network: Network,
+    selection: Selection,
+    prompt_format: PromptFormat,
+    folder: Path,
+    heads: Mapping[str, tuple[PromptFormat, nn.Module]] | None = None,
+) -> None:
+    """Write the model folder whole, or leave what was there.
+
+    Args:
+        heads: Further label heads by name, with the prompt format of their tasks.
+    """
     from safetensors.torch import save_file
 
     name = next(key for key, kind in SELECTIONS.items() if type(selection) is kind)
@@ -35,10 +51,18 @@ def save_model(network: Network, selection: Selection, prompt_format: PromptForm
     with files.whole_folder(folder) as temporary:
         if adapter is not None:
             files.write_json(temporary / ADAPTER_CONFIG, adapter)
-            save_file(adapter_tensors(network), temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in selection.adapter_tensors(network).items()}
+            save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         else:
             network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
+        if network.label_layer is not None:
+            save_file(network.label_layer.state_dict(), temporary / HEAD_WEIGHTS)
+        for head_name, (its_format, layer) in (heads or {}).items():
+            beside = temporary / HEADS / head_name
+            beside.mkdir(parents=True)
+            its_format.save(beside)
+            save_file(layer.state_dict(), beside / HEAD_WEIGHTS)
         prompt_format.save(
             temporary,
             head=network.head,
@@ -59,25 +83,32 @@ def save_merged(network: Network, selection: Selection, prompt_format: PromptFor
     with files.whole_folder(folder) as temporary:
         network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)
+        if network.label_layer is not None:
+            from safetensors.torch import save_file
+
+            save_file(network.label_layer.state_dict(), temporary / HEAD_WEIGHTS)
+            files.write_text(temporary / "README.md", pooled_readme(prompt_format.labels))
+
+
+def pooled_readme(labels: Sequence[str]) -> str:
+    """What is told beside a merged model whose label head transformers has no class for."""
+    return f"""A sentence encoder (`AutoModel`) and, in `{HEAD_WEIGHTS}`, the label head that Luthier fitted on it.
+`AutoModelForSequenceClassification` would make a new head instead: read it like this.
+
+    hidden = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state           # [texts, tokens, width]
+    mask = inputs["attention_mask"][:, :, None]
+    embedding = torch.nn.functional.normalize((hidden * mask).sum(dim=1), dim=1)
+    head = safetensors.torch.load_file(folder + "/{HEAD_WEIGHTS}")
+    scores = embedding @ head["weight"].T + head["bias"]                             # [texts, labels]
+
+Labels, in the order of their scores: {", ".join(labels)}
+"""
 
 
 def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) -> None:
     if prompt_format.chat_template is not None:
         network.tokenizer.chat_template = prompt_format.chat_template
     network.tokenizer.save_pretrained(folder)
-
-
-def adapter_tensors(network: Network) -> dict[str, torch.Tensor]:
-    """What learned, under PEFT's names."""
-    return {
-        _peft_name(name): parameter.detach().contiguous().cpu()
-        for name, parameter in network.model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _peft_name(name: str) -> str:
-    return PEFT_PREFIX + (f"{name}.weight" if name.endswith(("lora_A", "lora_B")) else name)
 
 
 @dataclass(frozen=True)
@@ -87,6 +118,8 @@ class Saved:
     network: Network
     selection: Selection
     prompt_format: PromptFormat
+    heads: Mapping[str, Saved] = field(default_factory=dict)
+    """The same model with the head of each further task it was tuned for (`mix`), by name."""
 
 
 def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
@@ -117,12 +150,40 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         network.new_parameters = set(about["new_parameters"])
     selection.apply(network)
     if is_adapter:
-        _load_adapter(network, folder)
+        _load_adapter(selection.adapter_tensors(network), folder)
+    if network.label_layer is not None:
+        _load_head(network, folder)
     network.model.eval()
-    return Saved(network, selection, prompt_format)
+    heads = {path.name: _beside(network, selection, path) for path in sorted((folder / HEADS).glob("*"))}
+    return Saved(network, selection, prompt_format, heads)
 
 
-def go_on_from(network: Network, prompt_format: PromptFormat, folder: Path) -> None:
+def _beside(network: Network, selection: Selection, folder: Path) -> Saved:
+    from safetensors.torch import load_file
+
+    from luthier.models.beside import beside
+    from luthier.models.load import label_layer
+
+    prompt_format = PromptFormat.load(folder)
+    tensors = load_file(folder / HEAD_WEIGHTS)
+    layer = label_layer(tensors["weight"].shape[1], len(prompt_format.labels)).to(network.device)
+    layer.load_state_dict(tensors)
+    return Saved(beside(network, layer), selection, prompt_format)
+
+
+def _load_head(network: Network, folder: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    assert network.label_layer is not None
+    try:
+        network.label_layer.load_state_dict(load_file(folder / HEAD_WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        what = f"the label head is damaged ({str(error).splitlines()[0]})"
+        raise UserError(what, where=str(folder / HEAD_WEIGHTS), mend="restore it from the run") from None
+
+
+def go_on_from(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
     """Let what learns start where an earlier run of the same model and selection ended.
 
     A head is taken over where it is of the same kind with the same labels; otherwise it is as it was.
@@ -134,30 +195,29 @@ def go_on_from(network: Network, prompt_format: PromptFormat, folder: Path) -> N
 
     about = files.read_json(folder / FORMAT_FILE)
     same_head = about["head"] == network.head and tuple(about["labels"]) == prompt_format.labels
-    body = f"{network.model.base_model_prefix}."
-    learned = {
-        name: parameter
-        for name, parameter in network.model.named_parameters()
-        if parameter.requires_grad and (same_head or (name.startswith(body) and name not in network.new_parameters))
-    }
+    body = "" if network.head == "pooled" else f"{network.model.base_model_prefix}."
+    head = {n for n, _ in network.model.named_parameters() if n in network.new_parameters or not n.startswith(body)}
+    left = set() if same_head else head
     if (folder / ADAPTER_CONFIG).exists():
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-        found = {name: tensors[_peft_name(name)] for name in learned if _peft_name(name) in tensors}
+        learned, tensors = selection.adapter_tensors(network), load_file(folder / ADAPTER_WEIGHTS)
+        left = {ADAPTER_PREFIX + name for name in left}
     else:
+        learned = {name: p.detach() for name, p in network.model.named_parameters() if p.requires_grad}
         tensors = network.read_weights(folder)
-        found = {name: tensors[name] for name in learned}
-    wrong = [name for name, p in learned.items() if name not in found or found[name].shape != p.shape]
+    learned = {name: tensor for name, tensor in learned.items() if name not in left}
+    wrong = [name for name, t in learned.items() if name not in tensors or tensors[name].shape != t.shape]
     if wrong:
         raise UserError(
             f"{len(wrong)} tensors that learn here were not tuned there: {', '.join(wrong[:3])}",
             where=str(folder),
             mend="a stage goes on with the same model and selection",
         )
-    for name, parameter in learned.items():
-        parameter.data.copy_(found[name])
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])
 
 
-def _load_adapter(network: Network, folder: Path) -> None:
+def _load_adapter(learned: dict[str, torch.Tensor], folder: Path) -> None:
+    """Copy the file's tensors into those of the same name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -167,7 +227,6 @@ def _load_adapter(network: Network, folder: Path) -> None:
         raise UserError(
             f"the adapter is damaged ({error})", where=str(folder / ADAPTER_WEIGHTS), mend="restore it from the run"
         ) from None
-    learned = {_peft_name(n): p for n, p in network.model.named_parameters() if p.requires_grad}
     wrong = sorted(learned.keys() ^ tensors.keys())
     wrong += sorted(n for n in learned.keys() & tensors.keys() if learned[n].shape != tensors[n].shape)
     if wrong:
@@ -176,5 +235,5 @@ def _load_adapter(network: Network, folder: Path) -> None:
             where=str(folder / ADAPTER_WEIGHTS),
             mend="the file is damaged or of another model; restore it from the run",
         )
-    for name, parameter in learned.items():
-        parameter.data.copy_(tensors[name])
+    for name, tensor in learned.items():
+        tensor.copy_(tensors[name])

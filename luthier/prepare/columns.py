@@ -6,25 +6,21 @@ wrong. `CONVENTIONS` says for each form of examples which ways of naming columns
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.errors import Problem, nearest
+from luthier.prepare.cells import optional_text, read_turns, text_of
 from luthier.prepare.formats import Table
-from luthier.prepare.labels import SKIP, RowError, checked, kind, label_text
+from luthier.prepare.labels import SKIP, RowError, label_text
+from luthier.prepare.preferences import build_pair, build_unpaired
 from luthier.tasks import TASKS, Form
 
 Names = Mapping[str, tuple[str, ...]]
 Columns = Mapping[str, str | Sequence[str]]
 """Our field to their column; a list of columns is joined by a blank line."""
 Values = dict[str, Any]
-
-ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
-ROLES |= {"human": "user", "developer": "system", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-ROLES |= {"chatgpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -49,27 +45,12 @@ class Convention:
 # ── Cells to fields ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_of(value: Any, name: str) -> str:
-    """The text in a cell, outer white space dropped. Raises `RowError` when it is empty, no text, or not encodable."""
-    if not isinstance(value, str):
-        if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' sign of a missing cell
-            raise RowError(f"the {name} is missing", SKIP)
-        raise RowError(
-            f"the {name} is {kind(value)} where text is expected", f"name the right column with `columns`, or {SKIP}"
-        )
-    text = value.strip()
-    if not text:
-        raise RowError(f"the {name} is empty", SKIP)
-    return checked(text, name)
-
-
-def optional_text(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    return "" if value is None or (isinstance(value, str) and not value.strip()) else text_of(value, name)
-
-
 def build_classify(values: Values) -> Values:
     return {"text": text_of(values["text"], "text"), "label": values["label"]}
+
+
+def build_text(values: Values) -> Values:
+    return {"text": text_of(values["text"], "text")}
 
 
 def build_messages(values: Values) -> Values:
@@ -105,31 +86,6 @@ def conversation(values: Values, prompt: Any, prompt_name: str, answer: Any, ans
     return finish(turns)
 
 
-def read_turns(cell: Any, name: str) -> list[dict[str, str]]:
-    """A list of turns with role and content (or from and value), as a list or as JSON text in a CSV cell."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            raise RowError(f"the {name} are not valid JSON", SKIP) from None
-    if not isinstance(cell, list | tuple):
-        raise RowError(f"the {name} are {kind(cell)} where a list of turns is expected", SKIP)
-    turns = []
-    for number, turn in enumerate(cell, 1):
-        if not isinstance(turn, Mapping):
-            raise RowError(f"turn {number} is {kind(turn)} where {{role, content}} is expected", SKIP)
-        role = turn.get("role", turn.get("from"))
-        known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-        if known is None:
-            hint = nearest(role.lower(), ROLES) if isinstance(role, str) else "use one of: " + ", ".join(ROLES)
-            raise RowError(f"turn {number} has the unknown role {role!r}", hint)
-        content = turn.get("content", turn.get("value"))
-        if known == "system" and (content is None or content == ""):
-            continue
-        turns.append({"role": known, "content": text_of(content, f"{known}'s turn {number}")})
-    return turns
-
-
 def finish(turns: list[dict[str, str]]) -> Values:
     """The fields, once it is sure that there is an answer to learn at the end and something before it."""
     if not any(turn["role"] == "assistant" for turn in turns):
@@ -148,6 +104,7 @@ LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "
 SYSTEM: Names = {"system": ("system_prompt",)}
 
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
+TEXT = Convention({"text": TEXT_NAMES}, build_text)
 MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
 INSTRUCTION = Convention(
     {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
@@ -155,16 +112,35 @@ INSTRUCTION = Convention(
 PROMPT = Convention({"prompt": ("input",), "completion": ("response", "output")}, build_prompt, SYSTEM)
 QUESTION = Convention({"question": ("query",), "answer": ("response",)}, build_question, SYSTEM)
 
+PAIR = Convention(
+    {"prompt": ("messages", "question", "instruction", "conversations"), "chosen": (), "rejected": ()},
+    build_pair,
+    SYSTEM,
+)
+PAIR_ALONE = Convention({"chosen": (), "rejected": ()}, build_pair)
+UNPAIRED = Convention(
+    {"prompt": ("messages", "question", "instruction"), "completion": ("response", "answer", "output"), "label": ()},
+    build_unpaired,
+    SYSTEM,
+)
+
 CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "classify": (CLASSIFY,),
     "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
+    "prefer": (PAIR, PAIR_ALONE, UNPAIRED),
 }
 LABELLED: set[Form] = {"classify"}
 """Forms whose fields have a `label`."""
+UNLABELLED = "unlabelled"
+"""In the place of a task: texts alone. A label column, if there is one, is not looked at."""
 
 
 def conventions(task: str) -> tuple[Convention, ...]:
-    return CONVENTIONS[TASKS[task].form]
+    return (TEXT,) if task == UNLABELLED else CONVENTIONS[TASKS[task].form]
+
+
+def is_labelled(task: str) -> bool:
+    return task != UNLABELLED and TASKS[task].form in LABELLED
 
 
 # ── Finding the columns ──────────────────────────────────────────────────────────────────────────────────────────────

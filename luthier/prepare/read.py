@@ -25,7 +25,15 @@ from luthier.files import code_fingerprint, fingerprint
 from luthier.kept import kept
 from luthier.prepare import split as splitting
 from luthier.prepare.checks import Splits, class_problems, drop_unknown_labels, no_rows_left, subset_problems
-from luthier.prepare.columns import LABELLED, Columns, Convention, find_columns, prefer_label_names, row_reader
+from luthier.prepare.columns import (
+    UNLABELLED,
+    Columns,
+    Convention,
+    find_columns,
+    is_labelled,
+    prefer_label_names,
+    row_reader,
+)
 from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
 from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts, warnings
 from luthier.prepare.formats import bad_rows
@@ -35,9 +43,9 @@ from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, p
 from luthier.prepare.split import Marks
 from luthier.progress import Progress
 from luthier.records import Example
-from luthier.tasks import TASKS
+from luthier.tasks import TASKS, Form
 
-__all__ = ["DataSettings", "Dataset", "LabelBins", "read_data"]
+__all__ = ["UNLABELLED", "DataSettings", "Dataset", "LabelBins", "read_data"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def read_data(
     `data` is the recipe's section, a source by itself, or rows from Python (an iterable of mappings, or one for each
     split), which `settings` may go with. Relative paths start from `base`, or from the current folder.
     """
-    if task not in TASKS:
+    if task not in (*TASKS, UNLABELLED):
         raise UserError(f"unknown task {task!r}", where="task", mend=nearest(task, TASKS))
     if isinstance(data, str):
         data = DataSettings(source=data)
@@ -162,11 +170,7 @@ def write_data(
     if settings.on_bad_row == "skip":
         bad += drop_unknown_labels(marks, splits, labels, read_example.__getitem__)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(
-        class_problems(marks, splits, labels, multi_label, read_example.__getitem__)
-        if TASKS[task].form in LABELLED
-        else []
-    )
+    raise_all(class_problems(marks, splits, labels, multi_label, read_example.__getitem__) if is_labelled(task) else [])
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))
@@ -184,7 +188,7 @@ def write_data(
 
 def label_problems(settings: DataSettings, task: str) -> list[Problem]:
     """Settings for labels that a task without labels would pass over in silence."""
-    if TASKS[task].form in LABELLED:
+    if is_labelled(task):
         return []
     given = [key for key in ("label_separator", "label_bins", "label_names") if getattr(settings, key)]
     return [
@@ -208,7 +212,7 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
                 mend = f"its columns are {', '.join(table.columns[:30])}; give it the same ones as {train.file}"
                 problems.append(Problem(f"no column {name!r}", table.file, mend))
     raise_all(problems)
-    if "label" in convention.needs and "label" not in settings.columns:
+    if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
     return convention, columns
 
@@ -231,7 +235,7 @@ def clean(
     advance: Callable[[int], None],
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
-    keyed = labelled_example if TASKS[task].form in LABELLED else messages_example
+    keyed = text_example if task == UNLABELLED else EXAMPLES[TASKS[task].form]
     examples = ExampleWriter(writer)
     keys, kinds = bytearray(), array("i")
     kind_of: dict[tuple[str, ...], int] = {}
@@ -270,10 +274,29 @@ def labelled_example(fields: dict[str, Any], place: str) -> tuple[Example, str, 
     return Example(fingerprint(text, *labels), fields, place), fingerprint(text), labels
 
 
+def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    key = fingerprint(fields["text"])
+    return Example(key, fields, place), key, ()
+
+
 def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
     messages = fields["messages"]
     key = fingerprint(json.dumps(messages[:-1], ensure_ascii=False))
     return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
+
+
+def preference_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same prompt have the same key, so they are never in different splits."""
+    key = fingerprint(json.dumps(fields["messages"], ensure_ascii=False))
+    return Example(fingerprint(json.dumps(fields, ensure_ascii=False, sort_keys=True)), fields, place), key, ()
+
+
+EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[str, ...]]]] = {
+    "classify": labelled_example,
+    "generate": messages_example,
+    "prefer": preference_example,
+}
+"""How each form of fields becomes an example, the hash of its input, and its labels."""
 
 
 def make_splits(
@@ -286,7 +309,7 @@ def make_splits(
     for split, rows in given.items():
         kept_rows, copies = splitting.drop_copies(marks, rows)
         duplicates += len(rows) - len(kept_rows)
-        if TASKS[task].form in LABELLED:
+        if is_labelled(task):
             kept_rows, found = splitting.settle_conflicts(marks, kept_rows, copies)
             conflicts.append(found)
         splits[split] = kept_rows

@@ -79,5 +79,8 @@ def choose_template(tokenizer: Any) -> str:
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     opening = tokenizer("a")["input_ids"][:1]
-    opens = tokenizer.bos_token is not None and opening == [tokenizer.bos_token_id]
-    return "{{ bos_token }}" + PLAIN_TEMPLATE if opens else PLAIN_TEMPLATE
+    plain = PLAIN_TEMPLATE if tokenizer.eos_token else PLAIN_TEMPLATE.replace("eos_token", "sep_token")  # BERT
+    for name in ("bos_token", "cls_token"):
+        if getattr(tokenizer, name) is not None and opening == [getattr(tokenizer, f"{name}_id")]:
+            return f"{{{{ {name} }}}}{plain}"
+    return plain

@@ -16,16 +16,17 @@ from luthier.prompts.turns import Turns
 from luthier.records import Example
 
 
-def _pieces_of(example: Example, turns: Turns) -> list[tuple[str, bool]]:
+def pieces_of(example: Example, messages: Sequence[Mapping[str, str]], turns: Turns) -> list[tuple[str, bool]]:
+    """The conversation in pieces. Raises `UserError` that names the example's place."""
     try:
-        return turns.pieces(example.fields["messages"])
+        return turns.pieces(messages)
     except UserError as error:
         raise UserError([replace(problem, where=example.place) for problem in error.problems]) from None
 
 
 def encode_messages(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:
     turns = Turns(tokenizer, prompt_format)
-    pieces = [_pieces_of(example, turns) for example in examples]
+    pieces = [pieces_of(example, example.fields["messages"], turns) for example in examples]
     flat = [text for example_pieces in pieces for text, _ in example_pieces]
     tokens = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
     encoded: list[Encoded] = []

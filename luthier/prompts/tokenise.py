@@ -15,6 +15,7 @@ from luthier.prompts.encoded import Encoded
 from luthier.prompts.format import PromptFormat
 from luthier.prompts.labelled import encode_labelled
 from luthier.prompts.messages import encode_messages, without_answer
+from luthier.prompts.preferences import encode_preferences
 from luthier.records import Example, Row
 from luthier.tasks import Form
 
@@ -35,9 +36,14 @@ def _text(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"text": fields["text"]}
 
 
+def _messages(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"messages": fields["messages"]}
+
+
 FORMS: dict[Form, Encoding] = {
     "classify": Encoding(encode_labelled, _text),
     "generate": Encoding(encode_messages, without_answer),
+    "prefer": Encoding(encode_preferences, _messages),
 }
 
 

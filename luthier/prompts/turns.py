@@ -34,10 +34,12 @@ class Turns:
         whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}], False)
         self.ending = whole.partition(mark)[2]
         ending_ids = tokenizer(self.ending, add_special_tokens=False)["input_ids"] if self.ending.strip() else []
-        self.end_id: int = ending_ids[0] if ending_ids else tokenizer.eos_token_id
+        closing = tokenizer.eos_token or tokenizer.sep_token  # encoders may have only the latter
+        closing_id: int = tokenizer.convert_tokens_to_ids(closing)
+        self.end_id: int = ending_ids[0] if ending_ids else closing_id
         if not ending_ids:
-            self.ending = tokenizer.eos_token
-        self.stop_ids = {self.end_id, tokenizer.eos_token_id}
+            self.ending = closing
+        self.stop_ids = {self.end_id, closing_id}
 
     def render(self, messages: Sequence[Mapping[str, str]], ask: bool) -> str:
         """The conversation as text; with `ask`, up to where the assistant's answer starts.

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from luthier.errors import Problem, UserError
 from luthier.settings import Settings
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
+
+ADAPTER_PREFIX = "base_model.model."
+"""What PEFT puts before every name in an adapter file."""
+PEFT_TASKS: dict[Head, str] = {
+    "classes": "SEQ_CLS",
+    "score": "SEQ_CLS",
+    "language": "CAUSAL_LM",
+    "pooled": "FEATURE_EXTRACTION",
+}
+"""What PEFT calls a model with this head."""
 
 
 class Selection(Settings):
@@ -21,13 +35,43 @@ class Selection(Settings):
 
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
+    mergeable: ClassVar[bool] = True
+    """Whether what it learns can be folded into plain weights."""
+
+    def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
+        """Why it can't work on this model with this head, as far as its files tell before weights are loaded.
+
+        What is refused here, `apply` refuses too, where a network is made by other means.
+        """
+        return None
+
+    def added_tokens(self) -> Sequence[str]:
+        """Tokens that the tokenizer must know before anything is tokenised; `apply` adds them to the network's own."""
+        return ()
 
     def apply(self, network: Network) -> None:
-        """Wrap, add and freeze. The network's output is the same right after."""
+        """Wrap, add and freeze. The network's output is the same right after.
+
+        Raises:
+            UserError: this model has nothing that the selection could take, and what works instead.
+        """
         raise NotImplementedError
 
+    def check_mergeable(self) -> None:
+        """Raise `UserError` where `merge` cannot give plain weights."""
+        if not self.mergeable:
+            raise UserError(
+                "what this selection learned can't be folded into plain weights",
+                mend="use the run as it is (luthier chat, luthier evaluate, Run.load()), or tune with selection: lora",
+            )
+
     def merge(self, network: Network) -> None:
-        """Fold what was learned into plain weights; nothing to do where plain weights are what learned."""
+        """Fold what was learned into plain weights; nothing to do where plain weights are what learned.
+
+        Raises:
+            UserError: this selection is not mergeable.
+        """
+        self.check_mergeable()
 
     def off(self, network: Network) -> contextlib.AbstractContextManager[None]:
         """Inside the block the network runs as the base model did (its new head, if any, stays as it is)."""
@@ -42,12 +86,18 @@ class Selection(Settings):
         return self
 
     def rate_factor(self, name: str) -> float:
-        """What the learning rate of this parameter is multiplied by."""
+        """What the learning rate of this parameter, one of those that learn, is multiplied by."""
         return 1.0
 
     def adapter_config(self, network: Network) -> dict[str, object] | None:
-        """PEFT's `adapter_config.json` where an adapter file holds all that was learned, else None."""
+        """`adapter_config.json` (PEFT's, where PEFT knows the method) if an adapter file holds all that was learned;
+        None where the weights are saved whole."""
         return None
+
+    def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:
+        """What an adapter file holds: by its names there and in its shapes there, views of what learns. Saving reads
+        them, loading writes into them."""
+        return {ADAPTER_PREFIX + n: p.detach() for n, p in network.model.named_parameters() if p.requires_grad}
 
 
 def learn_only(network: Network, names: Collection[str]) -> None:

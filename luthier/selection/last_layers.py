@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.errors import UserError
+from luthier.errors import Problem, UserError
 from luthier.selection.base import Selection, learn_only
+from luthier.tasks import Head
 
 if TYPE_CHECKING:
     from luthier.models.describe import ModelFacts
@@ -20,6 +21,18 @@ class LastLayers(Selection):
     layers: int = 4
     """How many transformer blocks learn, counted from the output."""
 
+    def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
+        return self._outside(facts.layers)
+
+    def _outside(self, layers: int) -> Problem | None:
+        if 1 <= self.layers <= layers:
+            return None
+        return Problem(
+            f"{self.layers} layers were asked for, and the model has {layers}",
+            "selection.last_layers.layers",
+            f"use a number from 1 to {layers}",
+        )
+
     def backward_layers(self, facts: ModelFacts) -> int:
         return min(self.layers, facts.layers)
 
@@ -28,12 +41,8 @@ class LastLayers(Selection):
 
     def apply(self, network: Network) -> None:
         blocks_name, blocks = network.blocks()
-        if not 1 <= self.layers <= len(blocks):
-            raise UserError(
-                f"{self.layers} layers were asked for, and the model has {len(blocks)}",
-                where="selection.last_layers.layers",
-                mend=f"use a number from 1 to {len(blocks)}",
-            )
+        if problem := self._outside(len(blocks)):
+            raise UserError(problem)
         top = tuple(f"{blocks_name}.{index}." for index in range(len(blocks) - self.layers, len(blocks)))
         after = set(network.parameters_after_blocks())
         learn_only(network, [n for n, _ in network.model.named_parameters() if n.startswith(top) or n in after])

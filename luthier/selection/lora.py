@@ -6,21 +6,23 @@ and the new head if there is one. Saved in PEFT's format.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.errors import UserError, nearest
-from luthier.selection.base import Selection, learn_only
+from luthier.selection.base import ADAPTER_PREFIX
+from luthier.selection.tokens import check_tokens, has_rows, peft_name, put_tokens, token_layers
+from luthier.selection.wrapping import Wrapping, peft_config, short_names, wrap, wrapped_layers
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.kernels.lora import LoraLinear
     from luthier.models.network import Network
 
 
-class Lora(Selection):
+class Lora(Wrapping):
     """LoRA: a small pair of matrices beside each chosen linear layer."""
 
     learning_rate: ClassVar[float] = 5e-4
@@ -33,15 +35,44 @@ class Lora(Selection):
     """Share of the adapter's inputs that are zeroed while training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """`all-linear` (every linear layer of the blocks), or the last parts of layer names, such as [q_proj, v_proj]."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead: a high rank then learns as fast as a low one (rsLoRA)."""
+    dora: bool = False
+    """Learn the length of each output's weights by itself, beside their direction (DoRA): slower, often a little better
+    at low ranks."""
+    plus: float | None = Field(None, gt=0)
+    """The learning rate of B is this many times that of A (LoRA+, whose paper advises 16); null for the same rate."""
+
+    add_tokens: list[str] = Field(default_factory=list)
+    """Tokens to add to the tokenizer, whose embeddings learn too, as in `selection.tokens`."""
+
+    @field_validator("add_tokens")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        return check_tokens(value)
+
+    def added_tokens(self) -> list[str]:
+        return self.add_tokens
+
+    def on_few_blocks(self) -> Lora:
+        return self.model_copy(update={"add_tokens": []})
 
     def apply(self, network: Network) -> None:
-        from luthier.kernels.lora import LoraLinear
+        from luthier.kernels.lora import DoraLinear, LoraLinear
 
-        for name in self.target_names(network):
-            parent, _, child = name.rpartition(".")
-            linear = network.model.get_submodule(name)
-            setattr(network.model.get_submodule(parent), child, LoraLinear(linear, self.rank, self.alpha, self.dropout))
-        learn_only(network, [n for n, _ in network.model.named_parameters() if n.endswith(("lora_A", "lora_B"))])
+        names = self.target_names(network)
+        put_tokens(network, self.add_tokens)
+
+        kind = DoraLinear if self.dora else LoraLinear
+
+        def make(linear: Any, name: str) -> LoraLinear:
+            return kind(linear, self.rank, self.alpha, self.dropout, rslora=self.rslora)
+
+        wrap(network, names, make)
+
+    def rate_factor(self, name: str) -> float:
+        """B's factor of LoRA+ (Hayou et al. 2024, arXiv:2402.12354, section 4)."""
+        return self.plus if self.plus is not None and name.endswith("lora_B") else 1.0
 
     def target_names(self, network: Network) -> list[str]:
         """Names of the linear layers that get an adapter. Raises `UserError` for a target that matches none."""
@@ -67,69 +98,26 @@ class Lora(Selection):
             )
         return [name for name in linear if any(_matches(name, target) for target in self.targets)]
 
-    def merge(self, network: Network) -> None:
-        for name, layer in lora_layers(network):
-            parent, _, child = name.rpartition(".")
-            setattr(network.model.get_submodule(parent), child, layer.merged())
-
-    @contextlib.contextmanager
-    def off(self, network: Network) -> Iterator[None]:
-        layers = [layer for _, layer in lora_layers(network)]
-        try:
-            for layer in layers:
-                layer.on = False
-            yield
-        finally:
-            for layer in layers:
-                layer.on = True
-
     def adapter_config(self, network: Network) -> dict[str, object]:
-        layers = lora_layers(network)
-        prefix = f"{network.model.base_model_prefix}."
-        heads = sorted(  # a head is named as a whole, as PEFT names it; inside the base model (a pooler), the layer
-            {
-                name.rpartition(".")[0] if name.startswith(prefix) else name.partition(".")[0]
-                for name in network.new_parameters
-            }
-        )
+        tokens = token_layers(network)
+        adapted = [name for name, layer in wrapped_layers(network) if (name, layer) not in tokens]
+        with_rows = {name.rpartition(".")[2]: layer.indices for name, layer in tokens if has_rows(layer)}
         return {
-            "peft_type": "LORA",
-            "task_type": "SEQ_CLS" if network.head == "classes" else "CAUSAL_LM",
-            "base_model_name_or_path": network.base_name,
-            "revision": network.base_revision,
+            **peft_config(network, "LORA", short_names(network, adapted)),
             "r": self.rank,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
-            "target_modules": self._peft_targets(network),
-            "modules_to_save": heads or None,
-            "fan_in_fan_out": any(layer.transposed for _, layer in layers),
             "bias": "none",
-            "inference_mode": True,
-            "use_rslora": False,
-            "use_dora": False,
+            "use_rslora": self.rslora,
+            "use_dora": self.dora,
+            "trainable_token_indices": with_rows or None,
         }
 
-    def _peft_targets(self, network: Network) -> list[str]:
-        """The last parts of the layers' names where these name no other layer, else the whole names."""
-        from luthier.kernels.lora import is_linear
-
-        adapted = [name for name, _ in lora_layers(network)]
-        ends = {name.rsplit(".", 1)[-1] for name in adapted}
-        others = [
-            name.removesuffix(".base")
-            for name, module in network.model.named_modules()
-            if is_linear(module) and name.removesuffix(".base") not in adapted
-        ]
-        if any(name.rsplit(".", 1)[-1] in ends for name in others):
-            return adapted
-        return sorted(ends)
-
-
-def lora_layers(network: Network) -> list[tuple[str, LoraLinear]]:
-    """Every adapted layer of the network with its name."""
-    from luthier.kernels.lora import LoraLinear
-
-    return [(name, module) for name, module in network.model.named_modules() if isinstance(module, LoraLinear)]
+    def adapter_tensors(self, network: Network) -> dict[str, torch.Tensor]:
+        """PEFT's A and B are layers with a weight, its magnitude is a vector."""
+        learned = [(name, p.detach()) for name, p in network.model.named_parameters() if p.requires_grad]
+        ends = {name: ".weight" if name.endswith(("lora_A", "lora_B")) else "" for name, _ in learned}
+        return {f"{ADAPTER_PREFIX}{peft_name(name, alone=False)}{ends[name]}": tensor for name, tensor in learned}
 
 
 def _matches(name: str, target: str) -> bool:

@@ -42,7 +42,8 @@ class MovedCheck:
             UserError: a tensor that should learn is as it was, or a frozen one is not; all are named.
         """
         weights = optimizer.weights()
-        still = [name for name, old in self.learning.items() if _hash(weights[name]) == old]
+        must = self.learning.keys() - network.indifferent_parameters
+        still = [name for name, old in self.learning.items() if name in must and _hash(weights[name]) == old]
         now = self._frozen(network)
         changed = [name for name, old in self.frozen.items() if now.get(name) != old]
         if still or changed:

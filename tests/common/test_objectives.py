@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,38 +15,55 @@ from hypothesis import strategies as st
 from luthier.batches import collate, micro_batches
 from luthier.models.network import Network
 from luthier.records import Row
-from luthier.tune.objectives import OBJECTIVES, Objective
+from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
+from tests.common.preference_references import (
+    reference_dpo,
+    reference_grpo,
+    reference_kto,
+    reference_ppo,
+    reference_reward,
+)
+from tests.common.teaching_references import reference_contrastive, reference_distil
 
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
+    "score": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
+    "pooled": ("bert", "roberta", "xlnet", "distilbert", "gpt2", "llama"),
     "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
-CASES = [(name, family) for name, kind in OBJECTIVES.items() for family in FAMILIES[kind.head]]
-Case = tuple[Objective, Network, list[Row]]
+CASES = [
+    (name, form, family)
+    for name, kind in OBJECTIVES.items()
+    for form in kind.forms
+    for family in FAMILIES[make.objective(name, form).head]
+]
+Case = tuple[Learner, Network, list[Row]]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Case:
-    name, family = request.param
-    objective = OBJECTIVES[name]()
+    name, form, family = request.param
+    objective = make.objective(name, form)
     net = make.network(tiny(family), objective.head)
-    return objective, net, make.rows(net)
+    learner, rows = make.begin(objective, net)
+    return learner, net, rows
 
 
-def gradients(objective: Objective, net: Network, groups: Sequence[Sequence[Row]]) -> dict[str, torch.Tensor]:
+def gradients(learner: Learner, groups: Sequence[Sequence[Row]]) -> dict[str, torch.Tensor]:
     """Of the mean loss over all the groups, as the loop accumulates it."""
+    net = learner.context.network
     net.model.zero_grad(set_to_none=True)
     batches = [collate(group) for group in groups]
-    weight = sum(objective.weight(batch) for batch in batches)
+    weight = sum(learner.weight(batch) for batch in batches)
     for batch in batches:
-        (objective.loss(net, batch).sum / weight).backward()
+        (learner.loss(batch).sum / weight).backward()
     return {name: p.grad.clone() for name, p in net.model.named_parameters() if p.grad is not None}
 
 
-def loss_of(objective: Objective, net: Network, rows: Sequence[Row]) -> float:
+def loss_of(learner: Learner, rows: Sequence[Row]) -> float:
     with torch.no_grad():
-        return float(objective.loss(net, collate(rows)).sum)
+        return float(learner.loss(collate(rows)).sum)
 
 
 def without_weight(row: Row) -> Row:
@@ -61,13 +79,13 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
 
 
 def test_padding_does_not_change_the_loss(case: Case) -> None:
-    objective, net, rows = case
+    learner, _, rows = case
     short = min(rows, key=lambda row: len(row.tokens))
     others = [row for row in rows if row is not short]
     assert max(len(row.tokens) for row in others) > 2 * len(short.tokens)
-    alone = loss_of(objective, net, [short])
-    among = loss_of(objective, net, rows) - loss_of(objective, net, others)
-    hidden = loss_of(objective, net, [short, *map(without_weight, others)])
+    alone = loss_of(learner, [short])
+    among = loss_of(learner, rows) - loss_of(learner, others)
+    hidden = loss_of(learner, [short, *map(without_weight, others)])
     assert hidden == pytest.approx(alone, rel=1e-5)
     assert among == pytest.approx(alone, rel=1e-4)  # a difference of large sums
 
@@ -75,25 +93,25 @@ def test_padding_does_not_change_the_loss(case: Case) -> None:
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(budget=st.integers(1, 400), shuffle=st.randoms(use_true_random=False))
 def test_cutting_a_batch_up_does_not_change_the_gradient(case: Case, budget: int, shuffle: object) -> None:
-    objective, net, rows = case
+    learner, _, rows = case
     mixed = list(rows)
     shuffle.shuffle(mixed)  # type: ignore[attr-defined]
-    whole = gradients(objective, net, [rows])
+    whole = gradients(learner, [rows])
     groups = micro_batches(mixed, budget)
     shuffle.shuffle(groups)  # type: ignore[attr-defined]
-    assert_close(gradients(objective, net, groups), whole)
+    assert_close(gradients(learner, groups), whole)
 
 
 def test_no_weight_means_no_gradient_at_all(case: Case) -> None:
-    objective, net, rows = case
+    learner, net, rows = case
     net.model.zero_grad(set_to_none=True)
     batch = collate([without_weight(row) for row in rows])
-    assert objective.weight(batch) == 0
-    objective.loss(net, batch).sum.backward()
+    assert learner.weight(batch) == 0
+    learner.loss(batch).sum.backward()
     assert all(not p.grad.any() for p in net.model.parameters() if p.grad is not None)
 
     weighed, silent = rows[:3], [without_weight(row) for row in rows[3:]]
-    assert_close(gradients(objective, net, [[*silent, *weighed]]), gradients(objective, net, [weighed]))
+    assert_close(gradients(learner, [[*silent, *weighed]]), gradients(learner, [weighed]))
 
 
 def reference_sft(net: Network, rows: Sequence[Row]) -> torch.Tensor:
@@ -116,46 +134,81 @@ def reference_classify(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total
 
 
-REFERENCES = {"sft": reference_sft, "classify": reference_classify}
+def reference_adversarial(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    """The reversal as a formula: values are f, and the gradient is -share of f's."""
+    share = 2 / (1 + math.exp(-10 * 1.0)) - 1  # the only step of its plan
+    domains = net.model.get_submodule("auxiliary.domains")
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        mask = torch.ones_like(ids)
+        feature = net.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[0].mean(0)
+        score = domains((1 + share) * feature.detach() - share * feature)[0]
+        domain = torch.tensor(row.example_streams["domain"])
+        weight = row.example_streams["weight"]
+        total = total + torch.nn.functional.binary_cross_entropy_with_logits(score, domain) * weight / 2
+    return total + reference_classify(net, [row for row in rows if not row.example_streams["domain"]])
+
+
+REFERENCES = {
+    "sft": reference_sft,
+    "classify": reference_classify,
+    "contrastive": reference_contrastive,
+    "distil": reference_distil,
+    "adversarial": reference_adversarial,
+    "selftrain": reference_classify,
+    "dpo": reference_dpo,
+    "grpo": reference_grpo,
+    "ppo": reference_ppo,
+    "kto": reference_kto,
+    "reward": reference_reward,
+}
 
 
 def test_equals_a_plain_reference(case: Case) -> None:
     """A new objective needs a reference of its own here: that is the point."""
-    objective, net, rows = case
-    name = next(key for key, kind in OBJECTIVES.items() if type(objective) is kind)
+    learner, net, rows = case
+    kinds = type(learner.objective).__mro__
+    name = next(key for kind in kinds for key, named in OBJECTIVES.items() if named is kind)
     net.model.zero_grad(set_to_none=True)
     reference = REFERENCES[name](net, rows)
-    weight = objective.weight(collate(rows))
+    weight = learner.weight(collate(rows))
     (reference / weight).backward()
     theirs = {n: p.grad.clone() for n, p in net.model.named_parameters() if p.grad is not None}
-    assert loss_of(objective, net, rows) == pytest.approx(float(reference.detach()), rel=1e-5)
-    assert_close(gradients(objective, net, [rows]), theirs)
+    # Advantages cancel in the sum, so it may be small beside its terms: their mean is what is held to a millionth.
+    assert loss_of(learner, rows) == pytest.approx(float(reference.detach()), rel=1e-5, abs=1e-6 * weight)
+    assert_close(gradients(learner, [rows]), theirs)
 
 
 def test_reads_only_streams_it_names(case: Case) -> None:
-    objective, net, rows = case
+    """Those that its learner adds by itself aside."""
+    learner, _, rows = case
+    objective, data = learner.objective, learner.context.rows[0]
+    token_streams = {*objective.token_streams, *(rows[0].token_streams.keys() - data.token_streams.keys())}
+    example_streams = {*objective.example_streams, *(rows[0].example_streams.keys() - data.example_streams.keys())}
     bare = [
         replace(
             row,
-            token_streams={n: v for n, v in row.token_streams.items() if n in objective.token_streams},
-            example_streams={n: v for n, v in row.example_streams.items() if n in objective.example_streams},
+            token_streams={n: v for n, v in row.token_streams.items() if n in token_streams},
+            example_streams={n: v for n, v in row.example_streams.items() if n in example_streams},
         )
         for row in rows
     ]
-    assert loss_of(objective, net, bare) == loss_of(objective, net, rows)
+    assert loss_of(learner, bare) == loss_of(learner, rows)
 
 
 def test_several_labels_equal_a_plain_reference(tiny: Callable[..., Path]) -> None:
     objective = OBJECTIVES["classify"]()
     net = make.network(tiny("bert"), "classes", multi_label=True)
     rows = make.rows(net, multi_label=True)
+    learner = objective.begin(Context(net, rows))
     total = 0.0
     for row in rows:
         logits = net.model(input_ids=torch.tensor([list(row.tokens)])).logits[0]
         target = torch.tensor(row.example_streams["label"])
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
         total += float(loss.detach()) * row.example_streams["weight"]
-    assert loss_of(objective, net, rows) == pytest.approx(total, rel=1e-5)
+    assert loss_of(learner, rows) == pytest.approx(total, rel=1e-5)
 
 
 def test_smoothed_answers_equal_torchs_own_smoothing(tiny: Callable[..., Path]) -> None:
@@ -166,9 +219,10 @@ def test_smoothed_answers_equal_torchs_own_smoothing(tiny: Callable[..., Path]) 
         ids = torch.tensor([list(row.tokens)])
         logits = net.model(input_ids=ids).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none", label_smoothing=0.2)
-        total += float((losses * torch.tensor(row.token_streams["weight"])[1:]).sum())
+        total += float((losses * torch.tensor(row.token_streams["weight"])[1:]).sum().detach())
     objective = OBJECTIVES["sft"].model_validate({"label_smoothing": 0.2})
-    assert loss_of(objective, net, rows) == pytest.approx(total, rel=1e-5)
+    learner = objective.begin(Context(net, rows))
+    assert loss_of(learner, rows) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "mpt"])
@@ -181,18 +235,19 @@ def test_long_rows_are_scored_in_chunks(
     objective = OBJECTIVES["sft"]()
     net = make.network(tiny(family), "language")
     rows = make.rows(net)
-    whole = gradients(objective, net, [rows])
+    learner = objective.begin(Context(net, rows))
+    whole = gradients(learner, [rows])
     monkeypatch.setattr(cross_entropy, "CHUNK_VALUES", 5 * net.model.config.vocab_size)
     monkeypatch.setattr(network, "LOSS_CHUNK", 5)
-    assert_close(gradients(objective, net, [rows]), whole)
+    assert_close(gradients(learner, [rows]), whole)
 
 
 def test_a_tokenizer_that_pads_on_the_left_changes_nothing(tiny: Callable[..., Path]) -> None:
     """GPT-2 counts positions from the left: padding there would shift every text."""
     for head in ("classes", "language"):
         net = make.network(tiny("gpt2"), head)  # type: ignore[arg-type]
-        objective = make.fitting_objective(net)
         rows = make.rows(net)
-        before = loss_of(objective, net, rows)
+        learner = make.fitting_objective(net).begin(Context(net, rows))
+        before = loss_of(learner, rows)
         net.tokenizer.padding_side = "left"
-        assert loss_of(objective, net, rows) == before
+        assert loss_of(learner, rows) == before

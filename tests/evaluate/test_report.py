@@ -153,11 +153,13 @@ def test_long_logs_are_thinned() -> None:
     assert {y for _, y in smoothed(thinned(points))} == {1.0}
 
 
-@pytest.mark.parametrize("adapter", [True, False])
-def test_the_card_is_read_by_the_hub(adapter: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "library"), [("{}", "peft"), (None, "transformers"), ('{"adapter_type": "ours"}', "luthier")]
+)
+def test_the_card_is_read_by_the_hub(config: str | None, library: str, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    if adapter:
-        (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    if config is not None:
+        (tmp_path / "model" / "adapter_config.json").write_text(config)
     data = CardData(
         verdict(["bad|worse", "good"]),
         base_model="org/model",
@@ -172,13 +174,13 @@ def test_the_card_is_read_by_the_hub(adapter: bool, tmp_path: Path) -> None:
     write_card(tmp_path / "README.md", data)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "org/model"
-    assert card.data.library_name == ("peft" if adapter else "transformers")
+    assert card.data.library_name == library
     assert card.data.pipeline_tag == "text-classification"
     assert "luthier" in card.data.tags
     accuracy = data.verdict["systems"][0]["metrics"]["accuracy"]["value"]
     first = card.data.eval_results[0]
     assert (first.metric_type, first.metric_value) == ("accuracy", pytest.approx(accuracy, abs=1e-6))
-    assert ("PeftModel" in card.text) == adapter
+    assert ("PeftModel" in card.text) == (library == "peft")
     assert "bad\\|worse" in card.text
     assert "<script>" not in card.text
     code = re.search(r"```python\n(.*?)```", card.text, re.S)
@@ -193,7 +195,7 @@ def test_cards_of_other_tasks(task: str) -> None:
     made = build_verdict(
         task, [SystemResult("tuned", "T", rows)], [], "accuracy" if task == "multi-label" else "exact_match"
     )
-    card = render_card(CardData(made, base_model="./local.gguf"), adapter=True)
+    card = render_card(CardData(made, base_model="./local.gguf"), files="adapter")
     head = yaml.safe_load(card.split("---")[1])
     assert "base_model" not in head
     assert head["pipeline_tag"] == ("text-classification" if task == "multi-label" else "text-generation")

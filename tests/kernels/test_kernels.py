@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from luthier.kernels import native
 from luthier.kernels.attention import AttentionSettings, Packing, attention, attention_plain, rotary_attention
-from luthier.kernels.cross_entropy import head_loss, head_loss_plain
+from luthier.kernels.cross_entropy import head_loss, head_loss_plain, token_losses, token_losses_plain
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import ACTIVATIONS, gated, gated_plain
 from luthier.kernels.lora import LoraLinear
@@ -213,6 +213,35 @@ def test_head_loss(tokens: int, width: int, vocabulary: int, chunk: int, dtype: 
             [torch.randn(tokens, width), torch.randn(vocabulary, width) * 0.3],
             dtype,
         )
+
+
+@many
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(2, 80), st.integers(1, 300), st.booleans(), dtypes, seeds)
+def test_token_losses(
+    tokens: int, width: int, vocabulary: int, chunk: int, frozen: bool, dtype: torch.dtype, seed: int
+) -> None:
+    """Each token's loss, with a head that learns or not."""
+    from luthier.kernels import cross_entropy
+
+    torch.manual_seed(seed)
+    target = torch.randint(vocabulary, (tokens,))
+    hidden, head = torch.randn(tokens, width), torch.randn(vocabulary, width) * 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "CHUNK_VALUES", chunk)
+        if frozen:
+            compare(
+                lambda h: token_losses(h, head.to(dtype), target),
+                lambda h: token_losses_plain(h, head.to(dtype).float(), target),
+                [hidden],
+                dtype,
+            )
+        else:
+            compare(
+                lambda h, w: token_losses(h, w, target),
+                lambda h, w: token_losses_plain(h, w, target),
+                [hidden, head],
+                dtype,
+            )
 
 
 @many

@@ -11,6 +11,8 @@ import torch
 from luthier import files
 from luthier.models.settings import TrunkSettings
 from luthier.models.trunk import RECORD, TrunkStore, key_of, stored_trunk
+from luthier.selection import Selection
+from luthier.selection.head import LabelHead
 from luthier.selection.last_layers import LastLayers
 from luthier.tasks import Head
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
@@ -33,11 +35,11 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(
-    folder: Path, head: Head, settings: TrunkSettings, layers: int = 2
+    folder: Path, head: Head, settings: TrunkSettings, selection: Selection | None = None
 ) -> tuple[list[float], dict[str, int], list[str]]:
     """Losses of six steps, what was computed and reused, and what was said."""
     net = make.network(folder, head)
-    LastLayers(layers=layers).apply(net)
+    (selection or LastLayers(layers=2)).apply(net)
     said: list[str] = []
     with stored_trunk(net, settings, 1000, said.append) as trunk:
         steps = make.run_steps(net, Optimizer(net, OptimizerSettings()), make.rows(net), 6)
@@ -59,8 +61,19 @@ def test_the_same_losses_computed_once(family: str, head: Head, tiny: Tiny) -> N
     assert "1 of 3 blocks are frozen" in said[0]
 
 
+@pytest.mark.parametrize("family", [family for family, head in CASES if head == "classes"])
+def test_a_head_alone_learns_on_a_body_that_runs_once(family: str, tiny: Tiny) -> None:
+    without, _, _ = train(tiny(family), "classes", TrunkSettings(store_trunk=False), LabelHead())
+    stored, counts, said = train(tiny(family), "classes", TrunkSettings(), LabelHead())
+    again, more, _ = train(tiny(family), "classes", TrunkSettings(), LabelHead())
+    assert stored == pytest.approx(without, rel=1e-6) and again == pytest.approx(without, rel=1e-6)
+    assert counts["computed"] == sum(len(row.tokens) for row in make.rows(make.network(tiny(family), "classes")))
+    assert counts["reused"] > 0 and more["computed"] == 0
+    assert "3 of 3 blocks are frozen" in said[0]
+
+
 def test_nothing_is_stored_where_everything_learns(tiny: Tiny) -> None:
-    _, counts, said = train(tiny("llama"), "language", TrunkSettings(), layers=3)
+    _, counts, said = train(tiny("llama"), "language", TrunkSettings(), LastLayers(layers=3))
     assert counts == {} and not said
 
 

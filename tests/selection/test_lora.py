@@ -12,7 +12,8 @@ from luthier.batches import collate
 from luthier.errors import UserError
 from luthier.kernels.lora import LoraLinear
 from luthier.selection.last_layers import LastLayers
-from luthier.selection.lora import Lora, lora_layers
+from luthier.selection.lora import Lora
+from luthier.selection.wrapping import wrapped_layers
 from tests import tiny as make
 
 
@@ -56,7 +57,7 @@ def test_all_linear_means_every_linear_layer_of_the_blocks(
 def test_targets_are_last_parts_of_names(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("llama"), "language")
     Lora(targets=["q_proj", "self_attn.v_proj", "model.layers.0.mlp.up_proj"]).apply(net)
-    names = [name.removeprefix("model.layers.") for name, _ in lora_layers(net)]
+    names = [name.removeprefix("model.layers.") for name, _ in wrapped_layers(net)]
     attention = [f"{block}.self_attn.{end}" for block in range(3) for end in ("q_proj", "v_proj")]
     assert sorted(names) == sorted([*attention, "0.mlp.up_proj"])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from luthier.records import Batch, Example, Loss, Row
+from luthier.batches import BatchPlan
+from luthier.errors import Problem
+from luthier.records import Batch, Comparison, Example, Loss, Row
 from luthier.settings import Settings
 from luthier.tasks import Form, Head
 
@@ -29,6 +31,36 @@ class Context:
     seed: int = 0
     base: Path = Path()
     """The folder that relative paths in the recipe start from."""
+    plan: BatchPlan | None = None
+    """Which rows make which step."""
+    more: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    """The rows of each further data set that the objective named (`more_data`)."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a run before weights are loaded."""
+
+    folder: Path
+    """The model's files."""
+    tokenizer: Any
+    prompt_format: PromptFormat
+    base: Path
+    """The folder that relative paths in the recipe start from."""
+
+
+@dataclass(frozen=True)
+class MoreData:
+    """Rows beside the recipe's own: planning reads them, makes them tokens as it does with the others, and hands them
+    over in `Context.more`."""
+
+    data: Mapping[str, Any]
+    """As in a recipe's `data:` section. All of its rows are taken: none are cut for validation or test."""
+    where: str
+    """The recipe key of its source; its other settings stand beside that key. For messages."""
+    labelled: bool = True
+    """Whether its rows have what the task learns. Where not, only the text is looked at, and rows whose text is in the
+    recipe's own data are left out."""
 
 
 class Objective(Settings):
@@ -50,6 +82,21 @@ class Objective(Settings):
     by_example: ClassVar[bool] = False
     """Whether the loss of an example (or pair) looks at no other, and steps take the rows as they were drawn: what
     differential privacy asks for."""
+    rate_share: ClassVar[float] = 1.0
+    """What the selection's own learning rate is multiplied by when the recipe names none."""
+    makes_rows: ClassVar[bool] = False
+    """Whether it makes rows of its own as it goes, so that nothing computed for a row is of use again."""
+    pairs_only: ClassVar[bool] = False
+    """Whether each row must be a pair of answers."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How the tuned model tells which of two answers it prefers; None where it is not tuned for that."""
+        return None
+
+    def problems(self, base: Path) -> list[Problem]:
+        """What is wrong with the settings that only the recipe's folder tells, such as a file that is not there."""
+        return []
 
     def weight(self, batch: Batch) -> float:
         """This batch's part of what the loss sum is divided by."""
@@ -58,6 +105,22 @@ class Objective(Settings):
     def loss(self, network: Network, batch: Batch) -> Loss:
         """The weighted loss summed over the batch, in nats, with gradient."""
         raise NotImplementedError
+
+    def for_form(self, form: Form) -> Objective:
+        """What learns from examples of this form: an objective that reads several forms may be another for each."""
+        return self
+
+    def more_data(self) -> Mapping[str, MoreData]:
+        """Further data that it learns from, by a name of its own."""
+        return {}
+
+    def misfits(self, known: Known) -> list[Problem]:
+        """What stands against it as far as is known before weights are loaded, such as a teacher of other labels."""
+        return []
+
+    def outside(self, base: Path) -> str:
+        """A fingerprint of the files that its settings name (a teacher): a run must not be resumed with others."""
+        return ""
 
     def begin(self, context: Context) -> Learner:
         """What the loop runs. An objective that keeps something for the length of a run (a frozen copy to compare with,
@@ -76,6 +139,10 @@ class Learner:
         """The rows of each optimizer update of this step, from the rows that the plan chose: by default these, in one
         update. Must give the same for the same weights and step, so that a resumed run goes on as it would have."""
         yield [self.context.rows[index] for index in indices]
+
+    def settle(self) -> None:
+        """Called before the model is asked anything (validated, saved): what is fitted to its weights is fitted here.
+        Must give the same for the same weights."""
 
     def weight(self, batch: Batch) -> float:
         """As the objective's."""

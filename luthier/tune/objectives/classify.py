@@ -14,6 +14,8 @@ from luthier.tasks import Form, Head
 from luthier.tune.objectives.base import Objective
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.models.network import Network
 
 
@@ -33,17 +35,16 @@ class Classify(Objective):
         return float(batch.example_streams["weight"].sum())
 
     def loss(self, network: Network, batch: Batch) -> Loss:
-        import torch
-
         logits_EC = network.class_logits(batch).float()
-        label, weight_E = batch.example_streams["label"], batch.example_streams["weight"]
-        if label.dim() == 2:
-            target_EC = label.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-            loss_E = torch.nn.functional.binary_cross_entropy_with_logits(logits_EC, target_EC, reduction="none").mean(
-                dim=1
-            )
-        else:
-            loss_E = torch.nn.functional.cross_entropy(
-                logits_EC, label.long(), reduction="none", label_smoothing=self.label_smoothing
-            )
-        return Loss((loss_E * weight_E).sum())
+        loss_E = label_losses(logits_EC, batch.example_streams["label"], self.label_smoothing)
+        return Loss((loss_E * batch.example_streams["weight"]).sum())
+
+
+def label_losses(logits_EC: torch.Tensor, label: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Each example's loss in nats, [E]: of the right label, or the mean over each label's yes or no."""
+    from torch.nn import functional
+
+    if label.dim() == 2:
+        target_EC = label.float() * (1 - smoothing) + smoothing / 2
+        return functional.binary_cross_entropy_with_logits(logits_EC, target_EC, reduction="none").mean(dim=1)
+    return functional.cross_entropy(logits_EC, label.long(), reduction="none", label_smoothing=smoothing)

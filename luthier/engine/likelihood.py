@@ -1,0 +1,111 @@
+"""How likely a model finds answers: log-probabilities of the tokens that carry weight, with gradient where asked for.
+
+In: a network and a `Batch`, or rows. Out: sums over each sequence's answer, or the log-probability of each token.
+
+Shape letters: E sequences, N tokens of all of them, M tokens that carry weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from luthier.batches import collate
+from luthier.models.network import Network
+from luthier.records import Batch, Row
+
+INFERENCE_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a batch, one a sequence."""
+
+    sum_E: torch.Tensor
+    """Sum of the answer tokens' log-probabilities, in nats."""
+    count_E: torch.Tensor
+    """Tokens of the answer; at least 1, so that it can be divided by."""
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean log-probability of each answer's tokens, [E]."""
+        return self.sum_E / self.count_E
+
+
+def token_log_probabilities(
+    network: Network, batch: Batch, hidden_ND: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the tokens that carry weight, [M], and their log-probabilities in nats, [M], given what is before them
+    in their own sequence.
+
+    Args:
+        hidden_ND: The last hidden states, where they are there already.
+    """
+    target_M = batch.token_streams["weight"].nonzero().squeeze(1)
+    hidden_ND = network.hidden(batch) if hidden_ND is None else hidden_ND
+    return target_M, -network.token_losses(hidden_ND[target_M - 1], batch.tokens_N[target_M])
+
+
+def answers(network: Network, batch: Batch) -> Answers:
+    """The log-probability of every sequence's answer: of its tokens that carry weight, however much."""
+    target_M, value_M = token_log_probabilities(network, batch)
+    sequence_M = batch.example_N[target_M]
+    sum_E = torch.zeros(len(batch), device=value_M.device).index_add(0, sequence_M, value_M)
+    return Answers(sum_E, torch.bincount(sequence_M, minlength=len(batch)).clamp(min=1))
+
+
+@torch.inference_mode()
+def answers_of_rows(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> list[list[tuple[float, int]]]:
+    """For each row, for each of its parts: the answer's log-probability (nats) and its number of tokens."""
+    return over_rows(network, rows, lambda batch: _pairs_of(answers(network, batch)), progress)
+
+
+def _pairs_of(found: Answers) -> list[tuple[float, int]]:
+    return list(zip(found.sum_E.tolist(), found.count_E.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def scores_of_rows(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> list[list[float]]:
+    """For each row, for each of its parts, what the network's `score` head says."""
+    return over_rows(network, rows, lambda batch: network.class_logits(batch).float().squeeze(1).tolist(), progress)
+
+
+@torch.inference_mode()
+def token_log_probabilities_of_rows(network: Network, rows: Sequence[Row]) -> list[list[float]]:
+    """For each row, which is a single sequence: each token's log-probability in nats, 0 where it carries no weight."""
+
+    def flat(batch: Batch) -> list[list[float]]:
+        target_M, value_M = token_log_probabilities(network, batch)
+        value_N = torch.zeros(len(batch.tokens_N), device=value_M.device).index_copy(0, target_M, value_M)
+        return [values.tolist() for values in value_N.split(batch.lengths_E.tolist())]
+
+    return [values for (values,) in over_rows(network, rows, flat)]
+
+
+def over_rows(
+    network: Network,
+    rows: Sequence[Row],
+    of_batch: Callable[[Batch], list[Any]],
+    progress: Callable[[int], Any] = lambda done: None,
+) -> list[list[Any]]:
+    """What `of_batch` gives for each sequence, by row; rows of like length run together, without dropout."""
+    network.model.eval()
+    results: list[list[Any]] = [[] for _ in rows]
+    numbered = [Row(str(i), r.tokens, r.token_streams, r.example_streams, r.parts) for i, r in enumerate(rows)]
+    for group in network.micro_batches(numbered, INFERENCE_TOKENS):
+        values = of_batch(collate(group, network.device))
+        ends = [0]
+        for row in group:
+            ends.append(ends[-1] + max(1, len(row.parts)))
+        for row, (start, end) in zip(group, pairwise(ends), strict=True):
+            results[int(row.id)] = values[start:end]
+        progress(len(group))
+    return results
