@@ -329,9 +329,9 @@ def run_runs(arguments: argparse.Namespace) -> int | None:
 
 
 def run_merge(arguments: argparse.Namespace) -> int | None:
-    from luthier import pipeline
+    from luthier import pipeline, terminal
 
-    print(f"written: {pipeline.merge(arguments.run, arguments.out)}")
+    print(f"written: {pipeline.merge(arguments.run, arguments.out, terminal.watcher())}")
     return None
 
 

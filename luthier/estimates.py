@@ -69,10 +69,12 @@ def estimate(prepared: Prepared) -> Estimate:
     largest = max(lengths, key=sum)
     free = available_memory(device)
     backward_layers = recipe.chosen_selection.backward_layers(facts)
-    counted = backward_layers * learned_a_block(
+    outside = recipe.chosen_selection.learned_outside_blocks(facts)
+    counted = outside + backward_layers * learned_a_block(
         prepared.found.folder, recipe.chosen_selection, recipe.chosen_objective.head
     )
-    least = facts.parameters * dtype.itemsize + learning_bytes(counted, dtype)
+    weights = weight_bytes(prepared, dtype)
+    least = sum(weights) + learning_bytes(counted, dtype)
     if free is not None and least > free:  # there is nothing to measure
         return Estimate(least, free, None, counted, budget, checkpoint_activations=False)
     cost = block_cost(
@@ -84,8 +86,8 @@ def estimate(prepared: Prepared) -> Estimate:
         dtype,
         recipe.model.kernels,
     )
-    learned = learned_parameters(facts, cost, backward_layers)
-    fixed = fixed_bytes(recipe, facts, cost, learned, dtype)
+    learned = learned_parameters(facts, cost, backward_layers, outside)
+    fixed = fixed_bytes(recipe, facts, cost, learned, dtype, weights)
 
     def peak(tokens: int, checkpointed: bool) -> int:
         """Of a micro-batch of so many tokens."""
@@ -127,22 +129,42 @@ def within(lengths: Sequence[int], budget: int) -> list[int]:
     return taken
 
 
-def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int) -> int:
-    """All that learns in the blocks; with full tuning, what lies outside them as well."""
-    in_blocks = cost.learned * backward_layers
-    return facts.parameters if cost.everything_learns else in_blocks
+def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int, outside: int) -> int:
+    """All that learns in the blocks, and outside them; with full tuning all there is."""
+    return facts.parameters if cost.everything_learns else cost.learned * backward_layers + outside
 
 
-def fixed_bytes(recipe: Recipe, facts: ModelFacts, cost: BlockCost, learned: int, dtype: torch.dtype) -> int:
+def weight_bytes(prepared: Prepared, dtype: torch.dtype) -> tuple[int, int]:
+    """Of the weights in the model's dtype, and of those that the selection holds in fewer bits."""
+    from luthier.probe import linear_a_block
+
+    recipe, facts = prepared.recipe, prepared.facts
+    quantisation = recipe.chosen_selection.quantisation
+    if quantisation is None:
+        return facts.parameters * dtype.itemsize, 0
+    quantised = min(
+        facts.parameters, facts.layers * linear_a_block(prepared.found.folder, recipe.chosen_objective.head)
+    )
+    return (facts.parameters - quantised) * dtype.itemsize, int(quantised * quantisation.bytes_a_weight)
+
+
+def fixed_bytes(
+    recipe: Recipe,
+    facts: ModelFacts,
+    cost: BlockCost,
+    learned: int,
+    dtype: torch.dtype,
+    weights: tuple[int, int],
+) -> int:
     """What does not grow with the batch: this process as it is, weights, and what learning adds to them."""
     import psutil
 
-    weights = int(facts.parameters * dtype.itemsize * LOADED_SHARE)
+    loaded = int(weights[0] * LOADED_SHARE) + weights[1]
     scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
     if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
         scores += 2 * facts.vocabulary * facts.hidden_size * 4
     sums = 4 * learned if recipe.privacy is not None else 0  # of clipped gradients, beside one example's
-    return int(psutil.Process().memory_info().rss) + weights + learning_bytes(learned, dtype) + sums + scores
+    return int(psutil.Process().memory_info().rss) + loaded + learning_bytes(learned, dtype) + sums + scores
 
 
 def learning_bytes(learned: int, dtype: torch.dtype) -> int:

@@ -217,7 +217,9 @@ def base_network(
     else:
         saved.network.model = None  # its memory goes to the base model
         with progress.stage("loading the base model"):
-            network = load_network(prepared.found, prepared.recipe.model, head="language")
+            network = load_network(
+                prepared.found, prepared.recipe.model, head="language", quantisation=saved.selection.quantisation
+            )
         yield network
 
 

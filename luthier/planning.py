@@ -152,7 +152,8 @@ def prepare(
     from luthier.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
-    max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, facts.window or DEFAULT_MAX_LENGTH)
+    room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
+    max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)
     prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
@@ -238,16 +239,27 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
                 + ("objective: reward" if recipe.task == "prefer" else "task: classify"),
             )
         )
-    if facts.window and recipe.train.max_length and recipe.train.max_length > facts.window:
+    selection = recipe.chosen_selection
+    if refusal := selection.refusal(facts, recipe.chosen_objective.head):
+        problems.append(replace(refusal, where=source.place(tuple(refusal.where.split(".")))))
+    room = facts.window - selection.extra_tokens if facts.window else None
+    taken = f", of which {selection.extra_tokens} are learned" if selection.extra_tokens else ""
+    if room is not None and room < 1:
         problems.append(
             Problem(
-                f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens",
-                source.place(("train", "max_length")),
-                f"use {facts.window} or less",
+                f"the model's window is {facts.window} tokens{taken}: none are left for text",
+                source.place(("selection", recipe.selection.name, "length")),
+                f"use less than {facts.window}",
             )
         )
-    if refused := recipe.chosen_selection.refusal(facts, recipe.chosen_objective.head):
-        problems.append(replace(refused, where=source.place(tuple(refused.where.split(".")))))
+    elif room is not None and recipe.train.max_length and recipe.train.max_length > room:
+        problems.append(
+            Problem(
+                f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens{taken}",
+                source.place(("train", "max_length")),
+                f"use {room} or less",
+            )
+        )
     reached = recipe.chosen_selection.backward_layers(facts)
     if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
         problems.append(

@@ -16,8 +16,11 @@ import torch
 
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
+from luthier.kernels.projection import is_linear, weight_of
 from luthier.models.load import model_class, quiet
 from luthier.models.network import Network
+from luthier.models.quantise import parameter_count, quantise_blocks
+from luthier.models.settings import Quantisation
 from luthier.records import Row
 
 if TYPE_CHECKING:
@@ -61,9 +64,9 @@ def block_cost(
     kernels: str = "auto",
 ) -> BlockCost:
     """Run two blocks of this model's shape on rows of these lengths."""
-    network = small_network(folder, head, device, dtype, kernels)
+    network = small_network(folder, head, device, dtype, kernels, selection.quantisation)
     blocks = network.blocks()[1]
-    parameters = sum(p.numel() for p in blocks[-1].parameters())
+    parameters = parameter_count(blocks[-1])
     rows = probe_rows(lengths, parameters)
     tokens = sum(len(row.tokens) for row in rows)
     selection.on_few_blocks().apply(network)
@@ -106,6 +109,13 @@ def learned_a_block(folder: Path, selection: Selection, head: Head) -> int:
     return max(sum(p.numel() for p in block.parameters() if p.requires_grad) for block in network.blocks()[1])
 
 
+def linear_a_block(folder: Path, head: Head) -> int:
+    """Parameters in the weights of a block's linear layers, which a selection may quantise; counted without memory."""
+    with torch.device("meta"):
+        network = small_network(folder, head, "meta", torch.float32, "plain")
+    return sum(weight_of(module).numel() for module in network.blocks()[1][-1].modules() if is_linear(module))
+
+
 def probe_rows(lengths: Sequence[int], parameters: int) -> list[Row]:
     """Rows of random tokens, no more of them than the probe's work allows."""
     most_tokens = min(MOST_TOKENS, MOST_WORK / (6 * BLOCKS * parameters))
@@ -119,7 +129,14 @@ def probe_rows(lengths: Sequence[int], parameters: int) -> list[Row]:
     return rows
 
 
-def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, kernels: str) -> Network:
+def small_network(
+    folder: Path,
+    head: Head,
+    device: str,
+    dtype: torch.dtype,
+    kernels: str,
+    quantisation: Quantisation | None = None,
+) -> Network:
     """The model's own architecture and widths, with two blocks and a small vocabulary."""
     import transformers
 
@@ -134,6 +151,8 @@ def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, ker
     config.num_labels = 1 if head == "score" else 2
     with torch.random.fork_rng(devices=[]):
         model: Any = model_class(head).from_config(config).to(dtype).to(device)
+    if quantisation is not None:
+        quantise_blocks(model, quantisation, dtype)
     prefix = f"{model.base_model_prefix}."
     new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head != "language" else set()
     return Network(
@@ -146,6 +165,7 @@ def small_network(folder: Path, head: Head, device: str, dtype: torch.dtype, ker
         base_name="",
         base_revision=None,
         base_fingerprint="",
+        quantisation=quantisation,
     )
 
 

@@ -55,8 +55,6 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
     network = tuning.network
     for note in network.notes:
         progress.say(f"note: {note}")
-    if run.manifest["estimate"]["checkpoint_activations"]:
-        progress.say("note: blocks keep only their input for the backward pass, so that memory suffices")
     at = tuning.resume()
     if at:
         progress.say(f"resuming after step {at} of {prepared.plan.steps}")
@@ -199,6 +197,7 @@ def network_to_tune(prepared: Prepared, checkpoint_activations: bool, start: Pat
         labels=prepared.data.labels,
         multi_label=prepared.data.multi_label,
         seed=recipe.seed,
+        quantisation=recipe.chosen_selection.quantisation,
     )
     recipe.chosen_selection.apply(network)
     if start is not None:

@@ -6,6 +6,7 @@ Through the command line, in this process, where loading weights fails the test:
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,25 @@ def test_max_length_above_the_window(bad: Bad) -> None:
 def test_more_layers_than_the_model_has(bad: Bad) -> None:
     said = bad("selection:\n  last_layers: {layers: 9}")
     has(said, "line 5, selection.last_layers.layers: 9 layers", "the model has 3", "from 1 to 3")
+
+
+@pytest.mark.parametrize("name", ["prefix", "prompt"])
+def test_a_selection_that_an_encoder_has_no_place_for(bad: Bad, tiny: Callable[..., Path], name: str) -> None:
+    said = bad(f"selection: {name}", model=str(tiny("bert")))
+    has(said, "line 4, selection: ", "need a decoder, and this is an encoder (bert)", "use selection: lora")
+
+
+@pytest.mark.parametrize("name", ["prefix", "prompt"])
+def test_learned_positions_that_leave_no_room(bad: Bad, name: str) -> None:
+    said = bad(f"selection:\n  {name}: {{length: 256}}")
+    has(said, f"line 5, selection.{name}.length", "window is 256 tokens, of which 256 are learned", "use less than 256")
+    said = bad(f"selection:\n  {name}: {{length: 20}}\ntrain: {{max_length: 250}}")
+    has(said, "max_length is 250 and the model's window is 256 tokens, of which 20 are learned", "use 236 or less")
+
+
+def test_fewer_bits_without_bitsandbytes(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as Python finds a package that is not there
+    has(bad("selection: qlora"), "needs bitsandbytes", "pip install", "selection: lora")
 
 
 def test_blocks_that_would_never_begin_to_learn(bad: Bad) -> None:

@@ -16,7 +16,7 @@ from luthier.batches import BatchPlan, collate
 from luthier.models.find import FoundModel, find_model
 from luthier.models.load import load_network
 from luthier.models.network import Network
-from luthier.models.settings import ModelSettings
+from luthier.models.settings import ModelSettings, Quantisation
 from luthier.prompts import PromptFormat, choose_format, tokenise
 from luthier.records import Batch, Example, Row, Step
 from luthier.selection import SELECTIONS, Selection
@@ -41,11 +41,27 @@ def find(folder: Path) -> FoundModel:
     return find_model(str(folder))
 
 
-def network(folder: Path, head: Head, *, dtype: Any = "float32", multi_label: bool = False, seed: int = 0) -> Network:
+def network(
+    folder: Path,
+    head: Head,
+    *,
+    dtype: Any = "float32",
+    multi_label: bool = False,
+    seed: int = 0,
+    quantisation: Quantisation | None = None,
+) -> Network:
     """The tiny model on the processor; its label head, if that is what it gets, has three labels."""
     settings = ModelSettings(path=str(folder), dtype=dtype, device="cpu")
     labels = () if head == "language" else LABELS
-    return load_network(find(folder), settings, head=head, labels=labels, multi_label=multi_label, seed=seed)
+    return load_network(
+        find(folder),
+        settings,
+        head=head,
+        labels=labels,
+        multi_label=multi_label,
+        seed=seed,
+        quantisation=quantisation,
+    )
 
 
 def small(name: str) -> Selection:
@@ -55,6 +71,9 @@ def small(name: str) -> Selection:
         "lora": {"rank": 4, "alpha": 8.0},
         "adapter": {"width": 4},
         "tokens": {"add": ["film", "waste"]},
+        "prefix": {"length": 5, "init_text": "a warm film"},
+        "prompt": {"length": 4, "init_text": "a warm film"},
+        "qlora": {"rank": 4, "alpha": 8.0},
     }
     return SELECTIONS[name].model_validate(settings.get(name, {}))
 

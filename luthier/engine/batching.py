@@ -1,7 +1,8 @@
 """Prompts in batches, with what all of them start with computed once.
 
 In: prompts as token ids. Out: for each batch, the scores after its last prompt tokens and the key-value memory to go
-on from. Prompts are padded on the left, behind the shared start, so that every row's next token is in one column.
+on from. Prompts are padded on the left, behind a learned prefix and the shared start, so that every row's next token is
+in one column.
 
 Shape letters: E prompts in the batch, P tokens of the shared start, T tokens of the longest rest, V vocabulary.
 """
@@ -94,35 +95,44 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
         room: Tokens that each row may still grow by, counted when a batch is sized.
     """
     device = network.device
-    longest = max(map(len, prompts), default=0)
+    prompts = [[*network.virtual_tokens, *prompt] for prompt in prompts]
+    prefix = network.prefix.length if network.prefix is not None else 0
+    longest = max(map(len, prompts), default=0) + prefix
     if network.window is not None and longest > network.window:
+        virtual = prefix + len(network.virtual_tokens)
         raise UserError(
-            f"a prompt is {longest} tokens and the model's window is {network.window}", mend="shorten or remove the row"
+            f"a prompt is {longest} tokens {f'({virtual} of them virtual) ' if virtual else ''}"
+            f"and the model's window is {network.window}",
+            mend="shorten or remove the row",
         )
-    start = shared_start(prompts)
-    if not (network.takes_positions() and sees_everything(network, longest + room)):
-        start = 0
-    start_memory = None
+    padding_is_free = network.takes_positions() and sees_everything(network, longest + room)
+    start = shared_start(prompts) if padding_is_free else 0
+    start_memory = network.prefix.memory(network.model.config, 1) if network.prefix is not None else None
     if start:
         head = torch.tensor([list(prompts[0][:start])], device=device)
-        start_memory = network.model.base_model(input_ids=head, use_cache=True).past_key_values
+        out = network.model.base_model(input_ids=head, past_key_values=start_memory, use_cache=True)
+        start_memory = out.past_key_values
+    before = prefix + start
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while order:
         longest = len(prompts[order[0]]) - start + room
         size = max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))
-        indices, order = order[:size], order[size:]
+        indices = order[:size]
+        if prefix and not padding_is_free:  # none may stand between the prefix and a prompt
+            indices = [index for index in indices if len(prompts[index]) == len(prompts[order[0]])]
+        order = order[len(indices) :]
         rests = [list(prompts[index][start:]) for index in indices]
         width = max(len(rest) for rest in rests)
         tokens_ET = torch.tensor(
             [[network.tokenizer.pad_token_id] * (width - len(rest)) + rest for rest in rests], device=device
         )
         mask_EL = torch.tensor(
-            [[1] * start + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
+            [[1] * before + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
         )
         memory = copy.deepcopy(start_memory)
         if memory is not None:
             memory.batch_repeat_interleave(len(indices))
-        position_ET = (mask_EL.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+        position_ET = (mask_EL.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
         out = network.model(
             input_ids=tokens_ET,
             attention_mask=mask_EL,

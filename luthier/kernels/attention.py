@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from luthier.kernels import native
 from luthier.kernels.rotary import rotate_, rotate_plain
+
+if TYPE_CHECKING:
+    from luthier.kernels.virtual import Prefix
 
 SHORT = 256
 """Examples of no more tokens go whole through the compiled function; above, matrix products are quicker (LOG.md)."""
@@ -33,12 +36,14 @@ class Packing:
 
     lengths: tuple[int, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prefix: Prefix | None = None
+    """Learned keys and values that every example sees before its own; they take the first positions."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | torch.Tensor) -> Packing:
+    def of(cls, lengths: Sequence[int] | torch.Tensor, prefix: Prefix | None = None) -> Packing:
         if isinstance(lengths, torch.Tensor):
-            return cls(tuple(lengths.tolist()), lengths.device)
-        return cls(tuple(lengths))
+            return cls(tuple(lengths.tolist()), lengths.device, prefix)
+        return cls(tuple(lengths), prefix=prefix)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -50,8 +55,32 @@ class Packing:
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """Each token's place in its own example, from 0."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
+        """Each token's place in its own example, from 0, or from where the prefix ends."""
+        first = self.prefix.length if self.prefix is not None else 0
+        return torch.cat([torch.arange(first, first + length) for length in self.lengths]).to(self.device)
+
+    @cached_property
+    def longer(self) -> Packing:
+        """The same examples, each with the prefix's positions before it."""
+        assert self.prefix is not None
+        return Packing(tuple(self.prefix.length + length for length in self.lengths), self.device)
+
+    @cached_property
+    def own(self) -> torch.Tensor:
+        """Where this packing's tokens are in the longer one."""
+        assert self.prefix is not None
+        return (self.longer.positions >= self.prefix.length).nonzero()[:, 0]
+
+    def behind(self, before: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """What belongs to the longer packing, [M, ...]: `before` [P, ...] in front of each example's part of `own`."""
+        return torch.cat([before, own]).index_select(0, self._behind)
+
+    @cached_property
+    def _behind(self) -> torch.Tensor:
+        assert self.prefix is not None
+        index = self.longer.positions.clone()  # of the prefix's own positions, which come first
+        index[self.own] = torch.arange(sum(self.lengths), device=self.device) + self.prefix.length
+        return index
 
     @cached_property
     def last(self) -> torch.Tensor:

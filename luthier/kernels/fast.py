@@ -21,7 +21,8 @@ from luthier.kernels.attention import AttentionSettings, Packing, attention, rot
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
 from luthier.kernels.norm import rms_norm
-from luthier.kernels.projection import is_linear, join, plain_layer, project, project_plain
+from luthier.kernels.projection import is_linear, is_quantised, join, plain_layer, project, project_plain
+from luthier.kernels.virtual import attention_behind_prefix, rotary_attention_behind_prefix
 
 ATTENTION = "luthier"
 """The name under which transformers knows this project's attention."""
@@ -159,7 +160,12 @@ def _attention_forward(
         heads_NXD = torch.cat([module.q_norm(query), module.k_norm(key), value], dim=1)
     dropout = module.attention_dropout if module.training else 0.0
     how = AttentionSettings(module.scaling, module.is_causal, _window(module), dropout)
-    out_NHD = rotary_attention(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
+    if packing.prefix is not None:
+        out_NHD = rotary_attention_behind_prefix(
+            heads_NXD, cosine_ND, sine_ND, query_heads, packing, how, module.layer_idx
+        )
+    else:
+        out_NHD = rotary_attention(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
     return module.o_proj(out_NHD.flatten(1)[None]), None
 
 
@@ -181,13 +187,16 @@ def _attention_of_transformers(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     how = AttentionSettings(scaling or query.shape[-1] ** -0.5, causal, kwargs.get("sliding_window") or 0, dropout)
     query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if packing.prefix is not None:
+        return attention_behind_prefix(query_NHD, key_NKD, value_NKD, packing, how, module.layer_idx)[None], None
     return attention(query_NHD, key_NKD, value_NKD, packing, how)[None], None
 
 
 def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
-    if any(getattr(layer, "alone", False) or not is_linear(plain_layer(layer)) for layer in layers):
+    plain = [plain_layer(layer) for layer in layers]
+    if any(getattr(layer, "alone", False) for layer in layers) or not all(map(is_linear, plain)):
         return project_plain(x, layers)
-    return project(x, layers)
+    return project_plain(x, layers) if any(map(is_quantised, plain)) else project(x, layers)
 
 
 def _window(module: Any) -> int:

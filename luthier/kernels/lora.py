@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.kernels.projection import Adapter, is_linear, project, weight_of
+from luthier.kernels.projection import Adapter, compute_dtype, is_linear, is_quantised, project, weight_of
 from luthier.kernels.wrapped import Wrapped, features
 
 __all__ = ["DoraLinear", "LoraLinear", "is_linear"]
@@ -29,8 +29,9 @@ class LoraLinear(Wrapped):
         inputs, outputs = features(base)
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         self.dropout = nn.Dropout(dropout)
-        self.lora_A = nn.Parameter(base.weight.new_empty(rank, inputs))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(outputs, rank))
+        dtype, device = compute_dtype(base), base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     @property
@@ -47,7 +48,7 @@ class LoraLinear(Wrapped):
         return Adapter(self.lora_A, self.lora_B, self.scale) if self.on else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.alone:
+        if self.alone or is_quantised(self.base):
             return self.forward_plain(x)
         return project(x, [self])
 

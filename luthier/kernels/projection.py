@@ -39,9 +39,21 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """A linear layer whose weight is packed whole numbers: it multiplies by itself, and no product reads its weight."""
+    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+
+
+def compute_dtype(layer: Any) -> torch.dtype:
+    """In which a layer, quantised or not, multiplies."""
+    return layer.compute_dtype if is_quantised(layer) else layer.weight.dtype
+
+
 def weight_of(layer: nn.Module) -> torch.Tensor:
     """The weight as [O, I]."""
     plain = plain_layer(layer)
+    if is_quantised(plain):
+        return plain.plain_weight()
     return plain.weight.T if isinstance(plain, Conv1D) else plain.weight
 
 

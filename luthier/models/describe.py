@@ -65,6 +65,8 @@ class ModelFacts:
     """The output matrix is the input embedding."""
     has_biases: bool
     """Whether layers of its blocks have bias vectors."""
+    key_value_size: int = 0
+    """Width of a layer's keys, and of its values: key-value heads times head size."""
 
     @property
     def body_parameters(self) -> int:
@@ -78,15 +80,17 @@ def describe_model(folder: Path) -> ModelFacts:
     files = weight_files(folder)
     shapes = {name: entry for file in files for name, entry in safetensors_header(file).items()}
     model_type = str(config.get("model_type", ""))
+    hidden = first(text, "hidden_size", "n_embd", "d_model", "dim")
+    heads = first(text, "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
     has_head = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in shapes)
     return ModelFacts(
         model_type=model_type,
         architectures=tuple(config.get("architectures") or ()),
         kind=model_kind(config),
         parameters=sum(math.prod(entry["shape"]) for entry in shapes.values() if is_weight(entry)),
-        hidden_size=first(text, "hidden_size", "n_embd", "d_model", "dim"),
+        hidden_size=hidden,
         layers=first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-        heads=first(text, "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
+        heads=heads,
         vocabulary=first(text, "vocab_size"),
         window=window(text, model_type),
         bytes=sum(file.stat().st_size for file in files),
@@ -94,6 +98,8 @@ def describe_model(folder: Path) -> ModelFacts:
         has_chat_template=has_chat_template(folder),
         tied_embeddings=bool(text.get("tie_word_embeddings", not has_head)),
         has_biases=any(is_block_bias(name, entry["shape"]) for name, entry in shapes.items()),
+        key_value_size=(first(text, "num_key_value_heads") or heads)
+        * (first(text, "head_dim") or hidden // max(1, heads)),
     )
 
 

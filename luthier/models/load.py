@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.errors import UserError
 from luthier.models.describe import describe_model
 from luthier.models.find import FoundModel, find_model
-from luthier.models.settings import ModelSettings
+from luthier.models.settings import ModelSettings, Quantisation
 from luthier.tasks import Head
 
 if TYPE_CHECKING:
@@ -95,8 +95,12 @@ def load_network(
     labels: Sequence[str] = (),
     multi_label: bool = False,
     seed: int = 0,
+    quantisation: Quantisation | None = None,
 ) -> Network:
     """The model with the head that the task needs; a head that the files do not hold is made from the seed.
+
+    Args:
+        quantisation: Hold the linear layers of its blocks in 4 or 8 bits.
 
     Raises:
         UserError: the model cannot have that head (an encoder asked to generate), or its files do not fit.
@@ -106,6 +110,7 @@ def load_network(
 
     from luthier.kernels.fast import speed_up
     from luthier.models.network import Network
+    from luthier.models.quantise import compute_alike, loading_options
 
     quiet()
     tokenizer = load_tokenizer(found.folder)
@@ -122,15 +127,20 @@ def load_network(
     elif head == "language":
         refuse_encoder(found)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    dtype = choose_dtype(settings, device)
+    options = {}
+    if quantisation is not None:
+        options = loading_options(model_class(head), config, quantisation, dtype, device)
     torch.manual_seed(seed)
     try:
         model, info = model_class(head).from_pretrained(
             found.folder,
             config=config,
-            dtype=choose_dtype(settings, device),
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
+            **options,
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(
@@ -153,7 +163,11 @@ def load_network(
             mend="fetch the model again; its files are incomplete or of another architecture",
         )
     model.config.use_cache = head == "language"
-    model = model.to(device).eval()
+    if quantisation is None:
+        model = model.to(device)
+    else:
+        compute_alike(model, dtype)
+    model.eval()
     network = Network(
         model,
         tokenizer,
@@ -164,6 +178,7 @@ def load_network(
         base_name=found.path,
         base_revision=found.revision if found.source == "hub" else None,
         base_fingerprint=found.fingerprint,
+        quantisation=quantisation,
     )
     if head == "pooled":
         network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)

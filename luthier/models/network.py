@@ -25,6 +25,8 @@ from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss, token_losses
 from luthier.kernels.fast import Family, label_scores, packed_hidden
+from luthier.kernels.virtual import Prefix
+from luthier.models.settings import Quantisation
 from luthier.records import Batch, Comparison, Row
 from luthier.tasks import Head
 
@@ -43,6 +45,15 @@ LOSS_CHUNK = 512
 """Tokens whose scores over the vocabulary are held at once on the plain path."""
 
 
+def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """Name and list of a model's transformer blocks: the longest list of like modules."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    alike = [(n, m) for n, m in lists if len(m) > 0 and len({type(block) for block in m}) == 1]
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    matching = [(n, m) for n, m in alike if len(m) == depth] or alike
+    return min(matching, key=lambda pair: pair[0].count("."))
+
+
 class Network:
     """One loaded model, its tokenizer, and where it came from."""
 
@@ -58,6 +69,7 @@ class Network:
         base_name: str,
         base_revision: str | None,
         base_fingerprint: str,
+        quantisation: Quantisation | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -69,9 +81,13 @@ class Network:
         self.label_layer: nn.Linear | None = None
         """From embeddings to label scores; only a `pooled` head has one. No part of the model."""
         self.running: Batch | None = None
-        """The batch that it was last given: what a hook inside the model has to know of it."""
+        """The batch that it last ran, virtual tokens among it: what a hook inside the model has to know of it."""
         self.trunk: Trunk | None = None
         """Where the output of its frozen blocks is kept, if it is."""
+        self.virtual_tokens: tuple[int, ...] = ()
+        """Ids beyond the vocabulary that stand before every sequence, for learned vectors."""
+        self.prefix: Prefix | None = None
+        """Learned keys and values that every sequence sees before its own."""
         self.new_parameters = new_parameters
         """Names of parameters that learn in any selection: the label head, and what the base model's files did not
         hold (a BERT pooler)."""
@@ -86,6 +102,8 @@ class Network:
         self.base_fingerprint = base_fingerprint
         self.comparison = Comparison("score" if head == "score" else "mean")
         """How it tells which of two answers it prefers."""
+        self.quantisation = quantisation
+        """How the linear layers of its blocks are held, where not in its dtype."""
         self._reference: Callable[[], AbstractContextManager[None]] | None = None
         self._base_state: dict[str, torch.Tensor] | None = None
 
@@ -113,13 +131,36 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        batch, own_M = self._behind_virtual_tokens(batch)
         self.running = batch
         if self.family is not None:
-            return self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E))
-        tokens_ET, mask_ET = self.padded(batch)
-        out = self.model.base_model(input_ids=tokens_ET, attention_mask=mask_ET, use_cache=False)
-        hidden_ETD = out.last_hidden_state
-        return hidden_ETD[mask_ET.bool()]
+            hidden_MD = self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E, self.prefix))
+        else:
+            tokens_ET, mask_ET = self.padded(batch)
+            out = self.model.base_model(input_ids=tokens_ET, use_cache=False, **self._seen(mask_ET))
+            hidden_MD = out.last_hidden_state[mask_ET.bool()]
+        return hidden_MD if own_M is None else hidden_MD[own_M]
+
+    def _behind_virtual_tokens(self, batch: Batch) -> tuple[Batch, torch.Tensor | None]:
+        """The batch as the model runs it, without streams, and which of its tokens are the batch's own (None: all)."""
+        if not self.virtual_tokens:
+            return batch, None
+        count = len(self.virtual_tokens)
+        longer_E = batch.lengths_E + count
+        own_M = Packing.of(longer_E).positions >= count
+        tokens_M = torch.empty(len(own_M), dtype=batch.tokens_N.dtype, device=own_M.device)
+        tokens_M[own_M] = batch.tokens_N
+        tokens_M[~own_M] = torch.tensor(self.virtual_tokens, device=own_M.device).repeat(len(batch))
+        example_M = torch.repeat_interleave(torch.arange(len(batch), device=own_M.device), longer_E)
+        return Batch(tokens_M, example_M, longer_E, {}, {}), own_M
+
+    def _seen(self, mask_ET: torch.Tensor) -> dict[str, Any]:
+        """The attention mask as transformers' code takes it, with the prefix as memory where there is one."""
+        if self.prefix is None:
+            return {"attention_mask": mask_ET}
+        before_EP = mask_ET.new_ones(len(mask_ET), self.prefix.length)
+        memory = self.prefix.memory(self.model.config, len(mask_ET))
+        return {"attention_mask": torch.cat([before_EP, mask_ET], dim=1), "past_key_values": memory}
 
     def _packed_hidden(self, family: Family, batch: Batch, packing: Packing) -> torch.Tensor:
         if self.trunk is None:
@@ -146,7 +187,11 @@ class Network:
 
     def checkpoint_activations(self) -> None:
         """Keep only each block's input for the backward pass and compute the rest again: a third more time, a fraction
-        of the memory."""
+        of the memory. Not so where transformers' own code hands on a prefix: it would leave that out."""
+        if self.prefix is not None and self.family is None:
+            self.notes.append("blocks keep all for the backward pass: a prefix on transformers' own code needs it")
+            return
+        self.notes.append("blocks keep only their input for the backward pass, so that memory suffices")
         self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     def frozen_depth(self) -> int:
@@ -216,14 +261,14 @@ class Network:
         """
         if self.label_layer is not None:
             return self.label_layer(self.embeddings(batch))
-        self.running = batch
         if self.family is not None:
-            packing = Packing.of(batch.lengths_E)
             if hidden_ND is None:
-                hidden_ND = self._packed_hidden(self.family, batch, packing)
-            return label_scores(self.model, self.family, hidden_ND, packing)
+                hidden_ND = self.hidden(batch)
+            return label_scores(self.model, self.family, hidden_ND, Packing.of(batch.lengths_E))
+        batch, _ = self._behind_virtual_tokens(batch)
+        self.running = batch
         tokens_ET, mask_ET = self.padded(batch)
-        return self.model(input_ids=tokens_ET, attention_mask=mask_ET).logits
+        return self.model(input_ids=tokens_ET, **self._seen(mask_ET)).logits
 
     def embeddings(self, batch: Batch) -> torch.Tensor:
         """The mean of each sequence's hidden states, scaled to length one, [E, D] in float32; how sentence encoders are
@@ -259,12 +304,8 @@ class Network:
     # How the model is built
 
     def blocks(self) -> tuple[str, nn.ModuleList]:
-        """Name and list of the transformer blocks: the longest list of like modules."""
-        lists = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)]
-        alike = [(n, m) for n, m in lists if len(m) > 0 and len({type(block) for block in m}) == 1]
-        depth = getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
-        matching = [(n, m) for n, m in alike if len(m) == depth] or alike
-        return min(matching, key=lambda pair: pair[0].count("."))
+        """Name and list of the transformer blocks."""
+        return blocks_of(self.model)
 
     def parameters_after_blocks(self) -> list[str]:
         """Names of the base model's parameters that come after its blocks (final norm, pooler), not the embeddings."""

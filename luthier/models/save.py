@@ -16,7 +16,6 @@ from luthier.models.find import find_model
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection import SELECTIONS, Selection
-from luthier.selection.base import ADAPTER_PREFIX
 from luthier.version import __version__
 
 if TYPE_CHECKING:
@@ -141,7 +140,12 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
     base = about["base"]
     found = find_base(base["path"], base["revision"], base["fingerprint"]) if is_adapter else find_model(str(folder))
     network = load_network(
-        found, settings, head=about["head"], labels=prompt_format.labels, multi_label=prompt_format.multi_label
+        found,
+        settings,
+        head=about["head"],
+        labels=prompt_format.labels,
+        multi_label=prompt_format.multi_label,
+        quantisation=selection.quantisation,
     )
     if not is_adapter:  # what was read are tuned weights: what they were tuned from is elsewhere
         network.folder = None
@@ -200,7 +204,8 @@ def go_on_from(network: Network, selection: Selection, prompt_format: PromptForm
     left = set() if same_head else head
     if (folder / ADAPTER_CONFIG).exists():
         learned, tensors = selection.adapter_tensors(network), load_file(folder / ADAPTER_WEIGHTS)
-        left = {ADAPTER_PREFIX + name for name in left}
+        places = {p.data_ptr() for name, p in network.model.named_parameters() if name in left}
+        left = {name for name, tensor in learned.items() if tensor.data_ptr() in places}
     else:
         learned = {name: p.detach() for name, p in network.model.named_parameters() if p.requires_grad}
         tensors = network.read_weights(folder)

@@ -279,7 +279,10 @@ def stored_trunk(
         yield None
         return
     width = network.model.config.get_text_config().hidden_size
-    key = files.fingerprint(str(VERSION), network.base_fingerprint, str(network.dtype), str(depth))
+    held = "" if network.quantisation is None else repr(network.quantisation)
+    key = files.fingerprint(
+        str(VERSION), network.base_fingerprint, str(network.dtype), str(depth), *filter(None, [held])
+    )
     home = files.cache_folder() / "trunk"
     folder = home / key[:16]
     most = int(settings.trunk_gib * 2**30)

@@ -12,6 +12,9 @@ from luthier.selection.ia3 import Ia3
 from luthier.selection.last_layers import LastLayers
 from luthier.selection.lora import Lora
 from luthier.selection.norms import Norms
+from luthier.selection.prefix import Prefix
+from luthier.selection.prompt import Prompt
+from luthier.selection.qlora import QLora
 from luthier.selection.tokens import Tokens
 
 SELECTIONS: dict[str, type[Selection]] = {
@@ -24,6 +27,9 @@ SELECTIONS: dict[str, type[Selection]] = {
     "ia3": Ia3,
     "adapter": BottleneckAdapter,
     "tokens": Tokens,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "qlora": QLora,
 }
 
 __all__ = ["SELECTIONS", "Selection"]

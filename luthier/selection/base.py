@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from luthier.models.describe import ModelFacts
     from luthier.models.network import Network
+    from luthier.models.settings import Quantisation
 
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before every name in an adapter file."""
@@ -36,7 +37,20 @@ class Selection(Settings):
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
     mergeable: ClassVar[bool] = True
-    """Whether what it learns can be folded into plain weights."""
+    """Whether what was learned can be folded into plain weights."""
+    starts_as_base: ClassVar[bool] = True
+    """Whether the output right after `apply` is the base model's; not so where something stands before each sequence.
+    """
+
+    @property
+    def extra_tokens(self) -> int:
+        """Places of the model's window that it takes before every sequence."""
+        return 0
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the base model must be loaded for it, where not as its files are."""
+        return None
 
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         """Why it can't work on this model with this head, as far as its files tell before weights are loaded.
@@ -50,7 +64,7 @@ class Selection(Settings):
         return ()
 
     def apply(self, network: Network) -> None:
-        """Wrap, add and freeze. The network's output is the same right after.
+        """Wrap, add and freeze. The network's output is the same right after, if `starts_as_base`.
 
         Raises:
             UserError: this model has nothing that the selection could take, and what works instead.
@@ -84,6 +98,10 @@ class Selection(Settings):
     def on_few_blocks(self) -> Selection:
         """The same selection on a model of two blocks, for estimates; on one, where it reaches from the top only."""
         return self
+
+    def learned_outside_blocks(self, facts: ModelFacts) -> int:
+        """Parameters that learn and lie in no block, without a label head, for estimates."""
+        return 0
 
     def rate_factor(self, name: str) -> float:
         """What the learning rate of this parameter, one of those that learn, is multiplied by."""

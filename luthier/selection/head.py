@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class LabelHead(Selection):
     """Tune the label head alone: the least that can learn, and the quickest, for the body runs once."""
 
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 1e-2
 
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         return REFUSALS.get(head)

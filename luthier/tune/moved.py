@@ -25,7 +25,10 @@ class MovedCheck:
         self.frozen = self._frozen(network)
 
     def _frozen(self, network: Network) -> dict[str, str]:
+        from luthier.models.quantise import quantised_state
+
         tensors = dict(network.model.named_parameters()) | dict(network.model.named_buffers())
+        tensors |= quantised_state(network.model)
         return {name: _hash(tensor.detach()) for name, tensor in tensors.items() if name not in self.learning}
 
     def state(self) -> dict[str, Any]:
@@ -41,6 +44,8 @@ class MovedCheck:
         Raises:
             UserError: a tensor that should learn is as it was, or a frozen one is not; all are named.
         """
+        from luthier.models.quantise import parameter_count
+
         weights = optimizer.weights()
         must = self.learning.keys() - network.indifferent_parameters
         still = [name for name, old in self.learning.items() if name in must and _hash(weights[name]) == old]
@@ -57,7 +62,7 @@ class MovedCheck:
             "tensors_learned": len(self.learning),
             "tensors_frozen": len(self.frozen),
             "parameters_learned": sum(tensor.numel() for tensor in weights.values()),
-            "parameters": sum(parameter.numel() for parameter in network.model.parameters()),
+            "parameters": parameter_count(network.model),
         }
 
 

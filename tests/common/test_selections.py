@@ -12,6 +12,7 @@ import torch
 from luthier.errors import UserError
 from luthier.models.describe import describe_model
 from luthier.models.network import Network
+from luthier.models.quantise import parameter_count
 from luthier.models.save import load_saved, save_model
 from luthier.models.settings import ModelSettings
 from luthier.records import Row
@@ -53,8 +54,8 @@ class Tuned:
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def tuned(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Tuned:
     name, head, family = request.param
-    net = make.network(tiny(family), head)
     selection = make.small(name)
+    net = make.network(tiny(family), head, quantisation=selection.quantisation)
     if refused := selection.refusal(describe_model(tiny(family)), head):
         with pytest.raises(UserError) as told:
             selection.apply(net)
@@ -82,7 +83,8 @@ def known(scores: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
 
 
 def test_output_is_unchanged_right_after_apply(tuned: Tuned) -> None:
-    assert torch.equal(known(tuned.applied, tuned.before), tuned.before)
+    assert torch.equal(known(tuned.applied, tuned.before), tuned.before) == tuned.selection.starts_as_base
+    assert torch.isfinite(tuned.applied).all()
 
 
 def test_only_what_is_selected_moves_and_all_of_it(tuned: Tuned) -> None:
@@ -92,7 +94,7 @@ def test_only_what_is_selected_moves_and_all_of_it(tuned: Tuned) -> None:
     counts = tuned.moved.check(tuned.net, tuned.optimizer)
     assert counts["tensors_learned"] == len(moved)
     assert counts["parameters_learned"] == sum(parameters[name].numel() for name in moved)
-    assert counts["parameters"] == sum(parameter.numel() for parameter in parameters.values())
+    assert counts["parameters"] == parameter_count(tuned.net.model)
 
 
 def test_a_label_head_always_learns(tuned: Tuned) -> None:
@@ -116,7 +118,7 @@ def expected_off(tuned: Tuned) -> torch.Tensor:
     """The base model's output, under the head as it is now."""
     if not tuned.net.new_parameters:
         return tuned.before
-    base = make.network(tuned.net.folder or Path(), tuned.net.head)
+    base = make.network(tuned.net.folder or Path(), tuned.net.head, quantisation=tuned.selection.quantisation)
     ours = dict(tuned.net.model.named_parameters())
     theirs = dict(base.model.named_parameters())
     for name in tuned.net.new_parameters:
@@ -147,6 +149,7 @@ def test_merge_equals_adapted(tuned: Tuned) -> None:
         with pytest.raises(UserError) as told:
             tuned.selection.merge(tuned.net)
         assert "selection: lora" in str(told.value)
+        assert torch.equal(make.output(tuned.net, tuned.rows), tuned.adapted)
         return
     tuned.selection.merge(tuned.net)
     torch.testing.assert_close(make.output(tuned.net, tuned.rows), tuned.adapted, rtol=1e-5, atol=1e-5)

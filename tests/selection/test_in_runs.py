@@ -14,6 +14,7 @@ import torch
 from luthier.cli import main
 from luthier.errors import UserError
 from luthier.models.describe import describe_model
+from luthier.models.save import go_on_from, save_model
 from luthier.planning import Prepared, prepare
 from luthier.runs import Run
 from luthier.selection import SELECTIONS
@@ -173,3 +174,17 @@ def test_models_in_16_bits_start_unchanged_and_learn(name: str, family: str, tin
     if selection.mergeable:
         selection.merge(net)
         torch.testing.assert_close(make.output(net, rows), after, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_later_stage_goes_on_from_what_was_saved(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    first, second = (make.network(tiny("bert"), "classes", seed=seed) for seed in (0, 1))
+    selection = make.small(name)
+    selection.apply(first)
+    rows = make.rows(first)
+    make.run_steps(first, Optimizer(first, OptimizerSettings()), rows, 2)
+    save_model(first, selection, make.prompt_format(first), tmp_path / "model")
+    selection.apply(second)
+    assert not torch.equal(make.output(second, rows), make.output(first, rows))
+    go_on_from(second, selection, make.prompt_format(second), tmp_path / "model")
+    assert torch.equal(make.output(second, rows), make.output(first, rows))
