@@ -79,6 +79,9 @@ class Objective(Settings):
     """The streams it reads, checked before weights are loaded."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
+    by_example: ClassVar[bool] = False
+    """Whether the loss of an example (or pair) looks at no other, and steps take the rows as they were drawn: what
+    differential privacy asks for."""
     rate_share: ClassVar[float] = 1.0
     """What the selection's own learning rate is multiplied by when the recipe names none."""
     makes_rows: ClassVar[bool] = False

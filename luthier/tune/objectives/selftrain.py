@@ -25,6 +25,7 @@ NAME = "unlabelled"
 class Selftrain(Classify):
     """Few labels and many texts: the model's own labels count where it is confident."""
 
+    by_example: ClassVar[bool] = False
     forms: ClassVar[tuple[Form, ...]] = ("classify",)
 
     unlabelled: str
