@@ -70,6 +70,17 @@ class BatchPlan:
         return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
 
 
+@dataclass(frozen=True)
+class PoissonPlan(BatchPlan):
+    """Each step draws each row by itself with the same chance, `batch_size` of them on average: what the accounting of
+    differential privacy rests on (Abadi et al. 2016, arXiv:1607.00133). A step may hold no row at all."""
+
+    def rows_of(self, step: int) -> list[int]:
+        """Indices of the rows of step 1, 2, ...; each step is drawn anew, so an epoch sees a row once on average."""
+        drawn = np.random.default_rng([self.seed, step]).random(self.rows) < self.batch_size / self.rows
+        return np.flatnonzero(drawn).tolist()
+
+
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
     order = np.arange(rows, dtype=np.uint32)

@@ -6,6 +6,7 @@ In: `Prepared`. Out: one JSON-able dictionary, and the same as text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ def check(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (),
 
 
 def report(prepared: Prepared) -> dict[str, Any]:
-    """Everything worth knowing before a run; raises nothing that `prepare` did not raise already."""
+    """Everything worth knowing before a run. Raises `UserError` where a privacy budget can't be kept."""
     needed = prepared.estimate()
+    budget = prepared.budget()
     facts = prepared.data.facts
     lengths = prepared.rows.lengths
     resolved = prepared.recipe.resolved()
@@ -47,6 +49,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
         "selection": resolved["selection"],
         "learned_parameters": needed.learned_parameters,
         "steps": prepared.plan.steps,
+        "privacy": asdict(budget) if budget else None,
         "rows": {name: len(examples) for name, examples in prepared.data.splits.items()},
         "labels": {name: split.get("labels", {}) for name, split in facts["splits"].items()},
         "tokens": {
@@ -110,6 +113,12 @@ def show(found: Mapping[str, Any]) -> str:
     if seconds is not None:
         takes = f"about {clock(seconds)}" if seconds >= 1 else "less than a second"
         lines.append(f"time       {takes} of training, {found['steps']:,} steps")
+    if private := found["privacy"]:
+        lines.append(
+            f"privacy    epsilon {private['target_epsilon']:g} at delta {private['delta']:.2g}: noise of "
+            f"{private['noise_multiplier']:.2f} times {private['max_gradient_norm']:g}, "
+            f"each row in a step with a chance of {private['sampling_rate']:.2%}"
+        )
     lines += [f"warning    {warning}" for warning in found["warnings"]]
     if not found["memory_suffices"]:
         lines.append(

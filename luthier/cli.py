@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,6 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
     recipe_arguments(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
+    sub = command("lr", run_lr, "Find a learning rate: try rising ones on a few batches, keep nothing.")
+    recipe_arguments(sub)
+    sub.add_argument("--lowest", type=float, default=1e-7, help="rate of the first step (default: 1e-7)")
+    sub.add_argument("--highest", type=float, default=1.0, help="rate of the last step (default: 1)")
+    sub.add_argument("--steps", type=int, default=100, help="how many to take at most (default: 100)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
     sub = command("train", run_train, "Tune a model and judge it: from a recipe to a verdict.")
     recipe_arguments(sub, "?")
     sub.add_argument("--out", help="run folder (default: the next free runs/NAME-1, -2, ...)")
@@ -182,6 +190,25 @@ def wait_politely() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+def run_lr(arguments: argparse.Namespace) -> int | None:
+    wait_politely()
+    from dataclasses import asdict
+
+    from luthier import rate_finder, terminal
+
+    found = rate_finder.find_learning_rate(
+        arguments.recipe,
+        arguments.overrides,
+        lowest=arguments.lowest,
+        highest=arguments.highest,
+        steps=arguments.steps,
+        progress=terminal.watcher(arguments.json),
+    )
+    shown = " ".join(shlex.quote(word) for word in (arguments.recipe, *arguments.overrides))
+    print(json.dumps(asdict(found)) if arguments.json else rate_finder.show(found, shown))
+    return None
+
+
 def run_train(arguments: argparse.Namespace) -> int | None:
     wait_politely()
     from luthier import pipeline, terminal
@@ -218,7 +245,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int | None:
 def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
     from luthier.evaluate.summary import table
 
-    print(json.dumps(verdict, ensure_ascii=False) if as_json else f"\n{table(verdict)}\n\n{verdict['sentence']}")
+    if as_json:
+        print(json.dumps(verdict, ensure_ascii=False))
+        return
+    print(f"\n{table(verdict)}\n\n{verdict['sentence']}")
+    if verdict.get("privacy"):
+        print(verdict["privacy"]["sentence"])
 
 
 def run_chat(arguments: argparse.Namespace) -> int | None:

@@ -34,6 +34,10 @@ class UserError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class Diverged(UserError):
+    """Training can't go on: the loss or a gradient is no number any more, or the loss climbs."""
+
+
 class Stopped(Exception):
     """The user interrupted the work; `mend` says how to go on. The command line exits with 130."""
 

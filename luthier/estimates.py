@@ -63,6 +63,9 @@ def estimate(prepared: Prepared) -> Estimate:
     steps = [prepared.plan.rows_of(number) for number in range(1, min(PROBED_STEPS, prepared.plan.steps) + 1)]
     lengths = [prepared.rows.lengths[step].tolist() for step in steps]
     budget = recipe.train.micro_batch_tokens or MICRO_BATCH_TOKENS[device]
+    if recipe.privacy is not None:  # examples run one at a time
+        budget = int(prepared.rows.lengths.max())
+        lengths = [[budget]]
     largest = max(lengths, key=sum)
     free = available_memory(device)
     backward_layers = recipe.chosen_selection.backward_layers(facts)
@@ -96,7 +99,7 @@ def estimate(prepared: Prepared) -> Estimate:
     longest = int(prepared.rows.lengths.max())
     setting = recipe.train.checkpoint_activations
     choice = (budget, setting == "always")
-    if free is not None and not recipe.train.micro_batch_tokens:
+    if free is not None and not recipe.train.micro_batch_tokens and recipe.privacy is None:
         options = [(budget >> halvings, False) for halvings in range(6) if budget >> halvings >= LEAST_TOKENS]
         options = [(tokens, True) for tokens, _ in options] if setting == "always" else options
         if setting == "auto":
@@ -160,7 +163,8 @@ def fixed_bytes(
     scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
     if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
         scores += 2 * facts.vocabulary * facts.hidden_size * 4
-    return int(psutil.Process().memory_info().rss) + loaded + learning_bytes(learned, dtype) + scores
+    sums = 4 * learned if recipe.privacy is not None else 0  # of clipped gradients, beside one example's
+    return int(psutil.Process().memory_info().rss) + loaded + learning_bytes(learned, dtype) + sums + scores
 
 
 def learning_bytes(learned: int, dtype: torch.dtype) -> int:

@@ -22,6 +22,7 @@ from luthier.prepare.facts import account
 from luthier.progress import Progress
 from luthier.runs import RESOLVED, VERDICT, Run, page_facts, peak_memory
 from luthier.tasks import TASKS
+from luthier.tune.privacy import in_words
 
 if TYPE_CHECKING:
     from luthier.evaluate.verdict import SystemResult
@@ -66,6 +67,8 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             resamples=recipe.evaluate.resamples,
             seed=recipe.seed,
         )
+    if spent := run.manifest.get("privacy"):
+        verdict["privacy"] = spent | {"sentence": in_words(spent)}
     if beside:
         verdict["beside"] = beside
     files.write_json(folder / VERDICT, verdict)

@@ -181,6 +181,7 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
             "windowed_texts": {name: split.windowed for name, split in prepared.tokenised.items()},
             "seed": prepared.recipe.seed,
             "estimate": asdict(needed),
+            "privacy": asdict(budget) if (budget := prepared.budget()) else None,
             "machine": machine(),
         },
     )

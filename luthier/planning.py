@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import files
-from luthier.batches import BatchPlan
+from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.mixing import Mixed, prepare_mix, read_mix
@@ -29,6 +29,7 @@ from luthier.stored_rows import StoredRows
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS, Head
 from luthier.tokens import TokenisedSplit, tokenised_splits
 from luthier.tune.objectives import OBJECTIVES, Known, Objective
+from luthier.tune.privacy import INSTALL, Budget, find_budget, missing_library
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 DEFAULT_MAX_LENGTH = 1024
@@ -72,6 +73,10 @@ class Prepared:
         """Memory and time that this run needs."""
         return estimate(self)
 
+    def budget(self) -> Budget | None:
+        """What a differentially private run may spend; None for any other. Raises `UserError` if no noise keeps it."""
+        return find_budget(self.recipe.privacy, self.plan) if self.recipe.privacy else None
+
     @property
     def fingerprint(self) -> str:
         """What a checkpoint must agree with: everything that decides the weights."""
@@ -107,7 +112,7 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
-    problems += check_evaluation(parsed, source)
+    problems += [*check_evaluation(parsed, source), *check_privacy(parsed, source)]
 
     found, facts = None, None
     path = parsed.model.path
@@ -160,7 +165,8 @@ def prepare(
 
     more = more_rows(further, named, data, make_rows, progress)
     train = parsed.train
-    plan = BatchPlan(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
+    kind = PoissonPlan if parsed.privacy else BatchPlan
+    plan = kind(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
     mix = prepare_mix(parsed, mixed, tokenizer, found.folder, prompt_format, plan, progress)
     return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix)
 
@@ -203,6 +209,30 @@ def can_learn(objective: Objective | type[Objective], facts: ModelFacts) -> bool
     head depends on its examples says no as long as these are not known."""
     head: Head | None = getattr(objective, "head", None)
     return facts.kind in objective.kinds and head is not None and made(head, facts) is not None
+
+
+def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
+    """What stands in the way of differential privacy, where it is asked for."""
+    if recipe.privacy is None:
+        return []
+    form, problems = TASKS[recipe.task].form, []
+    if not recipe.chosen_objective.by_example:
+        fitting = [name for name, kind in OBJECTIVES.items() if kind.by_example and form in kind.forms]
+        use = f"use objective: {' or '.join(fitting)}, or " if fitting else ""
+        problems.append(
+            Problem(
+                "privacy bounds what each row does to the model, and this objective looks at several rows at once",
+                source.place(("privacy",)),
+                f"{use}leave privacy out",
+            )
+        )
+    for name, there in (("stages", recipe.stages), ("mix", recipe.mix)):
+        if there:
+            what = f"privacy counts what one run spends on the rows of data:, and {name} would train on others as well"
+            problems.append(Problem(what, source.place(("privacy",)), f"leave {name} or privacy out"))
+    if missing_library():
+        problems.append(Problem("differential privacy needs `opacus`", source.place(("privacy",)), INSTALL))
+    return problems
 
 
 def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:

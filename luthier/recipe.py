@@ -30,6 +30,7 @@ from luthier.tune.hooks import ValidationSettings
 from luthier.tune.noise import NoiseSettings
 from luthier.tune.objectives import OBJECTIVES, Objective
 from luthier.tune.optimizers import OptimizerSettings
+from luthier.tune.privacy import PrivacySettings
 from luthier.tune.rates import RateSettings
 from luthier.tune.schedules import ScheduleSettings
 
@@ -196,6 +197,8 @@ class Recipe(Settings):
     """What the loss is; by default what the task picks."""
     train: TrainSettings = TrainSettings()
     """How the weights are moved."""
+    privacy: PrivacySettings | None = None
+    """Differential privacy for the rows of training; off by default."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """How the result is judged."""
     seed: int = Field(0, ge=0)
@@ -241,6 +244,8 @@ class Recipe(Settings):
         tree["selection"] = {self.selection.name: self.chosen_selection.model_dump(mode="json")}
         tree["objective"] = {name: objective.model_dump(mode="json")}
         tree["train"]["learning_rate"] = rate
+        if self.privacy is not None:  # each example's gradient is clipped instead
+            tree["train"]["max_gradient_norm"] = None
         tree["mix"] = [entry.model_dump(mode="json", exclude_unset=True) for entry in self.mix]
         # As written: what a stage does not name, it takes from the recipe.
         tree["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]

@@ -175,6 +175,7 @@ def page_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "tensors that learned, all moved": learned.get("tensors_learned"),
         "tensors frozen, all bit-identical": learned.get("tensors_frozen"),
         "steps": manifest.get("steps"),
+        "differential privacy": manifest.get("privacy"),
         "best_step": manifest.get("best_step"),
         "best step chosen by": manifest.get("select_by"),
         "training_seconds": training.get("seconds"),

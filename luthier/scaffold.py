@@ -382,9 +382,12 @@ OFFERED: dict[str, tuple[type[Settings], dict[str, Any]]] = {
 """Settings worth showing, by section: `...` shows the default; where there is none, or it says little, an example."""
 
 
+OTHER_SELECTIONS = ("full", "last_layers", "head", "qlora")
+"""Those that most people would want instead of the default."""
+
+
 def recipe_text(source: str, model: str, task: str, columns: Mapping[str, str], path: Path) -> str:
     mapped = ", ".join(f"{ours}: {scalar(theirs)}" for ours, theirs in columns.items())
-    selection = "|".join(name for name in SELECTIONS if name != "lora")
     lines = [
         f"# What is needed to tune a model on {Path(source).name}. Lines that start with # show more settings.",
         f"#   luthier check {path}    looks at everything without training",
@@ -397,7 +400,7 @@ def recipe_text(source: str, model: str, task: str, columns: Mapping[str, str], 
         *offered("data", "  # "),
         commented(f"task: {task}", TASKS[task].about),
         "",
-        commented("# selection:", f"what learns; instead of lora: {selection.replace('|', ' or ')}"),
+        commented("# selection:", f"what learns; instead of lora: {', '.join(OTHER_SELECTIONS)} and others"),
         commented("#   lora: {rank: 16}", "a small adapter beside the frozen model"),
         "",
         "# train:",

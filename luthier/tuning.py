@@ -5,6 +5,7 @@ In: `Prepared` and a run folder. Out: `model/` in that folder, and in the manife
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import shutil
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ from luthier.progress import Progress
 from luthier.runs import METRICS, Run, peak_memory
 
 if TYPE_CHECKING:
+    from luthier.batches import BatchPlan
     from luthier.models.network import Network
     from luthier.recipe import TrainSettings
     from luthier.records import Example
     from luthier.tune.hooks import Best
+    from luthier.tune.loop import Strand
+    from luthier.tune.optimizers import Optimizer
 
 
 SAVE_EVERY_SECONDS = 600
@@ -73,6 +77,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
         best_step=tuning.best.step,
         select_by=tuning.best.metric,
         learned=counts,
+        privacy=tuning.spent(at),
         training={
             "seconds": round(seconds, 1),
             "tokens_per_second": round(sum(row["tokens"] for row in taken) / seconds),
@@ -90,64 +95,19 @@ class Tuning:
     """Everything that one run's training holds, from the loaded model to the best weights so far."""
 
     def __init__(self, prepared: Prepared, run: Run, start: Path | None) -> None:
-        from luthier.models.load import load_network
-        from luthier.models.save import go_on_from
         from luthier.tune.checkpoints import Average, Checkpoints
-        from luthier.tune.loop import Strand
         from luthier.tune.moved import MovedCheck
-        from luthier.tune.noise import add_noise
-        from luthier.tune.objectives import Context
-        from luthier.tune.optimizers import Optimizer
-        from luthier.tune.rates import rate_groups
+        from luthier.tune.privacy import Budget, PrivateGradient
 
         self.prepared, self.run = prepared, run
-        recipe, plan = prepared.recipe, prepared.plan
-        objective, selection = recipe.chosen_objective, recipe.chosen_selection
-        self.network = load_network(
-            prepared.found,
-            recipe.model,
-            head=objective.head,
-            labels=prepared.data.labels,
-            multi_label=prepared.data.multi_label,
-            seed=recipe.seed,
-            quantisation=selection.quantisation,
-        )
-        selection.apply(self.network)
-        if start is not None:
-            go_on_from(self.network, prepared.recipe.chosen_selection, prepared.prompt_format, start)
-        if run.manifest["estimate"]["checkpoint_activations"]:
-            self.network.checkpoint_activations()
-        add_noise(self.network, recipe.train)
-        examples = prepared.data.splits["train"]
-        context = Context(
-            self.network,
-            prepared.rows,
-            examples,
-            prepared.prompt_format,
-            recipe.seed,
-            prepared.base,
-            plan,
-            prepared.more,
-        )
-        total = 1 + sum(mixed.weight for mixed in prepared.mix)
-        self.strands = [Strand(objective.begin(context), plan, 1 / total)]
-        self.beside = {mixed.name: mixed_network(self.network, mixed) for mixed in prepared.mix}
-        for mixed in prepared.mix:
-            rows, rows_examples = mixed.tokenised["train"].rows, mixed.data.splits["train"]
-            seen = Context(
-                self.beside[mixed.name],
-                rows,
-                rows_examples,
-                mixed.prompt_format,
-                recipe.seed,
-                prepared.base,
-                mixed.plan,
-            )
-            learner = mixed.objective.begin(seen)
-            self.strands.append(Strand(learner, mixed.plan, mixed.weight / total, mixed.name))
-        self.network.comparison = objective.comparison or self.network.comparison
-        groups = rate_groups(self.network, recipe.train, plan.steps_per_epoch, selection.rate_factor)
-        self.optimizer = Optimizer(self.network, recipe.train, groups)
+        self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"], start)
+        plan = with_secret(prepared, run)
+        self.strands, self.beside = strands_to_learn(prepared, self.network, plan)
+        self.optimizer = optimizer_to_tune(prepared, self.network)
+        self.private = None
+        if run.manifest.get("privacy"):
+            budget = Budget(**run.manifest["privacy"])
+            self.private = PrivateGradient(self.strands[0].learner, self.optimizer, budget, plan.seed)
         self.moved = MovedCheck(self.network, self.optimizer)
         self.best = best_of(prepared)
         self.average = Average()
@@ -179,6 +139,13 @@ class Tuning:
         values = [figures[self.best.metric] for figures in self.best.history]
         share = plateau_share(values, self.best.higher_is_better, settings)
         return peak * share * rate_share(step, self.prepared.plan.steps, settings)
+
+    def spent(self, steps: int) -> dict[str, Any] | None:
+        """What a private run has spent after so many steps, beside its budget."""
+        if self.private is None:
+            return None
+        epsilon = self.private.budget.epsilon_after(steps)
+        return asdict(self.private.budget) | {"epsilon": epsilon, "steps": steps}
 
     def save(self, step: int) -> None:
         self.checkpoints.save(self.optimizer, step, {"best": self.best.state()}, self.average)
@@ -215,6 +182,82 @@ class Tuning:
         progress.say(f"the mean of the last {self.average.count} validated weights {told}")
 
 
+def network_to_tune(prepared: Prepared, checkpoint_activations: bool, start: Path | None = None) -> Network:
+    """The base model with the head that the objective asks for and its selection applied, or as it was left in the
+    model folder `start`."""
+    from luthier.models.load import load_network
+    from luthier.models.save import go_on_from
+    from luthier.tune.noise import add_noise
+
+    recipe = prepared.recipe
+    network = load_network(
+        prepared.found,
+        recipe.model,
+        head=recipe.chosen_objective.head,
+        labels=prepared.data.labels,
+        multi_label=prepared.data.multi_label,
+        seed=recipe.seed,
+        quantisation=recipe.chosen_selection.quantisation,
+    )
+    recipe.chosen_selection.apply(network)
+    if start is not None:
+        go_on_from(network, recipe.chosen_selection, prepared.prompt_format, start)
+    if checkpoint_activations:
+        network.checkpoint_activations()
+    add_noise(network, recipe.train)
+    return network
+
+
+def strands_to_learn(prepared: Prepared, network: Network, plan: BatchPlan) -> tuple[list[Strand], dict[str, Network]]:
+    """The recipe's own rows by this plan, then each of `mix`; and the networks of those, by name."""
+    from luthier.tune.loop import Strand
+    from luthier.tune.objectives import Context
+
+    recipe, objective = prepared.recipe, prepared.recipe.chosen_objective
+    context = Context(
+        network,
+        prepared.rows,
+        prepared.data.splits["train"],
+        prepared.prompt_format,
+        recipe.seed,
+        prepared.base,
+        plan,
+        prepared.more,
+    )
+    total = 1 + sum(mixed.weight for mixed in prepared.mix)
+    strands = [Strand(objective.begin(context), plan, 1 / total)]
+    beside = {mixed.name: mixed_network(network, mixed) for mixed in prepared.mix}
+    for mixed in prepared.mix:
+        rows, examples = mixed.tokenised["train"].rows, mixed.data.splits["train"]
+        seen = Context(beside[mixed.name], rows, examples, mixed.prompt_format, recipe.seed, prepared.base, mixed.plan)
+        strands.append(Strand(mixed.objective.begin(seen), mixed.plan, mixed.weight / total, mixed.name))
+    network.comparison = objective.comparison or network.comparison
+    return strands, beside
+
+
+def optimizer_to_tune(prepared: Prepared, network: Network) -> Optimizer:
+    """What moves everything that learns by now."""
+    from luthier.tune.optimizers import Optimizer
+    from luthier.tune.rates import rate_groups
+
+    recipe, settings = prepared.recipe, prepared.recipe.train
+    groups = rate_groups(network, settings, prepared.plan.steps_per_epoch, recipe.chosen_selection.rate_factor)
+    if recipe.privacy is not None:  # each example's gradient is clipped instead
+        settings = settings.model_copy(update={"max_gradient_norm": None})
+    return Optimizer(network, settings, groups)
+
+
+def with_secret(prepared: Prepared, run: Run) -> BatchPlan:
+    """The plan of this run; where privacy asks for a secret, its seed is a random key, kept with the checkpoints for as
+    long as the run may have to be resumed."""
+    if prepared.recipe.privacy is None or prepared.recipe.privacy.noise != "secret":
+        return prepared.plan
+    file = run.folder / "checkpoints" / "secret.json"
+    if not file.exists():
+        files.write_json(file, {"key": secrets.token_hex(16)})
+    return replace(prepared.plan, seed=int(files.read_json(file)["key"], 16))
+
+
 def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, int] | None]:
     """Run the loop after step `at`. Returns the last step, and the tokens that the stored trunk computed and reused.
 
@@ -236,6 +279,7 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
         rate_of=tuning.rate_of,
         micro_batch_tokens=run.manifest["estimate"]["micro_batch_tokens"],
         after=at,
+        private=tuning.private,
     )
     losses = [row["loss"] for row in run.log if row["kind"] == "step"]
     tokens, busy = 0, 0.0
@@ -251,7 +295,7 @@ def train(tuning: Tuning, at: int, progress: Progress) -> tuple[int, dict[str, i
         for step in () if stopped_early else steps:
             tokens, busy, at = tokens + step.tokens, busy + step.seconds, step.step
             files.append_json_line(run.folder / METRICS, {"kind": "step", **asdict(step)})
-            losses.append(step.loss)
+            losses += [step.loss] if step.examples else []
             if not makes_rows:  # a loss over answers of its own making says nothing by its size
                 refuse_climbing_loss(losses, best, run.folder)
             shown = f"; {best.metric} {best.history[-1][best.metric]:.3f}" if best.history else ""

@@ -26,7 +26,7 @@ from luthier.planning import prepare
 from luthier.runs import Run
 from luthier.version import __version__
 
-COMMANDS = ("init", "check", "train", "evaluate", "chat", "runs", "merge", "schema")
+COMMANDS = ("init", "check", "lr", "train", "evaluate", "chat", "runs", "merge", "schema")
 
 
 def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

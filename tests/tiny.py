@@ -148,12 +148,12 @@ def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form 
 
 
 def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
-    """What the network says of the rows: label scores, embeddings, or next-token scores at every token."""
+    """What the network says of the rows: label scores, hidden states, or next-token scores at every token."""
     net.model.eval()
     batch: Batch = collate(some)
     with torch.no_grad():
         if net.head == "pooled":
-            return net.embeddings(batch)
+            return net.hidden(batch)
         if net.head == "tags":
             return net.tag_logits(batch)
         return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)

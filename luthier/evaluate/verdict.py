@@ -25,6 +25,7 @@ In: what each system answered on the same held-out rows. Out: one JSON-able dict
     mistakes         the tuned model's worst, at most ten: id, text, expected, predicted, confidence (or null),
                      remark (for people; "" where the answers say it all)
     confusions       the tuned model's commonest: expected, predicted, count, share (of the expected label's rows)
+    privacy          null, or what the caller knows of differential privacy in training: epsilon, delta, sentence, ...
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def build_verdict(
         "comparisons": comparisons,
         "mistakes": worst_mistakes(tuned.predictions, task),
         "confusions": [],
+        "privacy": None,
     }
     if task == CLASSIFY:
         verdict["confusions"] = commonest_confusions(tuned.predictions, known)

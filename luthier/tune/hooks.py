@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from luthier.errors import UserError
+from luthier.errors import Diverged
 from luthier.settings import Settings
 
 
@@ -111,14 +111,14 @@ CLIMB_NATS = 0.3
 
 
 def refuse_climbing_loss(losses: Sequence[float], best: Best, folder: Path) -> None:
-    """Raise `UserError` where the mean loss of the latest steps is far above that of the first ones."""
+    """Raise `Diverged` where the mean loss of the latest steps is far above that of the first ones."""
     if len(losses) < 3 * CLIMB_WINDOW:
         return
     first = sum(losses[:CLIMB_WINDOW]) / CLIMB_WINDOW
     latest = sum(losses[-CLIMB_WINDOW:]) / CLIMB_WINDOW
     if first > 0 and latest > CLIMB_TIMES * first and latest > first + CLIMB_NATS:
         kept = f"; the best weights, of step {best.step}, are in {folder / 'checkpoints'}" if best.step else ""
-        raise UserError(
+        raise Diverged(
             f"the loss climbs: {first:.3f} over the first {CLIMB_WINDOW} steps, {latest:.3f} over the latest{kept}",
             mend="the learning rate is the likely cause: lower train.learning_rate (a third is a good next try)",
         )

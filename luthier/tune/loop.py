@@ -16,11 +16,12 @@ from itertools import chain
 import torch
 
 from luthier.batches import BatchPlan, collate
-from luthier.errors import UserError
+from luthier.errors import Diverged, UserError
 from luthier.models.network import Network
 from luthier.records import Row, Step
 from luthier.tune.objectives.base import Learner
 from luthier.tune.optimizers import Optimizer
+from luthier.tune.privacy import PrivateGradient
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def train(
     rate_of: Callable[[int], float],
     micro_batch_tokens: int,
     after: int = 0,
+    private: PrivateGradient | None = None,
 ) -> Iterator[Step]:
     """Yield every step of the first strand's plan that comes after step `after`.
 
@@ -65,6 +67,7 @@ def train(
 
     Args:
         rate_of: The learning rate of a step, by its number.
+        private: Makes the gradient of the one strand there is, where a run is differentially private.
 
     Raises:
         UserError: the loss is no number any more, or something that should learn was given no gradient.
@@ -72,16 +75,20 @@ def train(
     plan = strands[0].plan
     for number in range(after + 1, plan.steps + 1):
         started = time.perf_counter()
-        torch.manual_seed(plan.seed * 1_000_003 + number)
+        torch.manual_seed((plan.seed * 1_000_003 + number) % 2**63)
         rate = rate_of(number)
         learned = Learned()
         first, *others = strands
         beside = [(strand, list(chain(*rows_of(strand, number)))) for strand in others]
         for update in rows_of(first, number):
             network.train_mode()
-            loss = sum(backward(network, *part, micro_batch_tokens, learned) for part in ((first, update), *beside))
+            if private is None:
+                loss = sum(backward(network, *part, micro_batch_tokens, learned) for part in ((first, update), *beside))
+            else:
+                loss = private.take(update, number)
+                learned.count(update)
             check(loss, number)
-            if number == after + 1 and not learned.norms and (silent := optimizer.without_gradient()):
+            if number == after + 1 and not learned.norms and (silent := (private or optimizer).without_gradient()):
                 raise UserError(
                     f"{len(silent)} tensors should learn and the loss does not reach them: {', '.join(silent[:5])}",
                     mend="this is a fault of the model's support in Luthier; try selection: lora",
@@ -130,7 +137,7 @@ def backward(network: Network, strand: Strand, rows: Sequence[Row], micro_batch_
 
 def check(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise UserError(
+        raise Diverged(
             f"the loss became {loss} at step {step}",
             mend="lower train.learning_rate (a third is a good next try); the last checkpoint is intact",
         )

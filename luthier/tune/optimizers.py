@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from luthier.errors import UserError
+from luthier.errors import Diverged
 from luthier.settings import Settings
 from luthier.tune.rates import RateGroup
 
@@ -117,7 +117,7 @@ class Optimizer:
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
-            raise UserError(
+            raise Diverged(
                 f"the gradient's norm became {float(norm)}",
                 mend="lower train.learning_rate (a third is a good next try); the last checkpoint is intact",
             )

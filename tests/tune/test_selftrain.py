@@ -60,9 +60,7 @@ def test_the_share_and_the_first_epochs(tiny: Callable[..., Path]) -> None:
     others = [make.unlabelled(row) for row in make.rows(net, count=14)]
     learner = begun(net, others, confidence=0.01, share=0.75, after=1.5, weight_of_unlabelled=0.25)
     sizes = [len(next(iter(learner.updates(step, [0, 1])))) for step in range(1, 9)]
-    assert sizes == [2] * 6 + [2 + 6] * 2, (
-        "4 steps an epoch, 1.5 epochs first, then 3 unlabelled rows for each labelled"
-    )
+    assert sizes == [2] * 6 + [2 + 6] * 2, "4 steps an epoch, 1.5 epochs first, then 3 unlabelled for each labelled"
     (made,) = learner.updates(8, [0, 1])
     assert {row.example_streams["weight"] for row in made[2:]} <= {0.25, 0.125, 0.5}
 

@@ -31,6 +31,7 @@ NAME = "target"
 class Adversarial(Classify):
     """Labels from other domains than the one that matters: features that do not tell which domain a text is from."""
 
+    by_example: ClassVar[bool] = False
     forms: ClassVar[tuple[Form, ...]] = ("classify",)
 
     target: str

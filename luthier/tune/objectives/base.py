@@ -83,6 +83,9 @@ class Objective(Settings):
     """The kinds of models that it can teach, of those that can have its head."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
+    by_example: ClassVar[bool] = False
+    """Whether the loss of an example (or pair) looks at no other, and steps take the rows as they were drawn: what
+    differential privacy asks for."""
     rate_share: ClassVar[float] = 1.0
     """What the selection's own learning rate is multiplied by when the recipe names none."""
     makes_rows: ClassVar[bool] = False

@@ -26,6 +26,7 @@ class Classify(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("classify",)
     example_streams: ClassVar[tuple[str, ...]] = ("label", "weight")
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
+    by_example: ClassVar[bool] = True
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all labels (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""

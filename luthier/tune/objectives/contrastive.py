@@ -36,8 +36,8 @@ class Contrastive(Objective):
 
     pairs: int = Field(1, ge=1)
     """For each row of a step, so many pairs with a row of the same label, and as many with a row of another."""
-    inverse_strength: float = Field(1.0, gt=0)
-    """How little the weights of the label layer are held small: `C` of scikit-learn's LogisticRegression."""
+    inverse_strength: float = Field(30.0, gt=0)
+    """How freely the label layer fits: `C` of scikit-learn's LogisticRegression, on embeddings of length one."""
     head_rows: int = Field(4096, ge=1)
     """Most training rows that the label layer is fitted on."""
 

@@ -38,6 +38,7 @@ class Dpo(Objective):
     example_streams: ClassVar[tuple[str, ...]] = ("weight",)
     rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
+    by_example: ClassVar[bool] = True
     pairs_only: ClassVar[bool] = True
 
     variant: Variant = "sigmoid"

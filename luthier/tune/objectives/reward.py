@@ -30,6 +30,7 @@ class Reward(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("prefer",)
     example_streams: ClassVar[tuple[str, ...]] = ("weight",)
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
+    by_example: ClassVar[bool] = True
     pairs_only: ClassVar[bool] = True
 
     centring: float = Field(0.0, ge=0)

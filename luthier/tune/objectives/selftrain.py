@@ -25,6 +25,7 @@ NAME = "unlabelled"
 class Selftrain(Classify):
     """Few labels and many texts: the model's own labels count where it is confident."""
 
+    by_example: ClassVar[bool] = False
     forms: ClassVar[tuple[Form, ...]] = ("classify",)
 
     unlabelled: str
@@ -83,7 +84,7 @@ class SelftrainLearner(Learner):
         return made
 
     def label(self, probabilities: Sequence[float]) -> Any:
-        """As the stream of a labelled row; None where the model is not sure (of each label, if there are several)."""
+        """As the stream of a labelled row; None where the model is not sure (of each one of several labels)."""
         least = self.objective.confidence
         if self.multi_label:
             sure = all(max(value, 1 - value) >= least for value in probabilities)

@@ -25,6 +25,7 @@ class Sft(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("generate",)
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
+    by_example: ClassVar[bool] = True
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
