@@ -9,12 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.engine.classify import class_probabilities
+from luthier.engine.classify import class_probabilities, class_scores, word_tags
 from luthier.engine.generate import Sampling, generate
 from luthier.errors import UserError
+from luthier.evaluate.entities import entities
 from luthier.evaluate.predict import label_answer
 from luthier.models.save import Saved
-from luthier.prompts import Turns, prompt_row
+from luthier.prompts import prompt_row, stop_ids
+from luthier.tasks import Form
+
+OnText = Callable[[str], Any]
+"""Called with each new piece of what the model writes."""
 
 
 @dataclass(frozen=True)
@@ -54,46 +59,105 @@ class Conversation:
 
     @property
     def greeting(self) -> str:
-        if self.saved.prompt_format.form == "classify":
-            return f"Type a text to label it ({', '.join(self.saved.prompt_format.labels)}). /exit ends."
-        return "Type a message. /new starts over, /exit ends."
+        """What a person may type."""
+        labels = ", ".join(self.saved.prompt_format.labels)
+        return ANSWERERS[self.saved.prompt_format.form].greeting.replace("{labels}", labels)
 
     def forget(self) -> None:
         self.messages.clear()
 
-    def answer(self, message: str, on_text: Callable[[str], Any] | None = None) -> Reply:
+    def answer(self, message: str, on_text: OnText | None = None) -> Reply:
         """The model's answer; a chat remembers the turns before, other tasks take each message by itself."""
-        network, prompt_format = self.saved.network, self.saved.prompt_format
         if not message.strip():
             raise UserError("the message is empty", mend="type a text")
-        if prompt_format.form == "classify":
-            row = prompt_row({"text": message}, network.tokenizer, prompt_format)
-            (values,) = class_probabilities(network, [row], prompt_format.multi_label)
-            probabilities = dict(zip(prompt_format.labels, values, strict=True))
-            answer = label_answer(probabilities, prompt_format.multi_label)
-            label = (", ".join(answer) or "(none)") if prompt_format.multi_label else answer
-            return Reply(label, row.tokens, probabilities)
-        if network.head == "score":
-            raise UserError("this model scores answers and writes none", mend="its model card shows how to ask it")
-        if prompt_format.task != "chat":
-            self.forget()
-        self.messages.append({"role": "user", "content": message})
-        row = prompt_row({"messages": self.messages}, network.tokenizer, prompt_format)
-        window = getattr(network.model.config.get_text_config(), "max_position_embeddings", None)
-        if window is not None and len(row.tokens) >= window:
-            self.messages.pop()
+        return ANSWERERS[self.saved.prompt_format.form].answer(self, message, on_text)
+
+    def write(self, prompt: Sequence[int], on_text: OnText | None) -> Reply:
+        """What the model writes after these tokens."""
+        network, window = self.saved.network, self.saved.network.window
+        if window is not None and len(prompt) >= window:
             raise UserError(
-                f"the prompt is {len(row.tokens)} tokens and the model's window is {window}",
+                f"the prompt is {len(prompt)} tokens and the model's window is {window}",
                 mend="shorten the message, or start over with /new",
             )
-        room = self.max_new_tokens if window is None else min(self.max_new_tokens, window - len(row.tokens))
         (reply,) = generate(
             network,
-            [list(row.tokens)],
-            max_new_tokens=room,
-            stop_ids=Turns(network.tokenizer, prompt_format).stop_ids,
+            [list(prompt)],
+            max_new_tokens=self.max_new_tokens if window is None else min(self.max_new_tokens, window - len(prompt)),
+            stop_ids=stop_ids(network.tokenizer, self.saved.prompt_format),
             sampling=self.sampling,
             on_text=on_text,
         )
-        self.messages.append({"role": "assistant", "content": reply.text})
-        return Reply(reply.text, row.tokens, streamed=on_text is not None)
+        return Reply(reply.text, prompt, streamed=on_text is not None)
+
+
+def label(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """The label or labels of a text."""
+    network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    row = prompt_row({"text": message}, network.tokenizer, prompt_format)
+    (values,) = class_probabilities(network, [row], prompt_format.multi_label)
+    probabilities = dict(zip(prompt_format.labels, values, strict=True))
+    answer = label_answer(probabilities, prompt_format.multi_label)
+    return Reply((", ".join(answer) or "(none)") if prompt_format.multi_label else answer, row.tokens, probabilities)
+
+
+def reply(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """The assistant's next turn."""
+    network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    if network.head == "score":
+        raise UserError("this model scores answers and writes none", mend="its model card shows how to ask it")
+    if prompt_format.task != "chat":
+        conversation.forget()
+    conversation.messages.append({"role": "user", "content": message})
+    row = prompt_row({"messages": conversation.messages}, network.tokenizer, prompt_format)
+    try:
+        answer = conversation.write(row.tokens, on_text)
+    except UserError:
+        conversation.messages.pop()
+        raise
+    conversation.messages.append({"role": "assistant", "content": answer.text})
+    return answer
+
+
+def rate(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """A text's number."""
+    network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    row = prompt_row({"text": message}, network.tokenizer, prompt_format)
+    mean, deviation = prompt_format.scale
+    return Reply(f"{mean + deviation * float(class_scores(network, [row])[0, 0]):.4g}", row.tokens)
+
+
+def mark(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """The entities in a text, whose words are what white space parts."""
+    network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
+    words = message.split()
+    row = prompt_row({"tokens": words}, network.tokenizer, prompt_format)
+    tags = ["O"] * len(words)
+    for each in word_tags(network, [row])[0]:
+        tags[each.word] = prompt_format.labels[each.tag]
+    found = [f"{' '.join(words[start:end])} ({kind})" for kind, start, end in entities(tags, strict=True)]
+    return Reply(", ".join(found) or "(none)", row.tokens)
+
+
+def go_on(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:
+    """How the text might go on."""
+    row = prompt_row({"text": message}, conversation.saved.network.tokenizer, conversation.saved.prompt_format)
+    return conversation.write(row.tokens, on_text)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """How one form of examples is asked by hand."""
+
+    greeting: str
+    answer: Callable[[Conversation, str, OnText | None], Reply]
+
+
+ANSWERERS: dict[Form, Answerer] = {
+    "classify": Answerer("Type a text to label it ({labels}). /exit ends.", label),
+    "generate": Answerer("Type a message. /new starts over, /exit ends.", reply),
+    "prefer": Answerer("Type a message. /exit ends.", reply),
+    "regress": Answerer("Type a text to get its number. /exit ends.", rate),
+    "tag": Answerer("Type a text to find what is tagged in it. /exit ends.", mark),
+    "lm": Answerer("Type how a text begins, and the model goes on. /exit ends.", go_on),
+}

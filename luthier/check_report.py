@@ -61,6 +61,8 @@ def report(prepared: Prepared) -> dict[str, Any]:
         },
         "max_length": prepared.prompt_format.max_length,
         "truncated_rows": {name: split.truncated for name, split in prepared.tokenised.items()},
+        "windowed_texts": {name: split.windowed for name, split in prepared.tokenised.items()},
+        "training_rows": len(prepared.rows),
         "data": facts,
         "warnings": [*facts.get("warnings", []), *prepared.source.notes],
         "memory_bytes": needed.peak_bytes,
@@ -100,6 +102,9 @@ def show(found: Mapping[str, Any]) -> str:
     cut = {name: count for name, count in found["truncated_rows"].items() if count}
     where = ": " + ", ".join(f"{name} {count:,}" for name, count in cut.items()) if cut else ""
     lines.append(f"truncated  {sum(cut.values()) or 'no'} rows at max_length {found['max_length']}{where}")
+    if windowed := sum(found["windowed_texts"].values()):
+        many = f"train has {found['training_rows']:,} windows"
+        lines.append(f"windows    {windowed:,} texts are longer and cut into windows of that; {many}")
     lines.append(f"copies     {copies(data)}")
     free = found["memory_available_bytes"]
     needs = f"about {found['memory_bytes'] / 2**30:.1f} GiB"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
+from luthier.tasks import TASKS
 from luthier.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -89,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("init", run_init, "Write a commented recipe for your own file.")
     sub.add_argument("data", nargs="?", help="your data file")
-    sub.add_argument("--task", help="classify, generate or chat; asked or guessed when left out")
+    sub.add_argument("--task", help=f"{', '.join(TASKS)}; asked or guessed when left out")
     sub.add_argument("--model", help="hub id, folder, .gguf file or pypi:PACKAGE")
     sub.add_argument("--out", default="recipe.yaml", help="the recipe to write (default: recipe.yaml)")
 

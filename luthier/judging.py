@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import files
 from luthier.errors import UserError
 from luthier.mixing import OWN, Mixed
+from luthier.models.heads import made
 from luthier.planning import Prepared
 from luthier.prepare.facts import account
 from luthier.progress import Progress
@@ -53,7 +54,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     if (comparison := recipe.chosen_objective.comparison) is not None:
         saved.network.comparison = comparison
         saved.network.refer_to(lambda: saved.selection.off(saved.network))
-    tuned = tuned_result(saved.network, prepared, progress)
+    tuned = tuned_result(saved, prepared, progress)
     beside = {mixed.name: judge_mixed(saved, mixed, prepared, progress) for mixed in prepared.mix}
     systems = [tuned, *baseline_results(saved, prepared, progress)]
     with progress.stage("testing for significance"):
@@ -100,6 +101,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,
+            scale=saved.prompt_format.scale,
             head=recipe.chosen_objective.head,
             added_tokens=bool(recipe.chosen_selection.added_tokens()),
             files=files_of(run.model_folder),
@@ -142,7 +144,7 @@ def judge_mixed(saved: Saved, mixed: Mixed, prepared: Prepared, progress: Progre
     return verdict
 
 
-def tuned_result(network: Network, prepared: Prepared, progress: Progress) -> SystemResult:
+def tuned_result(saved: Saved, prepared: Prepared, progress: Progress) -> SystemResult:
     """The tuned model's answers on the test split."""
     from luthier.evaluate.predict import predict
     from luthier.evaluate.verdict import SystemResult
@@ -151,7 +153,11 @@ def tuned_result(network: Network, prepared: Prepared, progress: Progress) -> Sy
     started = time.perf_counter()
     with progress.stage("judging the tuned model", len(test)) as tell:
         predictions = predict(
-            network, test, prepared.prompt_format, prepared.recipe.evaluate.max_new_tokens, lambda done: tell(done, "")
+            saved.network,
+            test,
+            saved.prompt_format,
+            prepared.recipe.evaluate.max_new_tokens,
+            lambda done: tell(done, ""),
         )
     selection = next(iter(prepared.recipe.resolved()["selection"]))
     return SystemResult(
@@ -166,7 +172,7 @@ def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> li
 
     settings = prepared.recipe.evaluate
     names = TASKS[prepared.recipe.task].baselines if settings.baselines is None else settings.baselines
-    if prepared.facts.kind != "decoder":
+    if made("language", prepared.facts) is None:
         for name in names:
             if BASELINES[name].prompted:
                 progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")

@@ -14,8 +14,9 @@ import numpy as np
 
 from luthier.errors import Problem, UserError
 from luthier.files import fingerprint
+from luthier.prepare.columns import UNLABELLED
 from luthier.prepare.examples import Examples
-from luthier.prepare.read import UNLABELLED, Dataset, DataSettings, read_data
+from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.progress import Progress
 from luthier.stored_rows import StoredRows
 from luthier.tune.objectives import MoreData

@@ -178,6 +178,7 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
             "data_facts": data.facts,
             "prompt_format": prepared.prompt_format.fingerprint,
             "truncated_rows": {name: split.truncated for name, split in prepared.tokenised.items()},
+            "windowed_texts": {name: split.windowed for name, split in prepared.tokenised.items()},
             "seed": prepared.recipe.seed,
             "estimate": asdict(needed),
             "privacy": asdict(budget) if (budget := prepared.budget()) else None,

@@ -17,6 +17,7 @@ from luthier.estimates import Estimate, estimate
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
+from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
@@ -25,9 +26,9 @@ from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
 from luthier.records import Row
 from luthier.stored_rows import StoredRows
-from luthier.tasks import MULTI_LABEL_METRICS, TASKS
+from luthier.tasks import MULTI_LABEL_METRICS, TASKS, Head
 from luthier.tokens import TokenisedSplit, tokenised_splits
-from luthier.tune.objectives import OBJECTIVES, Known
+from luthier.tune.objectives import OBJECTIVES, Known, Objective
 from luthier.tune.privacy import INSTALL, Budget, find_budget, missing_library
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
@@ -153,7 +154,7 @@ def prepare(
     tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
     room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)
-    prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length)
+    prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale)
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
     check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
@@ -227,15 +228,27 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
     return problems
 
 
+def can_learn(objective: Objective | type[Objective], facts: ModelFacts) -> bool:
+    """Whether this kind of model can be taught by the objective, and have the head that it needs; an objective whose
+    head depends on its examples says no as long as these are not known."""
+    head: Head | None = getattr(objective, "head", None)
+    return facts.kind in objective.kinds and head is not None and made(head, facts) is not None
+
+
 def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
     """What the model's own files say against this recipe."""
-    if recipe.chosen_objective.head == "language" and facts.kind != "decoder":
+    if not can_learn(recipe.chosen_objective, facts):
+        form = TASKS[recipe.task].form
+        kindred = [name for name, kind in OBJECTIVES.items() if form in kind.forms and can_learn(kind, facts)]
+        able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
+        others = [f"objective: {' or '.join(kindred)}"] if kindred else [f"task: {' or '.join(able)}"] if able else []
+        kinds = [kind for kind in recipe.chosen_objective.kinds if kind in HEADS[recipe.chosen_objective.head].made]
         problems.append(
             Problem(
-                f"{found.path} is an {facts.kind} ({facts.model_type}), which can't do task: {recipe.task}",
+                f"{found.path} is {article(facts.kind)} ({facts.model_type}), which can't do task: {recipe.task}",
                 source.place(("model",)),
-                "use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or "
-                + ("objective: reward" if recipe.task == "prefer" else "task: classify"),
+                f"use {' or '.join(ADVICE[kind] for kind in kinds)}"
+                + (f", or {' or '.join(others)}" if others else ""),
             )
         )
     selection = recipe.chosen_selection

@@ -17,7 +17,9 @@ import torch
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
 from luthier.kernels.projection import is_linear, weight_of
-from luthier.models.load import model_class, quiet
+from luthier.models.describe import describe_model
+from luthier.models.heads import HEADS, loader, settle
+from luthier.models.load import quiet
 from luthier.models.network import Network
 from luthier.models.quantise import parameter_count, quantise_blocks
 from luthier.models.settings import Quantisation
@@ -148,13 +150,14 @@ def small_network(
         text.layer_types = list(text.layer_types[:BLOCKS])
     text.vocab_size = VOCABULARY
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
-    config.num_labels = 1 if head == "score" else 2
+    settle(config, head, ("a", "b"), multi_label=False)
+    kind = loader(head, describe_model(folder), str(folder))
     with torch.random.fork_rng(devices=[]):
-        model: Any = model_class(head).from_config(config).to(dtype).to(device)
+        model = kind.from_config(config).to(dtype).to(device)
     if quantisation is not None:
         quantise_blocks(model, quantisation, dtype)
     prefix = f"{model.base_model_prefix}."
-    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if head != "language" else set()
+    new = {n for n, _ in model.named_parameters() if not n.startswith(prefix)} if HEADS[head].is_new else set()
     return Network(
         model,
         _Padding,

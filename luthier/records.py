@@ -23,7 +23,7 @@ class Example:
     fields: Mapping[str, Any]
     """`classify`: text, label (a name; a list of names when multi-label). `generate`, `chat`: messages. `prefer`:
     messages up to the answers, and either chosen and rejected, or completion and whether it is `desirable`; an answer
-    is a list of turns."""
+    is a list of turns. `lm`: text. `regress`: text, score (a number). `tag`: tokens (words), tags (a name for each)."""
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
@@ -109,7 +109,7 @@ class Prediction:
 
     id: str
     expected: Any
-    """Label name, sorted list of label names, or the reference text."""
+    """Label name, sorted list of label names, a number, a tag for each word, or the reference text."""
     predicted: Any
     """The same kind as `expected`."""
     text: str
@@ -117,8 +117,11 @@ class Prediction:
     probabilities: Mapping[str, float] | None = None
     """Per label, where the system gives them."""
     loss: float | None = None
-    """Sum of negative log-likelihood of the reference in nats, where the system gives it."""
+    """Sum of negative log-likelihood of the reference in nats, where the system gives it; of a number, the squared
+    error in deviations of the training split."""
     loss_tokens: int = 0
     """How many tokens `loss` is summed over."""
+    loss_bytes: int = 0
+    """How many bytes of text (UTF-8) these tokens stand for, where the text is what is predicted."""
     margin: float | None = None
     """By how much the system values the expected answer above the other one, where it compares answers."""

@@ -20,9 +20,18 @@ import yaml
 from luthier import files
 from luthier.errors import UserError, nearest, raise_all
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.prepare.columns import LABEL_NAMES, MESSAGES, TEXT_NAMES, conventions, find_columns
+from luthier.prepare.columns import (
+    LABEL_NAMES,
+    MESSAGES,
+    SCORE_NAMES,
+    TEXT_NAMES,
+    Convention,
+    conventions,
+    find_columns,
+)
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
 from luthier.prepare.labels import label_text
+from luthier.prepare.readers import IOB2
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.recipe import TrainSettings
@@ -35,6 +44,7 @@ SAMPLE_BYTES = 1 << 20
 SAMPLE_ROWS = 500
 MOST_LABELS = 50
 LONGEST_LABEL = 40
+SCORE_WORDS = ("score", *SCORE_NAMES, "price", "grade", "points", "amount")
 LABEL_WORDS = ("label", *LABEL_NAMES, "topic", "rating", "stars", "type", "tag", "polarity", "spam")
 TEXT_WORDS = ("text", *TEXT_NAMES, "message", "title", "description")
 PROMPT_WORDS = ("prompt", "question", "source", "input", "query", "instruction", "request")
@@ -115,13 +125,12 @@ def sample(source: str) -> Table:
 
 def guess_task(table: Table, task: str | None, ask: Ask | None) -> Guess:
     """The task (unless it is given) and the columns that it needs."""
-    guessers = {"prefer": guess_pairs, "chat": guess_turns, "generate": guess_answers, "classify": guess_labels}
-    order = [task] if task else list(guessers)
+    order = [task] if task else list(GUESSERS)
     for each in order:
         if guess := by_names(table, each, task is not None):
             return guess
     for each in order:
-        if guess := guessers[each](table, ask):
+        if guess := GUESSERS[each].by_looks(table, ask):
             return guess
     if task is None and ask is not None and len(table.columns) > 1:
         chosen = choose(ask, "What should the model do?", list(TASKS), "classify")
@@ -132,18 +141,18 @@ def guess_task(table: Table, task: str | None, ask: Ask | None) -> Guess:
 
 
 def by_names(table: Table, task: str, given: bool) -> Guess | None:
-    """Columns with well-known names; a label column must also look like one, unless the task was given."""
+    """Columns with well-known names; unless the task was given, they must also look like what the task reads."""
     convention, columns, _ = find_columns(task, {}, table)
-    if convention is None or (task == "chat" and convention is not MESSAGES and not given):
+    if convention is None:
         return None
     plain = {ours: str(theirs) for ours, theirs in columns.items()}
-    if task == "prefer" and not given and "chosen" not in convention.needs:
-        return None
-    if task == "classify" and not given and not looks_like_labels(values(table, plain["label"])):
-        return None
-    if task == "generate" and convention is MESSAGES and not given:
+    if not given and not GUESSERS[task].likely(table, convention, plain):
         return None
     return Guess(task, plain, "by the names of the columns")
+
+
+def label_column_is_likely(table: Table, convention: Convention, columns: Columns) -> bool:
+    return looks_like_labels(values(table, columns["label"]))
 
 
 def guess_pairs(table: Table, ask: Ask | None) -> Guess | None:
@@ -186,6 +195,68 @@ def guess_labels(table: Table, ask: Ask | None) -> Guess | None:
     if len(labels) > 1 and len(known) != 1 and ask is None:
         why += f" ({', '.join(column for column in labels if column != label)} would do as well: check this)"
     return Guess("classify", {"text": text, "label": label}, why)
+
+
+def guess_scores(table: Table, ask: Ask | None) -> Guess | None:
+    """A column of numbers, and the column with the longest text."""
+    numbers = [column for column in table.columns if looks_like_scores(values(table, column))]
+    known = [column for column in numbers if named(column, SCORE_WORDS)]
+    texts = [column for column in table.columns if is_text(values(table, column))]
+    if len(known) != 1 or not texts:
+        return None
+    text = max(texts, key=lambda column: (named(column, TEXT_WORDS), mean_length(values(table, column))))
+    return Guess("regress", {"text": text, "score": known[0]}, f"'{known[0]}' holds numbers")
+
+
+def guess_tags(table: Table, ask: Ask | None) -> Guess | None:
+    """A column with lists of tags, and one with as long lists of words."""
+    for tags in table.columns:
+        for words in table.columns:
+            if words != tags and looks_tagged(table, {"tokens": words, "tags": tags}):
+                return Guess("tag", {"tokens": words, "tags": tags}, f"'{tags}' holds a tag for each of '{words}'")
+    return None
+
+
+def looks_tagged(table: Table, columns: Columns) -> bool:
+    """Whether two columns hold lists of the same lengths, one of them of tags."""
+    words, tags = (values(table, columns[name]) for name in ("tokens", "tags"))
+    if not words or len(words) != len(tags) or not all(isinstance(cell, list) for cell in (*words, *tags)):
+        return False
+    flat = [label_text(tag) for cell in tags for tag in cell]
+    return all(map(len_equal, words, tags)) and all(isinstance(tag, str) and IOB2.fullmatch(tag) for tag in flat)
+
+
+def len_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b)
+
+
+def guess_text(table: Table, ask: Ask | None) -> Guess | None:
+    """One column, and text in it."""
+    if len(table.columns) != 1 or not is_text(values(table, table.columns[0])):
+        return None
+    return Guess("lm", {"text": table.columns[0]}, "there is nothing but text")
+
+
+@dataclass(frozen=True)
+class Guesser:
+    """How a task is recognised in data."""
+
+    by_looks: Callable[[Table, Ask | None], Guess | None]
+    """By what cells hold, whatever the columns are called."""
+    likely: Callable[[Table, Convention, Columns], bool]
+    """Whether columns that have the names that the task knows are likely meant for it."""
+
+
+GUESSERS: dict[str, Guesser] = {
+    "prefer": Guesser(guess_pairs, lambda table, convention, columns: "chosen" in convention.needs),
+    "chat": Guesser(guess_turns, lambda table, convention, columns: convention is MESSAGES),
+    "generate": Guesser(guess_answers, lambda table, convention, columns: convention is not MESSAGES),
+    "tag": Guesser(guess_tags, lambda table, convention, columns: looks_tagged(table, columns)),
+    "classify": Guesser(guess_labels, label_column_is_likely),
+    "regress": Guesser(guess_scores, lambda table, _, columns: looks_like_scores(values(table, columns["score"]))),
+    "lm": Guesser(guess_text, lambda table, convention, columns: len(table.columns) == 1),
+}
+"""In the order in which they are tried."""
 
 
 def ask_columns(table: Table, task: str, ask: Ask) -> Guess:
@@ -247,6 +318,11 @@ def looks_like_labels(cells: Sequence[Any]) -> bool:
         return False
     kinds = set(flat)
     return 2 <= len(kinds) <= min(MOST_LABELS, max(2, len(flat) // 2))
+
+
+def looks_like_scores(cells: Sequence[Any]) -> bool:
+    """Nothing but numbers, and more than one."""
+    return len(set(map(str, cells))) > 1 and all(is_number(cell) for cell in cells)
 
 
 def is_text(cells: Sequence[Any]) -> bool:

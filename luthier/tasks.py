@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Head = Literal["classes", "language", "score", "pooled"]
-"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number. `pooled`: a
-score for each label from the mean of all hidden states, by a layer that is fitted and not trained."""
-Form = Literal["classify", "generate", "prefer"]
+Head = Literal["classes", "language", "score", "tags", "pooled"]
+"""`classes`: a score for each label. `language`: the model's own next-token head. `score`: one number. `tags`: a score
+for each tag, at every token. `pooled`: a score for each label from the mean of all hidden states, by a layer that is
+fitted and not trained."""
+Form = Literal["classify", "generate", "prefer", "lm", "regress", "tag"]
 """How an example looks, and so which metrics fit. `classify`: a text and its label or labels. `generate`: messages.
-`prefer`: messages and two answers to them, or one answer that is wanted or not."""
+`prefer`: messages and two answers to them, or one answer that is wanted or not. `lm`: a text alone. `regress`: a text
+and a number. `tag`: words and a tag for each."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,30 @@ TASKS: dict[str, Task] = {
             metrics=("preference_accuracy", "margin"),
             baselines=("untouched", "longer", "chance"),
             about="the better of two answers to a prompt, or answers that are wanted rather than not",
+        ),
+        Task(
+            "regress",
+            form="regress",
+            objective="regress",
+            metrics=("mae", "rmse", "r2", "pearson", "spearman"),
+            baselines=("mean", "median"),
+            about="a number for a text: a rating, a price, a similarity",
+        ),
+        Task(
+            "tag",
+            form="tag",
+            objective="tag",
+            metrics=("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
+            baselines=("word_lookup",),
+            about="a tag for each word: names of people and places, parts of an address",
+        ),
+        Task(
+            "lm",
+            form="lm",
+            objective="lm",
+            metrics=("perplexity", "bits_per_byte"),
+            baselines=("untouched",),
+            about="more text like yours: continued pretraining on raw text of a domain",
         ),
     )
 }

@@ -5,6 +5,7 @@ In: a data set, the tokenizer and its folder, a `PromptFormat`. Out: for each sp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,13 @@ SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class TokenisedSplit:
-    """A split's rows in the order of its examples."""
+    """A split's rows in the order of its examples: one each, or several where a text is cut into windows."""
 
     rows: StoredRows
     truncated: int
     """Rows that lost tokens to `max_length`."""
+    windowed: int
+    """Texts that are longer than `max_length` and go on in further rows."""
 
 
 def tokenised_splits(
@@ -46,8 +49,10 @@ def tokenised_splits(
             return write_tokens(writer, data, tokenizer, prompt_format, lambda done: tell(done, ""))
 
     arrays = kept("tokens", tokens_key(data, folder, tokenizer, prompt_format), fill, progress)
-    truncated = arrays.about["truncated"]
-    return {name: TokenisedSplit(StoredRows(arrays, f"{name}."), truncated[name]) for name in data.splits}
+    truncated, windowed = arrays.about["truncated"], arrays.about["windowed"]
+    return {
+        name: TokenisedSplit(StoredRows(arrays, f"{name}."), truncated[name], windowed[name]) for name in data.splits
+    }
 
 
 def tokens_key(data: Dataset, folder: Path, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
@@ -72,19 +77,21 @@ def write_tokens(
     problems: list[Problem] = []
     unlearnable = done = 0
     truncated: dict[str, int] = {}
+    windowed: dict[str, int] = {}
     for name, examples in data.splits.items():
         rows = RowWriter(writer, f"{name}.", len(tokenizer))
-        truncated[name] = 0
+        truncated[name] = windowed[name] = 0
         for piece in tokenise_pieces(examples, tokenizer, prompt_format):
             rows.add(piece.rows)
             truncated[name] += piece.truncated
+            windowed[name] += sum(rows > 1 for rows in Counter(piece.example_of).values())
             unlearnable += len(piece.problems)
             problems += piece.problems[: SHOWN_PROBLEMS - len(problems)]
-            done += len(piece.rows) + len(piece.problems)
+            done += len(set(piece.example_of)) + len(piece.problems)
             progress(done)
     if problems:
         raise UserError(capped(problems, unlearnable))
-    return {"truncated": truncated}
+    return {"truncated": truncated, "windowed": windowed}
 
 
 def capped(problems: Sequence[Problem], count: int) -> list[Problem]:

@@ -69,3 +69,27 @@ def test_only_the_command_line_prints() -> None:
         for node in ast.walk(ast.Module(library, [])):
             called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             assert not called, f"{file.relative_to(PACKAGE)} prints"
+
+
+def test_every_form_of_examples_is_in_every_table() -> None:
+    from luthier.chat import ANSWERERS
+    from luthier.evaluate.baselines import BASELINES
+    from luthier.evaluate.metrics import DEFAULT_METRICS
+    from luthier.evaluate.mistakes import WORST
+    from luthier.evaluate.predict import PREDICTORS
+    from luthier.evaluate.uses import USES
+    from luthier.prepare.columns import CONVENTIONS
+    from luthier.prepare.read import EXAMPLES
+    from luthier.prepare.readers import READERS
+    from luthier.prompts.tokenise import FORMS
+    from luthier.scaffold import GUESSERS
+    from luthier.tasks import TASKS
+
+    forms = {task.form for task in TASKS.values()}
+    for table in (CONVENTIONS, READERS, EXAMPLES, FORMS, PREDICTORS, ANSWERERS):
+        assert table.keys() == forms
+    for table in (DEFAULT_METRICS, WORST, USES):
+        assert table.keys() == {*forms, "multi-label"}
+    assert GUESSERS.keys() == TASKS.keys()
+    for task in TASKS.values():
+        assert all(task.form in BASELINES[name].forms for name in task.baselines)

@@ -5,7 +5,7 @@ In: a folder of a tiny model. Out: a `Network`, `Row`s of several lengths, a run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from luthier.tune.objectives import OBJECTIVES, Context, Learner, Objective
 from luthier.tune.optimizers import Optimizer
 
 LABELS = ("no", "yes", "maybe")
+TAGS = ("O", "B-film", "I-film")
 TEXTS = (
     "a warm film",
     "dull, lifeless and far too long",
@@ -52,7 +53,7 @@ def network(
 ) -> Network:
     """The tiny model on the processor; its label head, if that is what it gets, has three labels."""
     settings = ModelSettings(path=str(folder), dtype=dtype, device="cpu")
-    labels = () if head == "language" else LABELS
+    labels = {"language": (), "tags": TAGS}.get(head, LABELS)
     return load_network(
         find(folder),
         settings,
@@ -82,13 +83,45 @@ def prompt_format(
     net: Network, *, multi_label: bool = False, max_length: int = 128, form: Form | None = None
 ) -> PromptFormat:
     form = form or FORM[net.head]
-    if form == "classify":
-        return choose_format("classify", net.tokenizer, LABELS, multi_label, max_length)
-    return choose_format("chat" if form == "generate" else form, net.tokenizer, (), False, max_length)
+    labels = {"classify": LABELS, "tag": TAGS}.get(form, ())
+    task = "chat" if form == "generate" else form
+    return choose_format(task, net.tokenizer, labels, multi_label, max_length, scale=(3.0, 2.0))
 
 
-FORM: dict[Head, Form] = {"classes": "classify", "language": "generate", "score": "prefer", "pooled": "classify"}
+FORM: dict[Head, Form] = {
+    "classes": "classify",
+    "language": "generate",
+    "score": "prefer",
+    "pooled": "classify",
+    "tags": "tag",
+}
 """The form of examples that a head is tried with, where nothing else is said."""
+
+
+def preference(index: int, text: str, label: str) -> dict[str, Any]:
+    asked = [{"role": "user", "content": text}]
+    answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
+    chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
+    return {"messages": asked, "chosen": chosen, "rejected": rejected}
+
+
+def conversation(index: int, text: str, label: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
+    return {"messages": turns * (1 + index % 2)}
+
+
+FIELDS: dict[Form, Callable[[int, str, str], dict[str, Any]]] = {
+    "classify": lambda index, text, label: {"text": text, "label": label},
+    "generate": conversation,
+    "prefer": preference,
+    "lm": lambda index, text, label: {"text": text},
+    "regress": lambda index, text, label: {"text": text, "score": len(text) / 7 - index},
+    "tag": lambda index, text, label: {
+        "tokens": text.split(),
+        "tags": [TAGS[(index + place) % 3] for place in range(len(text.split()))],
+    },
+}
+"""The fields of an example of each form, from its number, a text and a label."""
 
 
 def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Example]:
@@ -97,16 +130,9 @@ def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: For
     for index in range(count):
         text = TEXTS[index % len(TEXTS)] + " more" * (index // len(TEXTS))
         label = LABELS[index % len(LABELS)]
-        if (form or FORM[head]) == "prefer":
-            asked = [{"role": "user", "content": text}]
-            answers = (label * (1 + index % 3), f"{TEXTS[(index + 3) % len(TEXTS)]} " * (1 + index % 2))
-            chosen, rejected = ([{"role": "assistant", "content": each}] for each in answers)
-            fields: dict[str, Any] = {"messages": asked, "chosen": chosen, "rejected": rejected}
-        elif (form or FORM[head]) == "generate":
-            turns = [{"role": "user", "content": text}, {"role": "assistant", "content": label * (1 + index % 3)}]
-            fields = {"messages": turns * (1 + index % 2)}
-        else:
-            fields = {"text": text, "label": [label] if multi_label else label}
+        fields = FIELDS[form or FORM[head]](index, text, label)
+        if multi_label:
+            fields["label"] = [label]
         made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
     return made
 
@@ -128,11 +154,13 @@ def output(net: Network, some: Sequence[Row]) -> torch.Tensor:
     with torch.no_grad():
         if net.head == "pooled":
             return net.hidden(batch)
+        if net.head == "tags":
+            return net.tag_logits(batch)
         return net.token_logits(net.hidden(batch)) if net.head == "language" else net.class_logits(batch)
 
 
 def fitting_objective(net: Network) -> Objective:
-    fitting = {"classes": "classify", "pooled": "contrastive", "language": "sft", "score": "reward"}
+    fitting = {"classes": "classify", "pooled": "contrastive", "language": "sft", "score": "reward", "tags": "tag"}
     return OBJECTIVES[fitting[net.head]]()
 
 

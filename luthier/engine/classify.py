@@ -6,6 +6,7 @@ In: rows. Out: one row of probabilities each, or the negative log-likelihood of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,37 @@ def class_scores(
             results[index] = scores_C
         progress(len(indices))
     return torch.stack(results) if results else torch.empty(0, 0)
+
+
+@dataclass(frozen=True)
+class WordTag:
+    """What a tagger says of one word."""
+
+    word: int
+    """Which of the row's words, from 0."""
+    tag: int
+    """The likeliest tag's number."""
+    loss: float
+    """Negative log-likelihood of the row's own tag for it, in nats."""
+
+
+@torch.inference_mode()
+def word_tags(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> list[list[WordTag]]:
+    """For each row, the tag of every word that begins at one of its tokens."""
+    results: list[list[WordTag]] = [[] for _ in rows]
+    for indices, batch in inference_batches(network, rows):
+        begins = batch.token_streams["word"].nonzero().squeeze(1)
+        logits_MC = network.tag_logits(batch)[begins].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits_MC, batch.token_streams["tag"][begins].long(), reduction="none"
+        )
+        columns = (batch.example_N[begins], batch.token_streams["word"][begins], logits_MC.argmax(dim=1), losses)
+        for row, word, tag, loss in zip(*(column.tolist() for column in columns), strict=True):
+            results[indices[row]].append(WordTag(int(word) - 1, tag, loss))
+        progress(len(indices))
+    return results
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from luthier.engine.generate import choose, generate
-from luthier.evaluate.predict import Advance, last_turn, predict_answers, preference, worth_of_answers
+from luthier.evaluate.predict import Advance, last_turn, predict, predict_answers, preference, worth_of_answers
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
 from luthier.records import Comparison, Example, Prediction
@@ -92,11 +92,44 @@ def few_shot(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
 
 
 def untouched(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
-    """The base model's own preference: the answer whose tokens it finds likelier on the mean."""
+    """The base model on the same rows; of two answers it prefers the one whose tokens it finds likelier on the mean."""
     assert asked.network is not None
-    worth = worth_of_answers(asked.network, asked.test, asked.prompt_format, Comparison("mean"), advance)
-    note = "the untouched model prefers the answer with the higher mean log-probability"
-    return [preference(e, values, with_margin=False) for e, values in zip(asked.test, worth, strict=True)], note
+    if asked.prompt_format.form == "prefer":
+        worth = worth_of_answers(asked.network, asked.test, asked.prompt_format, Comparison("mean"), advance)
+        note = "the untouched model prefers the answer with the higher mean log-probability"
+        return [preference(e, values, with_margin=False) for e, values in zip(asked.test, worth, strict=True)], note
+    note = "the model as it was before tuning, on the same rows"
+    return predict(asked.network, asked.test, asked.prompt_format, asked.max_new_tokens, advance), note
+
+
+def mean(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """The mean of the training split's scores, for every row: no constant has a smaller squared error there."""
+    return _constant(asked, float(np.mean([e.fields["score"] for e in asked.train])), "mean")
+
+
+def median(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """The median of the training split's scores: no constant has a smaller absolute error there."""
+    return _constant(asked, float(np.median([e.fields["score"] for e in asked.train])), "median")
+
+
+def word_lookup(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
+    """Each word's commonest tag in the training split, the first by name among equals; O for words not in it."""
+    seen: dict[str, Counter[str]] = {}
+    for example in asked.train:
+        for word, tag in zip(example.fields["tokens"], example.fields["tags"], strict=True):
+            seen.setdefault(word, Counter())[tag] += 1
+    commonest = {word: min(tags, key=lambda tag: (-tags[tag], tag)) for word, tags in seen.items()}
+    made = []
+    for example in asked.test:
+        words = example.fields["tokens"]
+        tags = [commonest.get(word, "O") for word in words]
+        made.append(Prediction(example.id, list(example.fields["tags"]), tags, " ".join(words)))
+    return made, f"each word's commonest tag among {len(commonest):,} words of the training rows, O for others"
+
+
+def _constant(asked: Asked, value: float, name: str) -> tuple[list[Prediction], str]:
+    made = [Prediction(e.id, e.fields["score"], value, e.fields["text"]) for e in asked.test]
+    return made, f"always {value:.4g}, the {name} of {len(asked.train):,} training rows"
 
 
 def longer(asked: Asked, advance: Advance) -> tuple[list[Prediction], str]:
@@ -126,9 +159,10 @@ BASELINES: dict[str, Baseline] = {
     "majority": Baseline("majority class", majority, prompted=False, forms=("classify",)),
     "zero_shot": Baseline("zero-shot prompting", zero_shot, prompted=True, forms=("classify", "generate")),
     "few_shot": Baseline("few-shot prompting", few_shot, prompted=True, forms=("classify", "generate")),
-    "untouched": Baseline(
-        "the untouched model's own preference", untouched, prompted=True, forms=("prefer",), pairs_only=True
-    ),
+    "word_lookup": Baseline("word lookup", word_lookup, prompted=False, forms=("tag",)),
+    "mean": Baseline("the training mean", mean, prompted=False, forms=("regress",)),
+    "median": Baseline("the training median", median, prompted=False, forms=("regress",)),
+    "untouched": Baseline("the untouched model", untouched, prompted=True, forms=("lm", "prefer"), pairs_only=True),
     "longer": Baseline("always the longer answer", longer, prompted=False, forms=("prefer",), pairs_only=True),
     "chance": Baseline("chance", chance, prompted=False, forms=("prefer",)),
 }

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import jinja2
 import yaml
 
-from luthier.evaluate.metrics import CLASSIFY, MULTI_LABEL, PREFER
 from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
 from luthier.evaluate.report import facts
+from luthier.evaluate.uses import use_of
 from luthier.files import read_json, write_text
 from luthier.tasks import Head
 
@@ -51,6 +51,8 @@ class CardData:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] = ()
     """In the order of the model's outputs; left out: the verdict's, sorted."""
+    scale: tuple[float, float] = (0.0, 1.0)
+    """Mean and deviation of the numbers that it learned from."""
     command: str = ""
     """What to type to repeat the run."""
 
@@ -78,14 +80,17 @@ def render_card(card: CardData, files: Files) -> str:
     environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
     template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
     verdict = card.verdict
+    use, labels = use_of(verdict["task"], card.head), list(card.labels or verdict["labels"])
+    few = len(verdict["labels"]) <= 8
+    named = ", ".join(map(inline, verdict["labels"])) if few else f"one of {len(verdict['labels'])} labels"
     return template.render(
         card=card,
         verdict=verdict,
         files=files,
-        labelled=verdict["task"] in (CLASSIFY, MULTI_LABEL),
-        scores=card.head == "score",
-        prefers=verdict["task"] == PREFER,
-        labels=list(card.labels or verdict["labels"]),
+        use=use,
+        purpose=use.purpose.replace("{labels}", named),
+        size=environment.from_string(use.size).render(labels=labels),
+        asking=environment.from_string(use.asking).render(labels=labels, scale=card.scale),
         metadata=yaml.safe_dump(metadata(card, files), sort_keys=False, allow_unicode=True).rstrip(),
         tuned=next(system for system in verdict["systems"] if system["name"] == TUNED),
         against={row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == verdict["main_metric"]},
@@ -97,8 +102,7 @@ def render_card(card: CardData, files: Files) -> str:
 def metadata(card: CardData, files: Files) -> dict[str, Any]:
     """The YAML block on top, in the hub's own keys; what is not known is left out."""
     verdict = card.verdict
-    labelled = verdict["task"] in (CLASSIFY, MULTI_LABEL)
-    pipeline = "text-classification" if labelled or card.head == "score" else "text-generation"
+    pipeline = use_of(verdict["task"], card.head).pipeline
     tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
     results = [
         {"type": name, "name": verdict["metrics"][name]["title"], "value": round(found["value"], 6)}

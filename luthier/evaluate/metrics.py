@@ -19,11 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.errors import UserError, nearest
+from luthier.evaluate import entities, numbers
 from luthier.records import Prediction
 from luthier.rewards import same_final_answer
 
 Array = NDArray[np.floating[Any]]
-CLASSIFY, MULTI_LABEL, GENERATE, PREFER = TASKS = ("classify", "multi-label", "generate", "prefer")
+CLASSIFY, MULTI_LABEL, GENERATE, LM, REGRESS, TAG, PREFER = TASKS = (
+    "classify",
+    "multi-label",
+    "generate",
+    "lm",
+    "regress",
+    "tag",
+    "prefer",
+)
 NO_ANSWER = "(no answer)"
 """How an answer outside the labels is shown; in a `Prediction` it is the empty string."""
 
@@ -80,9 +89,11 @@ def label_names(predictions: Iterable[Prediction]) -> list[str]:
 
 
 def names(value: Any) -> list[str]:
-    """A label, or a list of them, as a list; no label for an answer outside them."""
+    """A label, or a list of them, as a list; no label for an answer outside them, or for a number."""
     if isinstance(value, str) or value is None:
         return [value] if value else []
+    if isinstance(value, int | float):
+        return []
     return list(value)
 
 
@@ -155,11 +166,30 @@ def micro_f1(sums_BK: Array) -> Array:
     return ratio(2 * both.sum(axis=1), (predicted + expected).sum(axis=1))
 
 
+def micro_precision(sums_BK: Array) -> Array:
+    both, predicted, _ = parts(sums_BK)
+    return ratio(both.sum(axis=1), predicted.sum(axis=1))
+
+
+def micro_recall(sums_BK: Array) -> Array:
+    both, _, expected = parts(sums_BK)
+    return ratio(both.sum(axis=1), expected.sum(axis=1))
+
+
 def class_table(predictions: Sequence[Prediction], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1, support and number predicted of each label."""
-    both, predicted, expected = parts(count_labels(predictions, labels).sum(axis=0, keepdims=True, dtype=np.float64))
+    return name_table(labels, count_labels(predictions, labels))
+
+
+def type_table(predictions: Sequence[Prediction], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The same of each type of entities (strict IOB2), `labels` being tags."""
+    return name_table(entities.types_in(labels), entities.count_strict(predictions, labels))
+
+
+def name_table(names: Sequence[str], counts_NK: Array) -> list[dict[str, Any]]:
+    both, predicted, expected = parts(counts_NK.sum(axis=0, keepdims=True, dtype=np.float64))
     columns = zip(
-        labels,
+        names,
         ratio(both, predicted)[0],
         ratio(both, expected)[0],
         ratio(2 * both, predicted + expected)[0],
@@ -245,6 +275,17 @@ def perplexity(sums_BK: Array) -> Array:
         return np.exp(sums_BK[:, 1] / sums_BK[:, 0])
 
 
+def count_bytes(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
+    """[N, 2]: bytes, loss in nats; NaN for a row that has none."""
+    pairs = [(p.loss_bytes, p.loss if p.loss is not None else np.nan) for p in predictions]
+    return np.array(pairs, dtype=np.float64)
+
+
+def bits_per_byte(sums_BK: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums_BK[:, 1] / sums_BK[:, 0] / np.log(2)
+
+
 def mean(sums_BK: Array) -> Array:
     return sums_BK[:, 1] / sums_BK[:, 0]
 
@@ -252,6 +293,10 @@ def mean(sums_BK: Array) -> Array:
 # ---- the table
 
 LABELLED = (CLASSIFY, MULTI_LABEL)
+NAMED = (*LABELLED, TAG)
+"""Tasks whose answers are names from a list."""
+NAME_TABLES = {CLASSIFY: class_table, MULTI_LABEL: class_table, TAG: type_table}
+"""By task, the figures of each label or type."""
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         "accuracy",
@@ -310,10 +355,96 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric(
         "perplexity",
         "exponential of the mean loss per reference token; depends on the tokenizer",
-        (GENERATE,),
+        (GENERATE, LM),
         count_loss,
         perplexity,
         higher_is_better=False,
+        percent=False,
+    ),
+    "bits_per_byte": Metric(
+        "bits per byte",
+        "loss in bits for each byte of text (UTF-8); comparable between tokenizers",
+        (LM,),
+        count_bytes,
+        bits_per_byte,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "entity_f1": Metric(
+        "entity F1",
+        "F1 of entities of all types together, right in type, start and end; one starts with B alone (strict IOB2)",
+        (TAG,),
+        entities.count_strict,
+        micro_f1,
+    ),
+    "entity_precision": Metric(
+        "entity precision",
+        "share of the predicted entities that are right, of all types together (strict IOB2)",
+        (TAG,),
+        entities.count_strict,
+        micro_precision,
+    ),
+    "entity_recall": Metric(
+        "entity recall",
+        "share of the expected entities that are found, of all types together (strict IOB2)",
+        (TAG,),
+        entities.count_strict,
+        micro_recall,
+    ),
+    "entity_f1_lenient": Metric(
+        "lenient entity F1",
+        "entity F1 where an I that continues nothing starts an entity too (conlleval; seqeval's default)",
+        (TAG,),
+        entities.count_lenient,
+        micro_f1,
+    ),
+    "token_accuracy": Metric(
+        "token accuracy",
+        "share of words with the right tag; high wherever most are O",
+        (TAG,),
+        entities.count_words,
+        share,
+    ),
+    "mae": Metric(
+        "mean absolute error",
+        "mean of how far answers are from the number, in its own unit",
+        (REGRESS,),
+        numbers.count_errors,
+        numbers.mae,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "rmse": Metric(
+        "root mean squared error",
+        "root of the mean squared distance, in the number's own unit; far misses weigh more",
+        (REGRESS,),
+        numbers.count_errors,
+        numbers.rmse,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "r2": Metric(
+        "R²",
+        "share of the numbers' spread that answers explain; below zero where the mean does better",
+        (REGRESS,),
+        numbers.count_errors,
+        numbers.r2,
+        percent=False,
+    ),
+    "pearson": Metric(
+        "Pearson correlation",
+        "how nearly answers and numbers lie on a line",
+        (REGRESS,),
+        numbers.count_products,
+        numbers.correlation,
+        percent=False,
+    ),
+    "spearman": Metric(
+        "Spearman correlation",
+        "how nearly answers and numbers are in one order; ranks are those among all test rows, in resamples too",
+        (REGRESS,),
+        numbers.count_rank_products,
+        numbers.correlation,
         percent=False,
     ),
     "preference_accuracy": Metric(
@@ -338,6 +469,9 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
     GENERATE: ("exact_match", "token_f1", "perplexity"),
+    LM: ("perplexity", "bits_per_byte"),
+    TAG: ("entity_f1", "entity_precision", "entity_recall", "token_accuracy"),
+    REGRESS: ("mae", "rmse", "r2", "pearson", "spearman"),
     PREFER: ("preference_accuracy", "margin"),
 }
 """What a recipe that names no metric gets; the first is the main one."""

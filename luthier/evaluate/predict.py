@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, negative_log_likelihoods
+from luthier.engine.classify import class_probabilities, class_scores, negative_log_likelihoods, word_tags
 from luthier.engine.generate import generate
 from luthier.engine.likelihood import answers_of_rows, scores_of_rows
 from luthier.models.network import Network
-from luthier.prompts import PromptFormat, Turns, prompt_row, tokenise
+from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
+from luthier.prompts.texts import learned_bytes
 from luthier.records import Comparison, Example, Prediction, Row
 from luthier.tasks import Form
 
@@ -86,8 +87,8 @@ def predict_answers(
 ) -> list[Prediction]:
     """Greedy answers to the last turn, and the likelihood of every reference turn."""
     prompts = [list(prompt_row(example.fields, network.tokenizer, prompt_format).tokens) for example in examples]
-    stop_ids = Turns(network.tokenizer, prompt_format).stop_ids
-    answers = generate(network, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, progress=advance)
+    stops = stop_ids(network.tokenizer, prompt_format)
+    answers = generate(network, prompts, max_new_tokens=max_new_tokens, stop_ids=stops, progress=advance)
     rows = tokenise(examples, network.tokenizer, prompt_format).rows
     losses = dict(zip((row.id for row in rows), negative_log_likelihoods(network, rows), strict=True))
     predictions = []
@@ -105,6 +106,84 @@ def predict_answers(
             )
         )
     return predictions
+
+
+def predict_scores(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """A number for each text, in the user's own unit."""
+    rows = tokenise(examples, network.tokenizer, prompt_format).rows
+    mean, deviation = prompt_format.scale
+    predictions = []
+    for example, value in zip(examples, class_scores(network, rows, advance)[:, 0].tolist(), strict=True):
+        expected, predicted = example.fields["score"], mean + deviation * value
+        error = (predicted - expected) / deviation
+        predictions.append(
+            Prediction(example.id, expected, predicted, example.fields["text"], loss=error**2, loss_tokens=1)
+        )
+    return predictions
+
+
+def predict_tags(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """The likeliest tag of each word; O for words beyond the longest row."""
+    made = tokenise(examples, network.tokenizer, prompt_format)
+    found = dict(zip(made.example_of, word_tags(network, made.rows, advance), strict=True))
+    predictions = []
+    for number, example in enumerate(examples):
+        words, tags = example.fields["tokens"], ["O"] * len(example.fields["tokens"])
+        for each in found.get(number, []):
+            tags[each.word] = prompt_format.labels[each.tag]
+        predictions.append(
+            Prediction(
+                id=example.id,
+                expected=list(example.fields["tags"]),
+                predicted=tags,
+                text=" ".join(words),
+                loss=sum(each.loss for each in found[number]) if number in found else None,
+                loss_tokens=len(found.get(number, [])),
+            )
+        )
+    return predictions
+
+
+def predict_texts(
+    network: Network,
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Prediction]:
+    """How likely the model finds each text; nothing is answered."""
+    made = tokenise(examples, network.tokenizer, prompt_format)
+    first = dict(zip(reversed(made.example_of), reversed(made.rows), strict=True))
+    sums = dict.fromkeys(range(len(examples)), (0.0, 0))
+    found = negative_log_likelihoods(network, made.rows, advance)
+    for number, (loss, tokens) in zip(made.example_of, found, strict=True):
+        sums[number] = (sums[number][0] + loss, sums[number][1] + tokens)
+    return [
+        Prediction(
+            id=example.id,
+            expected="",
+            predicted="",
+            text=example.fields["text"],
+            loss=sums[number][0] if number in first else None,
+            loss_tokens=sums[number][1],
+            loss_bytes=learned_bytes(example.fields["text"], first[number].tokens, network.tokenizer)
+            if number in first
+            else 0,
+        )
+        for number, example in enumerate(examples)
+    ]
 
 
 def predict_preferences(
@@ -175,5 +254,8 @@ PREDICTORS: dict[Form, Predictor] = {
     "classify": predict_labels,
     "generate": predict_answers,
     "prefer": predict_preferences,
+    "lm": predict_texts,
+    "regress": predict_scores,
+    "tag": predict_tags,
 }
 """How each form of examples is answered."""

@@ -17,7 +17,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from luthier.evaluate import charts
-from luthier.evaluate.metrics import METRICS
+from luthier.evaluate.metrics import METRICS, TAG
 from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
 from luthier.files import write_text
 
@@ -101,6 +101,7 @@ def view(report: ReportData) -> dict[str, Any]:
         "classes": classes[:WEAKEST] or tuned["classes"],
         "other_classes": classes[WEAKEST:],
         "class_count": len(tuned["classes"]),
+        "counted": ("Type", "Entities") if verdict["task"] == TAG else ("Label", "Test rows"),
         "data": facts(report.data),
         "manifest": facts(report.manifest),
         "recipe": recipe_text(report.resolved),

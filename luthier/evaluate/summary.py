@@ -13,6 +13,7 @@ def table(verdict: Mapping[str, Any]) -> str:
     """Systems down, the main metric with its interval and the difference to tuned across."""
     name = verdict["main_metric"]
     metric = verdict["metrics"][name]
+    sign = 1 if metric["higher_is_better"] else -1
     against = {row["baseline"]: row for row in verdict["comparisons"] if row["metric"] == name}
     lines = [("", metric["title"], "95% interval", "tuned is better by", "p")]
     for system in verdict["systems"]:
@@ -23,7 +24,7 @@ def table(verdict: Mapping[str, Any]) -> str:
                 system["title"],
                 show_value(figure["value"], metric["percent"]),
                 f"{show_value(figure['low'], metric['percent'])} to {show_value(figure['high'], metric['percent'])}",
-                show_difference(row["difference"], metric["percent"]) if row else "",
+                show_difference(sign * row["difference"], metric["percent"]) if row else "",
                 show_p(row["p"]) if row else "",
             )
         )

@@ -14,7 +14,7 @@ In: what each system answered on the same held-out rows. Out: one JSON-able dict
         metrics          {name: {value, low, high}}; nulls where the system does not give what the metric needs
         seconds, seconds_per_row, tokens, tokens_per_row     null where not measured
         no_answer        rows answered outside the labels (classify), else null
-        classes          [{label, precision, recall, f1, support, predicted}]; empty for generate
+        classes          [{label, precision, recall, f1, support, predicted}]; empty where the task has no labels
         confusion        {rows, columns, counts} (classify), else null; the column "(no answer)" is there when needed
     comparisons      tuned against each baseline, for each metric that both have:
         baseline, metric, difference (tuned - baseline), low, high, better (the difference is in tuned's favour)
@@ -22,7 +22,8 @@ In: what each system answered on the same held-out rows. Out: one JSON-able dict
         p_adjusted       p after Holm's correction over the baselines of this metric
         test             "McNemar, exact" or "paired bootstrap"
         only_tuned_right, only_baseline_right      rows where just one is right; null for the bootstrap
-    mistakes         the tuned model's worst, at most ten: id, text, expected, predicted, confidence (or null)
+    mistakes         the tuned model's worst, at most ten: id, text, expected, predicted, confidence (or null),
+                     remark (for people; "" where the answers say it all)
     confusions       the tuned model's commonest: expected, predicted, count, share (of the expected label's rows)
     privacy          null, or what the caller knows of differential privacy in training: epsilon, delta, sentence, ...
 """
@@ -37,19 +38,15 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.evaluate.metrics import (
     CLASSIFY,
-    GENERATE,
-    LABELLED,
+    NAME_TABLES,
+    NAMED,
     NO_ANSWER,
     Metric,
     check_metric,
-    class_table,
     confusion_matrix,
-    is_right,
     label_names,
-    names,
-    token_f1,
-    words,
 )
+from luthier.evaluate.mistakes import worst_mistakes
 from luthier.evaluate.outcome import TUNED, Measured, judge
 from luthier.evaluate.significance import (
     LEVEL,
@@ -62,9 +59,7 @@ from luthier.evaluate.significance import (
 )
 from luthier.records import Prediction
 
-WORST_MISTAKES = 10
 COMMONEST_CONFUSIONS = 20
-LONGEST_TEXT = 2000
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def build_verdict(
     chosen = {name: check_metric(name, task) for name in dict.fromkeys([main_metric, *metrics])}
     check_same_rows(systems)
     rows = len(systems[0].predictions)
-    known = label_names(p for system in systems for p in system.predictions) if task in LABELLED else []
+    known = label_names(p for system in systems for p in system.predictions) if task in NAMED else []
     known = sorted({*known, *labels})
     measured = measure(systems, chosen, known, resamples, seed)
     tuned = next(system for system in systems if system.name == TUNED)
@@ -232,7 +227,7 @@ def describe(
         "tokens": system.tokens,
         "tokens_per_row": None if system.tokens is None else system.tokens / rows,
         "no_answer": None,
-        "classes": class_table(system.predictions, labels) if task in LABELLED else [],
+        "classes": NAME_TABLES[task](system.predictions, labels) if task in NAME_TABLES else [],
         "confusion": None,
     }
     if task == CLASSIFY:
@@ -250,43 +245,6 @@ def describe(
 def finite(value: float) -> float | None:
     """JSON knows neither NaN nor infinity."""
     return value if math.isfinite(value) else None
-
-
-def worst_mistakes(predictions: Sequence[Prediction], task: str) -> list[dict[str, Any]]:
-    """The most confident wrong answers; for text, those that share least with the reference and surprise it most."""
-    if task == GENERATE:
-        wrong = [p for p in predictions if words(p.expected) != words(p.predicted)]
-        wrong.sort(key=lambda p: (token_f1(p), -(p.loss or 0.0) / max(1, p.loss_tokens)))
-    else:
-        wrong = [p for p in predictions if not is_right(p)]
-        wrong.sort(key=lambda p: (-(confidence(p) or 0.0), p.margin or 0.0))
-    return [
-        {
-            "id": p.id,
-            "text": cut(p.text),
-            "expected": cut(p.expected) if isinstance(p.expected, str) else p.expected,
-            "predicted": cut(p.predicted) if isinstance(p.predicted, str) else p.predicted,
-            "confidence": confidence(p),
-        }
-        for p in wrong[:WORST_MISTAKES]
-    ]
-
-
-def confidence(prediction: Prediction) -> float | None:
-    """How sure the system was of its wrong answer: of the wrong label, or of the wrongest of several."""
-    chances = prediction.probabilities
-    if chances is None:
-        return None
-    if isinstance(prediction.expected, str):
-        return chances.get(prediction.predicted)
-    expected, predicted = set(names(prediction.expected)), set(names(prediction.predicted))
-    added = [chances.get(name, 0.0) for name in predicted - expected]
-    missed = [1 - chances.get(name, 0.0) for name in expected - predicted]
-    return max(added + missed, default=None)
-
-
-def cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
 def commonest_confusions(predictions: Sequence[Prediction], labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -120,6 +120,13 @@ def label_scores(model: Any, family: Family, hidden_ND: torch.Tensor, packing: P
     return model.classifier(hidden_ED[:, None])  # RoBERTa's head pools by itself
 
 
+def token_scores(model: Any, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """One row of tag scores a token, [N, C], from the model's own head."""
+    head = model.score if hasattr(model, "score") else model.classifier
+    dropout = getattr(model, "dropout", None)  # XLNet's has none
+    return head(hidden_ND if dropout is None else dropout(hidden_ND))
+
+
 def _norm_forward(module: Any, offset: float, hidden_states: torch.Tensor) -> torch.Tensor:
     epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return rms_norm(hidden_states, module.weight, epsilon, offset)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.errors import UserError
 from luthier.models.describe import describe_model
 from luthier.models.find import FoundModel, find_model
+from luthier.models.heads import HEADS, loader, settle
 from luthier.models.settings import ModelSettings, Quantisation
 from luthier.tasks import Head
 
@@ -116,24 +117,17 @@ def load_network(
     tokenizer = load_tokenizer(found.folder)
     device = choose_device(settings)
     config = transformers.AutoConfig.from_pretrained(found.folder)
-    if head in ("classes", "pooled"):
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
-        config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-    elif head == "score":
-        config.num_labels = 1
-        config.problem_type = "regression"
-    elif head == "language":
-        refuse_encoder(found)
+    facts = describe_model(found.folder)
+    kind = loader(head, facts, found.path)
+    settle(config, head, labels, multi_label)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     dtype = choose_dtype(settings, device)
     options = {}
     if quantisation is not None:
-        options = loading_options(model_class(head), config, quantisation, dtype, device)
+        options = loading_options(kind, config, quantisation, dtype, device)
     torch.manual_seed(seed)
     try:
-        model, info = model_class(head).from_pretrained(
+        model, info = kind.from_pretrained(
             found.folder,
             config=config,
             dtype=dtype,
@@ -151,10 +145,9 @@ def load_network(
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
     new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
     prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
-    if head in ("classes", "score"):  # it learns even where the files hold one that fits: it may mean other labels
-        label_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
-    else:
-        label_head = set()
+    # a head made for the task learns even where the files hold one that fits: its labels may be others
+    own_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
+    own_head = own_head if HEADS[head].is_new else set()
     damaged = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
     if damaged:
         raise UserError(
@@ -172,7 +165,7 @@ def load_network(
         model,
         tokenizer,
         head=head,
-        new_parameters=new | label_head,
+        new_parameters=new | own_head,
         family=speed_up(model) if settings.kernels == "auto" else None,
         folder=found.folder,
         base_name=found.path,
@@ -184,15 +177,6 @@ def load_network(
         network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
     network.notes = how_it_runs(network, settings)
     return network
-
-
-def model_class(head: Head) -> Any:
-    """The class of transformers' that has this head."""
-    import transformers
-
-    if head == "pooled":
-        return transformers.AutoModel
-    return transformers.AutoModelForCausalLM if head == "language" else transformers.AutoModelForSequenceClassification
 
 
 def label_layer(width: int, labels: int) -> Any:
@@ -237,17 +221,6 @@ def find_base(name: str, revision: str | None, fingerprint: str) -> FoundModel:
             mend=f"restore the base model whose fingerprint is {fingerprint}",
         )
     return found
-
-
-def refuse_encoder(found: FoundModel) -> None:
-    """Raise `UserError` when a model that only reads is asked to write."""
-    facts = describe_model(found.folder)
-    if facts.kind != "decoder":
-        raise UserError(
-            f"is an {facts.kind} ({facts.model_type}); it can't write text token by token here",
-            where=found.path,
-            mend="use a decoder (Llama, Mistral, Qwen, Gemma, SmolLM, GPT type), or task: classify",
-        )
 
 
 def quiet() -> None:

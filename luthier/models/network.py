@@ -24,8 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss, token_losses
-from luthier.kernels.fast import Family, label_scores, packed_hidden
+from luthier.kernels.fast import Family, label_scores, packed_hidden, token_scores
 from luthier.kernels.virtual import Prefix
+from luthier.models.describe import Kind, model_kind
+from luthier.models.heads import HEADS
 from luthier.models.settings import Quantisation
 from luthier.records import Batch, Comparison, Row
 from luthier.tasks import Head
@@ -120,6 +122,16 @@ class Network:
         """Most tokens the model takes at once; None where its positions have no end."""
         value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return value if value is not None and value > 0 else None
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it reads, writes, or reads first and then writes."""
+        return model_kind(self.model.config.to_dict())
+
+    @property
+    def peft_task(self) -> str:
+        """PEFT's name for a model of this kind with this head."""
+        return HEADS[self.head].made[self.kind].peft
 
     # What the model computes
 
@@ -269,6 +281,10 @@ class Network:
         self.running = batch
         tokens_ET, mask_ET = self.padded(batch)
         return self.model(input_ids=tokens_ET, **self._seen(mask_ET)).logits
+
+    def tag_logits(self, batch: Batch) -> torch.Tensor:
+        """One row of tag scores a token, [N, C], in the order of the batch's tokens, from the model's own head."""
+        return token_scores(self.model, self.hidden(batch))
 
     def embeddings(self, batch: Batch) -> torch.Tensor:
         """The mean of each sequence's hidden states, scaled to length one, [E, D] in float32; how sentence encoders are

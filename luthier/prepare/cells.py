@@ -59,3 +59,17 @@ def read_turns(cell: Any, name: str) -> list[dict[str, str]]:
             continue
         turns.append({"role": known, "content": text_of(content, f"{known}'s turn {number}")})
     return turns
+
+
+def list_of(cell: Any, name: str) -> list[Any]:
+    """A list, or one as JSON text in a CSV cell. Raises `RowError` where it is none, or empty."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            raise RowError(f"the {name} are not valid JSON", SKIP) from None
+    if not isinstance(cell, list | tuple):
+        raise RowError(f"the {name} are {kind(cell)} where a list is expected", SKIP)
+    if not cell:
+        raise RowError(f"the {name} are empty", SKIP)
+    return list(cell)

@@ -36,11 +36,32 @@ def class_problems(marks: Marks, splits: Splits, labels: Sequence[str], multi_la
         what = f"only one label in train: {labels[0]!r}" if labels else "no label in train"
         mend = "classifying needs two or more; check `columns`, `label_bins` and `label_names`"
         problems.append(Problem(what, "data", mend))
+    return problems + unknown_label_problems(marks, splits, labels, read)
+
+
+def type_problems(marks: Marks, splits: Splits, types: Sequence[str], read: Read) -> list[Problem]:
+    """No entity at all, and types of them in validation or test that train does not have."""
+    problems = []
+    if not types:
+        problems.append(Problem("every tag in train is O", "data", "check `columns`, or give rows with entities"))
+    return problems + unknown_label_problems(marks, splits, types, read)
+
+
+def unknown_label_problems(marks: Marks, splits: Splits, labels: Sequence[str], read: Read) -> list[Problem]:
+    problems = []
     for label, rows in sorted(unknown_labels(marks, splits, labels).items())[:20]:
         what = f"label {label!r} ({len(rows)} held-out rows) is in no row of train"
         hint = f"{nearest(label, labels)}; rename it with `label_names`, or drop such rows with `on_bad_row: skip`"
         problems.append(Problem(what, read(rows[0]).place, hint))
     return problems
+
+
+def score_problems(score: Mapping[str, float]) -> list[Problem]:
+    """Nothing to learn where every score is the same."""
+    if score["deviation"] > 1e-12 * max(abs(score["mean"]), 1e-300):
+        return []
+    what = f"every score in train is {score['mean']:g}: there is nothing to learn"
+    return [Problem(what, "data", "check `columns`, or give rows with other scores")]
 
 
 def unknown_labels(marks: Marks, splits: Splits, labels: Sequence[str]) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.errors import Problem, nearest
-from luthier.prepare.cells import optional_text, read_turns, text_of
+from luthier.prepare.cells import list_of, optional_text, read_turns, text_of
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import SKIP, RowError, label_text
 from luthier.prepare.preferences import build_pair, build_unpaired
@@ -51,6 +51,18 @@ def build_classify(values: Values) -> Values:
 
 def build_text(values: Values) -> Values:
     return {"text": text_of(values["text"], "text")}
+
+
+def build_scored(values: Values) -> Values:
+    return {"text": text_of(values["text"], "text"), "score": values["score"]}
+
+
+def build_tagged(values: Values) -> Values:
+    words = [text_of(word, f"token {number}") for number, word in enumerate(list_of(values["tokens"], "tokens"), 1)]
+    tags = list_of(values["tags"], "tags")
+    if len(words) != len(tags):
+        raise RowError(f"{len(words)} tokens and {len(tags)} tags, where each token needs one", SKIP)
+    return {"tokens": words, "tags": tags}
 
 
 def build_messages(values: Values) -> Values:
@@ -101,10 +113,13 @@ def finish(turns: list[dict[str, str]]) -> Values:
 
 TEXT_NAMES = ("sentence", "review", "content", "comment", "tweet", "body", "document")
 LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "label_name", "label_text")
+SCORE_NAMES = ("scores", "rating", "stars", "value", "similarity", "target", "label")
 SYSTEM: Names = {"system": ("system_prompt",)}
 
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
 TEXT = Convention({"text": TEXT_NAMES}, build_text)
+SCORED = Convention({"text": TEXT_NAMES, "score": SCORE_NAMES}, build_scored)
+TAGGED = Convention({"tokens": ("words",), "tags": ("ner_tags", "labels", "ner")}, build_tagged)
 MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
 INSTRUCTION = Convention(
     {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
@@ -128,19 +143,26 @@ CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "classify": (CLASSIFY,),
     "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
     "prefer": (PAIR, PAIR_ALONE, UNPAIRED),
+    "lm": (TEXT,),
+    "regress": (SCORED,),
+    "tag": (TAGGED,),
 }
 LABELLED: set[Form] = {"classify"}
 """Forms whose fields have a `label`."""
-UNLABELLED = "unlabelled"
-"""In the place of a task: texts alone. A label column, if there is one, is not looked at."""
+NUMBERED: set[Form] = {"regress"}
+"""Forms whose fields have a `score`."""
+IN_WORDS: set[Form] = {"tag"}
+"""Forms whose fields have `tokens` and `tags`."""
+UNLABELLED = "lm"
+"""The task whose rows are texts alone. A label column, if there is one, is not looked at."""
 
 
 def conventions(task: str) -> tuple[Convention, ...]:
-    return (TEXT,) if task == UNLABELLED else CONVENTIONS[TASKS[task].form]
+    return CONVENTIONS[TASKS[task].form]
 
 
 def is_labelled(task: str) -> bool:
-    return task != UNLABELLED and TASKS[task].form in LABELLED
+    return TASKS[task].form in LABELLED
 
 
 # ── Finding the columns ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,7 +192,7 @@ def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
         if ours not in known
     ]
     for ours, theirs in given.items():
-        if ours in ("label", "messages") and not isinstance(theirs, str):
+        if ours in ("label", "score", "messages", "tokens", "tags") and not isinstance(theirs, str):
             problems.append(Problem("is one column", f"data.columns.{ours}", "name one; only text can be joined"))
         for column in [theirs] if isinstance(theirs, str) else theirs:
             if column not in table.columns:

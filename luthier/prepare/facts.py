@@ -12,7 +12,8 @@ leakage                 "train rows also in test" and the like: rows dropped
 moved_for_rare_labels   rows that fill gaps, see `split.py`
 split_from              for each split: "given" or "cut by content hash, ..."
 splits                  for each: rows, rows_before_max_rows, labels (name: rows), fingerprint (of its set of rows,
-                        whatever their order), and for multi-label data rows_without_label
+                        whatever their order), for multi-label data rows_without_label, and for numbers score (mean,
+                        deviation, lowest, highest), for tags stray_tags (I tags that continue no entity)
 warnings                sentences
 """
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,19 @@ def describe(marks: Marks, rows: np.ndarray) -> dict[str, Any]:
     if counts and unlabelled:
         described["rows_without_label"] = unlabelled
     return {**described, "fingerprint": rows_fingerprint(marks.ids[rows])}
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Mean, deviation and ends of a split's scores."""
+    numbers = np.fromiter(values, np.float64)
+    if not len(numbers):
+        return {}
+    return {
+        "mean": float(numbers.mean()),
+        "deviation": float(numbers.std()),
+        "lowest": float(numbers.min()),
+        "highest": float(numbers.max()),
+    }
 
 
 def rows_fingerprint(ids: np.ndarray) -> str:
@@ -87,6 +101,8 @@ def warnings(facts: Mapping[str, Any], settings: DataSettings, labels: Sequence[
     unused = [name for name in settings.label_names.values() if name not in labels]
     if unused:
         found.append(f"label_names gives names that no row of train has: {', '.join(sorted(set(unused)))}")
+    if stray := sum(split.get("stray_tags", 0) for split in facts["splits"].values()):
+        found.append(f"{stray:,} I tags continue no entity of their type: by the IOB2 scheme there is none")
     if facts["moved_for_rare_labels"]:
         found.append(f"{facts['moved_for_rare_labels']} rows were moved between splits so that rare labels are in each")
     return found
@@ -103,7 +119,7 @@ def account(facts: Mapping[str, Any]) -> dict[str, Any]:
     splits = {}
     for name, split in facts["splits"].items():
         shown = dict(sorted(split["labels"].items(), key=lambda item: -item[1])[:8])
-        splits[name] = {"rows": split["rows"], **shown}
+        splits[name] = {"rows": split["rows"], **shown, **split.get("score", {})}
     return {
         "source": facts["source"] if isinstance(facts["source"], str) else ", ".join(facts["source"].values()),
         "rows_read": facts["rows_read"],

@@ -1,4 +1,4 @@
-"""From one file's bytes to rows. In: JSONL, JSON, CSV, TSV, Parquet. Out: a `Table`, broken lines beside its rows.
+"""From one file's bytes to rows. In: JSONL, JSON, CSV, TSV, Parquet, plain text. Out: a `Table`.
 
 Files are read piece by piece, once to see what they hold and again whenever rows are asked for, so that no more than a
 piece is in memory. Only a JSON list has to be read whole.
@@ -34,6 +34,8 @@ SUFFIXES = {
     ".tsv": "tsv",
     ".tab": "tsv",
     ".parquet": "parquet",
+    ".txt": "text",
+    ".md": "text",
 }
 PIECE = 2**20
 """Bytes read at once."""
@@ -141,7 +143,7 @@ def read_table(open_file: Open, file: str, format: str | None, header: Sequence[
     format = format or format_of(file)
     if format is None:
         known = ", ".join(SUFFIXES)
-        mend = f"say `format: csv` (or jsonl, json, tsv, parquet), or use a file ending in {known}"
+        mend = f"say `format: csv` (or jsonl, json, tsv, parquet, text), or use a file ending in {known}"
         raise UserError("the file's suffix does not say what format it is", where=file, mend=mend)
     refuse_empty(open_file, file)
     if format == "parquet":
@@ -150,6 +152,8 @@ def read_table(open_file: Open, file: str, format: str | None, header: Sequence[
         refuse_other_encodings(open_file, file)
         if format in ("csv", "tsv"):
             table = read_cells(open_file, file, format, header)
+        elif format == "text":
+            table = scan(Table(file, "text", "line"), partial(paragraphs, open_file))
         else:
             table = read_json_rows(open_file, file, format)
     if not table.rows and not table.bad:
@@ -230,6 +234,21 @@ def text_lines(open_file: Open) -> Iterator[str]:
     with open_text(open_file, "\n") as stream:
         for line in stream:
             yield line.removesuffix("\n")
+
+
+def paragraphs(open_file: Open) -> Iterator[tuple[int, Mapping[str, Any] | Broken]]:
+    """What stands between blank lines, each a row with its first line's number."""
+    first = 0
+    lines: list[str] = []
+    for number, line in enumerate(text_lines(open_file), 1):
+        if line.strip():
+            first = first or number
+            lines.append(line.removesuffix("\r"))
+        elif lines:
+            yield first, {"text": "\n".join(lines)}
+            first, lines = 0, []
+    if lines:
+        yield first, {"text": "\n".join(lines)}
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

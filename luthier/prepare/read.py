@@ -24,8 +24,18 @@ from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.files import code_fingerprint, fingerprint
 from luthier.kept import kept
 from luthier.prepare import split as splitting
-from luthier.prepare.checks import Splits, class_problems, drop_unknown_labels, no_rows_left, subset_problems
+from luthier.prepare.checks import (
+    Splits,
+    class_problems,
+    drop_unknown_labels,
+    no_rows_left,
+    score_problems,
+    subset_problems,
+    type_problems,
+)
 from luthier.prepare.columns import (
+    IN_WORDS,
+    NUMBERED,
     UNLABELLED,
     Columns,
     Convention,
@@ -35,9 +45,10 @@ from luthier.prepare.columns import (
     row_reader,
 )
 from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
-from luthier.prepare.facts import aside, describe, rows_fingerprint, table_facts, warnings
+from luthier.prepare.facts import aside, describe, rows_fingerprint, spread, table_facts, warnings
 from luthier.prepare.formats import bad_rows
-from luthier.prepare.labels import LabelValue, RowError, label_reader
+from luthier.prepare.labels import RowError
+from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names, types_of
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
 from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.split import Marks
@@ -55,7 +66,7 @@ class Dataset:
     splits: dict[str, Examples]
     """train, validation and test; one that was neither given nor cut is empty."""
     labels: list[str]
-    """The classes found in train, sorted; empty for a task without labels."""
+    """The classes found in train, sorted, or every tag that its types of entities have; empty for a task without."""
     multi_label: bool
     """Whether an example's label is a tuple of names, perhaps empty, instead of one name."""
     facts: dict[str, Any]
@@ -64,6 +75,12 @@ class Dataset:
     """The rows that `on_bad_row: skip` left out: file, line, reason, row (as text)."""
     key: str | None
     """Says all that decides the content; None where nothing quick does."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and deviation of train's scores; (0, 1) for a task without."""
+        score = self.facts["splits"]["train"].get("score", {"mean": 0.0, "deviation": 1.0})
+        return score["mean"], score["deviation"]
 
     def fingerprint(self, split: str) -> str:
         """Of the split's set of rows, whatever their order."""
@@ -94,7 +111,7 @@ def read_data(
     `data` is the recipe's section, a source by itself, or rows from Python (an iterable of mappings, or one for each
     split), which `settings` may go with. Relative paths start from `base`, or from the current folder.
     """
-    if task not in (*TASKS, UNLABELLED):
+    if task not in TASKS:
         raise UserError(f"unknown task {task!r}", where="task", mend=nearest(task, TASKS))
     if isinstance(data, str):
         data = DataSettings(source=data)
@@ -147,8 +164,8 @@ def write_data(
     """Everything from tables of raw rows to examples and the rows of each split; returns what is known of them."""
     convention, columns = agree_on_columns(task, settings, tables)
     bins_dropped: Counter[str] = Counter()
-    read, read_label = row_reader(convention, columns), label_reader(settings, bins_dropped)
-    marks, given, multi_label = clean(writer, tables, read, read_label, task, advance)
+    read, finish = row_reader(convention, columns), READERS[TASKS[task].form](settings, bins_dropped)
+    marks, given, multi_label = clean(writer, tables, lambda row: finish(read(row)), task, advance)
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
     if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
@@ -164,13 +181,14 @@ def write_data(
         "bins_dropped": dict(bins_dropped),
     }
     everything = np.arange(len(marks.ids), dtype=np.uint32)
-    read_example = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
-    splits, split_facts = make_splits(marks, given, settings, task, read_example.__getitem__)
+    read_all = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
+    read_example: Callable[[int], Example] = read_all.__getitem__
+    splits, split_facts = make_splits(marks, given, settings, task, read_example)
     labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
     if settings.on_bad_row == "skip":
-        bad += drop_unknown_labels(marks, splits, labels, read_example.__getitem__)
+        bad += drop_unknown_labels(marks, splits, labels, read_example)
         raise_all(no_rows_left(splits, bad, bins_dropped))
-    raise_all(class_problems(marks, splits, labels, multi_label, read_example.__getitem__) if is_labelled(task) else [])
+    raise_all(class_problems(marks, splits, labels, multi_label, read_example) if is_labelled(task) else [])
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))
@@ -179,20 +197,35 @@ def write_data(
     facts["splits"] = {
         name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
     }
+    if TASKS[task].form in IN_WORDS:
+        raise_all(type_problems(marks, splits, labels, read_example))
+        for name, rows in chosen.items():
+            stray = sum(stray_tags(read_example(int(row)).fields["tags"]) for row in rows)
+            facts["splits"][name]["stray_tags"] = stray
+    if TASKS[task].form in NUMBERED:
+        for name, rows in chosen.items():
+            facts["splits"][name]["score"] = spread(read_example(int(row)).fields["score"] for row in rows)
+        raise_all(score_problems(facts["splits"]["train"]["score"]))
     facts["warnings"] = warnings(facts, settings, labels)
     for name in SPLITS:
         writer.add(name, chosen.get(name, everything[:0]))
     writer.add("kept_aside", b"".join(json.dumps(aside(each)).encode() + b"\n" for each in bad))
+    labels = tag_names(labels) if TASKS[task].form in IN_WORDS else labels
     return {"labels": labels, "multi_label": multi_label, "facts": facts}
 
 
 def label_problems(settings: DataSettings, task: str) -> list[Problem]:
     """Settings for labels that a task without labels would pass over in silence."""
-    if is_labelled(task):
-        return []
-    given = [key for key in ("label_separator", "label_bins", "label_names") if getattr(settings, key)]
+    known = LABEL_SETTINGS.get(TASKS[task].form, ())
+    what = "does not read it" if known else "has no labels"
+    given = [key for key in LABEL_SETTINGS["classify"] if key not in known and getattr(settings, key)]
     return [
-        Problem(f"task {task} has no labels", f"data.{key}", "leave it out, or use task: classify") for key in given
+        Problem(
+            f"task {task} {what}",
+            f"data.{key}",
+            "leave it out, or use task: classify",
+        )
+        for key in given
     ]
 
 
@@ -229,13 +262,12 @@ class Cleaned(NamedTuple):
 def clean(
     writer: ArrayWriter,
     tables: Tables,
-    read: Callable[[Mapping[str, Any]], dict[str, Any]],
-    read_label: Callable[[Any], LabelValue | None],
+    read: Callable[[Mapping[str, Any]], dict[str, Any] | None],
     task: str,
     advance: Callable[[int], None],
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
-    keyed = text_example if task == UNLABELLED else EXAMPLES[TASKS[task].form]
+    keyed = EXAMPLES[TASKS[task].form]
     examples = ExampleWriter(writer)
     keys, kinds = bytearray(), array("i")
     kind_of: dict[tuple[str, ...], int] = {}
@@ -247,12 +279,10 @@ def clean(
             for number, row in table.rows:
                 try:
                     fields = read(row)
-                    if "label" in fields:
-                        fields["label"] = read_label(fields["label"])
                 except RowError as bad:
                     table.add_bad(number, bad.what, row, bad.mend)
                     continue
-                if "label" in fields and fields["label"] is None:
+                if fields is None:
                     continue
                 several_labels |= isinstance(fields.get("label"), tuple)
                 example, key, labels = keyed(fields, table.place(number))
@@ -274,15 +304,26 @@ def labelled_example(fields: dict[str, Any], place: str) -> tuple[Example, str, 
     return Example(fingerprint(text, *labels), fields, place), fingerprint(text), labels
 
 
-def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    key = fingerprint(fields["text"])
-    return Example(key, fields, place), key, ()
-
-
 def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
     messages = fields["messages"]
     key = fingerprint(json.dumps(messages[:-1], ensure_ascii=False))
     return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
+
+
+def scored_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same text and other scores are different examples of the same split."""
+    return Example(fingerprint(fields["text"], repr(fields["score"])), fields, place), fingerprint(fields["text"]), ()
+
+
+def tagged_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Its labels are the types of entities in it."""
+    words, tags = (json.dumps(fields[name], ensure_ascii=False) for name in ("tokens", "tags"))
+    return Example(fingerprint(words, tags), fields, place), fingerprint(words), types_of(fields["tags"])
+
+
+def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    key = fingerprint(fields["text"])
+    return Example(key, fields, place), key, ()
 
 
 def preference_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
@@ -295,6 +336,9 @@ EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[s
     "classify": labelled_example,
     "generate": messages_example,
     "prefer": preference_example,
+    "lm": text_example,
+    "regress": scored_example,
+    "tag": tagged_example,
 }
 """How each form of fields becomes an example, the hash of its input, and its labels."""
 

@@ -29,16 +29,17 @@ class DataSettings(Settings):
     """Where the rows are, which columns matter, and how they are split. A bare string is short for `source`."""
 
     source: str | None = None
-    """A file (.jsonl .json .csv .tsv .parquet; text ones may end in .gz), a folder with train, validation and test
-    files, a hub data set (`org/name` or `hub:name`), or `pypi:NAME==VERSION` with a `path` inside."""
+    """A file (.jsonl .json .csv .tsv .parquet .txt .md; text ones may end in .gz), a folder with train, validation
+    and test files, a hub data set (`org/name` or `hub:name`), or `pypi:NAME==VERSION` with a `path` inside."""
     path: str | None = None
     """The file inside a `pypi:` source archive; it may lead through archives inside the archive."""
     name: str | None = None
     """The configuration (subset) of a hub data set."""
     revision: str | None = None
     """The commit, tag or branch of a hub data set."""
-    format: Literal["jsonl", "json", "csv", "tsv", "parquet"] | None = None
-    """The file format, when the suffix does not say."""
+    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "text"] | None = None
+    """The file format, when the suffix does not say. `text` (.txt, .md): paragraphs between blank lines are
+    rows."""
     header: list[str] | None = None
     """Column names of a CSV or TSV file that has no header line."""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)

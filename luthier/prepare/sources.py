@@ -187,6 +187,8 @@ def folder_files(settings: DataSettings, base: Path) -> Sources:
         return given_files(named_splits(settings), base, source, settings)
     folder = base / Path(source).expanduser()
     found = sorted(path for path in folder.iterdir() if path.is_file() and (settings.format or format_of(path.name)))
+    tables = [path for path in found if settings.format or format_of(path.name) != "text"]
+    found = tables or found  # beside tables, a text file is a README or a licence
     by_split: dict[str, list[str]] = {}
     for path in found:
         split = SPLIT_NAMES.get(re.split(r"[-_.]", path.name.lower())[0])

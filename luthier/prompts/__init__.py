@@ -6,7 +6,7 @@ its fingerprint is checked when the model is used, so the prompt at serving time
 
 from luthier.prompts.format import FORMAT_FILE, PromptFormat, choose_format, choose_template
 from luthier.prompts.tokenise import Tokenised, prompt_row, tokenise, tokenise_pieces
-from luthier.prompts.turns import Turns
+from luthier.prompts.turns import Turns, stop_ids
 
 __all__ = [
     "FORMAT_FILE",
@@ -16,6 +16,7 @@ __all__ = [
     "choose_format",
     "choose_template",
     "prompt_row",
+    "stop_ids",
     "tokenise",
     "tokenise_pieces",
 ]

@@ -17,3 +17,5 @@ class Encoded:
     parts: Sequence[int] = ()
     """Where there are several sequences, whoever encodes cuts each of them and says so."""
     was_cut: bool = False
+    windows: bool = False
+    """Whether a text longer than the longest row goes on in further rows, instead of losing its end."""

@@ -34,6 +34,8 @@ class PromptFormat:
     max_length: int = 1024
     """Longest row in tokens; what is beyond is cut off, and counted."""
     chat_template: str | None = None
+    scale: tuple[float, float] = (0.0, 1.0)
+    """Mean and deviation of the training split's numbers: the model gives deviations from the mean."""
 
     @property
     def form(self) -> Form:
@@ -52,13 +54,9 @@ class PromptFormat:
     def load(cls, folder: Path) -> PromptFormat:
         """The format saved with a model. Raises `UserError` when it is missing or was changed by hand."""
         value = files.read_json(folder / FORMAT_FILE)
-        loaded = cls(
-            task=value["task"],
-            labels=tuple(value["labels"]),
-            multi_label=value["multi_label"],
-            max_length=value["max_length"],
-            chat_template=value["chat_template"],
-        )
+        known = [field.name for field in dataclasses.fields(cls) if field.name in value]
+        fields: dict[str, Any] = {n: tuple(value[n]) if isinstance(value[n], list) else value[n] for n in known}
+        loaded = cls(**fields)
         if loaded.fingerprint != value["fingerprint"]:
             raise UserError(
                 "the prompt format differs from the one this model was trained with",
@@ -68,10 +66,17 @@ class PromptFormat:
         return loaded
 
 
-def choose_format(task: str, tokenizer: Any, labels: Sequence[str], multi_label: bool, max_length: int) -> PromptFormat:
+def choose_format(
+    task: str,
+    tokenizer: Any,
+    labels: Sequence[str],
+    multi_label: bool,
+    max_length: int,
+    scale: tuple[float, float] = (0.0, 1.0),
+) -> PromptFormat:
     """The format of a new run: the tokenizer's own chat template, or the plain one."""
     template = choose_template(tokenizer) if TASKS[task].is_chat else None
-    return PromptFormat(task, tuple(labels), multi_label, max_length, template)
+    return PromptFormat(task, tuple(labels), multi_label, max_length, template, scale)
 
 
 def choose_template(tokenizer: Any) -> str:

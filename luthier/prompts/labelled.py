@@ -23,17 +23,22 @@ def encode_labelled(examples: Sequence[Example], tokenizer: Any, prompt_format: 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[list[int]]:
     """Token ids of each example's `text`, in such an order that an encoder's closing marks survive a cut at the end."""
-    limit = prompt_format.max_length
-    closing = _closing(tokenizer)
+    closing = closing_tokens(tokenizer)
     tokens = []
     for ids in tokenizer([example.fields["text"] for example in examples])["input_ids"]:
-        if closing and len(ids) > limit >= closing:
-            ids = [*ids[: limit - closing], *ids[-closing:], *ids[limit - closing : -closing]]
-        tokens.append(ids)
+        order = order_for_cut(len(ids), prompt_format.max_length, closing)
+        tokens.append([ids[place] for place in order])
     return tokens
 
 
-def _closing(tokenizer: Any) -> int:
+def order_for_cut(length: int, limit: int, closing: int) -> Sequence[int]:
+    """The places of a text's tokens in such an order that the closing ones are within the limit."""
+    if not (closing and length > limit >= closing):
+        return range(length)
+    return [*range(limit - closing), *range(length - closing, length), *range(limit - closing, length - closing)]
+
+
+def closing_tokens(tokenizer: Any) -> int:
     """How many special tokens the tokenizer puts after a text: BERT's one, XLNet's two, none for most decoders."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     dressed = tokenizer("a")["input_ids"]

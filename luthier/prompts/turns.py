@@ -12,6 +12,13 @@ from luthier.errors import UserError
 from luthier.prompts.format import PromptFormat
 
 
+def stop_ids(tokenizer: Any, prompt_format: PromptFormat) -> set[int]:
+    """Tokens that end what a model writes in this format."""
+    if prompt_format.chat_template is None:
+        return {tokenizer.eos_token_id}
+    return Turns(tokenizer, prompt_format).stop_ids
+
+
 def without_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The conversation with its system turn at the head of the first user turn."""
     if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":

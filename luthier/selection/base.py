@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before every name in an adapter file."""
-PEFT_TASKS: dict[Head, str] = {
-    "classes": "SEQ_CLS",
-    "score": "SEQ_CLS",
-    "language": "CAUSAL_LM",
-    "pooled": "FEATURE_EXTRACTION",
-}
-"""What PEFT calls a model with this head."""
 
 
 class Selection(Settings):

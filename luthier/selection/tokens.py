@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from luthier.errors import UserError
-from luthier.selection.base import ADAPTER_PREFIX, PEFT_TASKS, Selection
+from luthier.selection.base import ADAPTER_PREFIX, Selection
 from luthier.selection.norms import Norms
 from luthier.selection.wrapping import Wrapping, put, wrap, wrapped_layers
 
@@ -51,7 +51,7 @@ class Tokens(Wrapping):
         layers = token_layers(network)
         return {  # PEFT's method has no place for a new head: beside one, the file is our own
             **({"adapter_type": "luthier_tokens"} if network.new_parameters else {"peft_type": "TRAINABLE_TOKENS"}),
-            "task_type": PEFT_TASKS[network.head],
+            "task_type": network.peft_task,
             "base_model_name_or_path": network.base_name,
             "revision": network.base_revision,
             "target_modules": [name for name, layer in layers if has_rows(layer)],

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.selection.base import PEFT_TASKS, Selection, learn_only
+from luthier.selection.base import Selection, learn_only
 
 if TYPE_CHECKING:
     from luthier.kernels.wrapped import Wrapped
@@ -65,7 +65,7 @@ def peft_config(network: Network, kind: str, targets: Sequence[str]) -> dict[str
     )
     return {
         "peft_type": kind,
-        "task_type": PEFT_TASKS[network.head],
+        "task_type": network.peft_task,
         "base_model_name_or_path": network.base_name,
         "revision": network.base_revision,
         "target_modules": list(targets),

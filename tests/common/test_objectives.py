@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from luthier.batches import collate, micro_batches
 from luthier.models.network import Network
+from luthier.models.tiny import ENCODERS
 from luthier.records import Row
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
@@ -26,10 +27,12 @@ from tests.common.preference_references import (
 )
 from tests.common.teaching_references import reference_contrastive, reference_distil
 
+KINDS = dict.fromkeys(ENCODERS, "encoder")
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "score": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "pooled": ("bert", "roberta", "xlnet", "distilbert", "gpt2", "llama"),
+    "tags": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
 }
 CASES = [
@@ -37,7 +40,9 @@ CASES = [
     for name, kind in OBJECTIVES.items()
     for form in kind.forms
     for family in FAMILIES[make.objective(name, form).head]
+    if KINDS.get(family, "decoder") in kind.kinds
 ]
+"""Every family that the objective says it can teach."""
 Case = tuple[Learner, Network, list[Row]]
 
 
@@ -46,7 +51,7 @@ def case(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Case:
     name, form, family = request.param
     objective = make.objective(name, form)
     net = make.network(tiny(family), objective.head)
-    learner, rows = make.begin(objective, net)
+    learner, rows = make.begin(objective, net, form=form)
     return learner, net, rows
 
 
@@ -150,9 +155,32 @@ def reference_adversarial(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     return total + reference_classify(net, [row for row in rows if not row.example_streams["domain"]])
 
 
+def reference_regress(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        score = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]
+        total = total + (score - row.example_streams["score"]) ** 2 * row.example_streams["weight"]
+    return total
+
+
+def reference_tag(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        tags = torch.tensor(row.token_streams["tag"]).long()
+        losses = torch.nn.functional.cross_entropy(logits, tags, reduction="none")
+        total = total + (losses * torch.tensor(row.token_streams["weight"])).sum()
+    return total
+
+
 REFERENCES = {
     "sft": reference_sft,
     "classify": reference_classify,
+    "lm": reference_sft,
+    "regress": reference_regress,
+    "tag": reference_tag,
     "contrastive": reference_contrastive,
     "distil": reference_distil,
     "adversarial": reference_adversarial,

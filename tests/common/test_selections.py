@@ -23,6 +23,7 @@ from tests import tiny as make
 
 FAMILIES = [
     *(("classes", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
+    *(("tags", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
     *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")),
     *(("pooled", family) for family in ("bert", "gpt2")),
 ]

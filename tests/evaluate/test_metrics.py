@@ -122,7 +122,7 @@ def test_perplexity_divides_once_by_all_tokens() -> None:
 def test_an_unknown_metric_gets_the_nearest_that_fits() -> None:
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         check_metric("acuracy", "classify")
-    with pytest.raises(UserError, match="is for generate, and this task is classify"):
+    with pytest.raises(UserError, match="is for generate and lm, and this task is classify"):
         check_metric("perplexity", "classify")
     with pytest.raises(UserError, match="no rows"):
         score([], "accuracy")

@@ -104,7 +104,7 @@ def test_several_labels_are_found_in_the_answer(tiny: Callable[..., Path]) -> No
     net = make.network(tiny("llama"), "language")
     form = choose_format("classify", net.tokenizer, make.LABELS, True, 128)
     some = make.examples("classes", multi_label=True, count=8)
-    for name in BASELINES:
+    for name in (name for name, baseline in BASELINES.items() if "classify" in baseline.forms):
         predictions, _ = BASELINES[name].run(asked(net, form, some[:5], some[5:], shots=1), lambda done: None)
         assert all(isinstance(p.predicted, list) and set(p.predicted) <= set(make.LABELS) for p in predictions)
 

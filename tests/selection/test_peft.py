@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.kernels.lora import DoraLinear
 from luthier.kernels.scaled import ScaledLinear
-from luthier.models.load import model_class
+from luthier.models.describe import describe_model
+from luthier.models.heads import HEADS, loader
 from luthier.models.network import Network
 from luthier.models.save import save_model
 from luthier.selection import Selection
@@ -62,8 +63,9 @@ def test_peft_loads_the_adapter_and_says_the_same(
     selection = VARIANTS[name]
     net = shaken(tiny(family), head, selection)
     save_model(net, selection, make.prompt_format(net), tmp_path / "model")
-    options = {"num_labels": len(make.LABELS), "pad_token_id": net.tokenizer.pad_token_id} if head == "classes" else {}
-    base = model_class(net.head).from_pretrained(tiny(family), dtype=torch.float32, **options)
+    new = {"num_labels": len(make.LABELS), "pad_token_id": net.tokenizer.pad_token_id} if HEADS[net.head].is_new else {}
+    kind = loader(net.head, describe_model(tiny(family)), family)
+    base = kind.from_pretrained(tiny(family), dtype=torch.float32, **new)
     untuned = logits(base, net)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "model")
     ours, theirs = logits(net.model, net), logits(model, net)

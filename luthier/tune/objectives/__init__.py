@@ -8,10 +8,13 @@ from luthier.tune.objectives.distil import Distil
 from luthier.tune.objectives.dpo import Dpo
 from luthier.tune.objectives.grpo import Grpo
 from luthier.tune.objectives.kto import Kto
+from luthier.tune.objectives.lm import Lm
 from luthier.tune.objectives.ppo import Ppo
+from luthier.tune.objectives.regress import Regress
 from luthier.tune.objectives.reward import Reward
 from luthier.tune.objectives.selftrain import Selftrain
 from luthier.tune.objectives.sft import Sft
+from luthier.tune.objectives.tag import Tag
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "adversarial": Adversarial,
@@ -21,10 +24,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": Dpo,
     "grpo": Grpo,
     "kto": Kto,
+    "lm": Lm,
     "ppo": Ppo,
+    "regress": Regress,
     "reward": Reward,
     "selftrain": Selftrain,
     "sft": Sft,
+    "tag": Tag,
 }
 
 __all__ = ["OBJECTIVES", "Context", "Known", "Learner", "MoreData", "Objective"]

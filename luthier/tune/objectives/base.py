@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.batches import BatchPlan
 from luthier.errors import Problem
+from luthier.models.describe import Kind
 from luthier.records import Batch, Comparison, Example, Loss, Row
 from luthier.settings import Settings
 from luthier.tasks import Form, Head
@@ -26,7 +27,8 @@ class Context:
     """Its selection is applied; modules added to it here (`network.add_auxiliary`) learn too."""
     rows: Sequence[Row]
     examples: Sequence[Example] = ()
-    """The same rows as the user wrote them, in the same order."""
+    """The same rows as the user wrote them, in the same order; only where long texts are cut into windows (`lm`) are
+    there more rows than examples."""
     prompt_format: PromptFormat | None = None
     seed: int = 0
     base: Path = Path()
@@ -77,6 +79,8 @@ class Objective(Settings):
     token_streams: ClassVar[tuple[str, ...]] = ()
     example_streams: ClassVar[tuple[str, ...]] = ()
     """The streams it reads, checked before weights are loaded."""
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder")
+    """The kinds of models that it can teach, of those that can have its head."""
     divided_by: ClassVar[Literal["tokens", "examples"]]
     """What `weight` counts, for the log."""
     by_example: ClassVar[bool] = False
