@@ -105,7 +105,7 @@ def test_unknown_baseline(bad: Bad) -> None:
 
 
 def test_an_objective_of_another_head(bad: Bad) -> None:
-    has(bad("objective: sft"), "does not fit task: classify", "use classify")
+    has(bad("objective: sft"), "does not fit task: classify", "or classify or")
 
 
 # ── The data ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ class Regress(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("regress",)
     example_streams: ClassVar[tuple[str, ...]] = ("score", "weight")
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
+    by_example: ClassVar[bool] = True
 
     kind: Literal["mse", "huber"] = "mse"
     """`mse`: the squared error. `huber`: half of it up to `delta`, and linear beyond, so that outliers pull less (Huber

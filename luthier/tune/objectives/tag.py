@@ -24,6 +24,7 @@ class Tag(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("tag",)
     token_streams: ClassVar[tuple[str, ...]] = ("tag", "weight")
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
+    by_example: ClassVar[bool] = True
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over all tags (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
