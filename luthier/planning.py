@@ -207,13 +207,6 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
     return problems
 
 
-def can_learn(objective: Objective | type[Objective], facts: ModelFacts) -> bool:
-    """Whether this kind of model can be taught by the objective, and have the head that it needs; an objective whose
-    head depends on its examples says no as long as these are not known."""
-    head: Head | None = getattr(objective, "head", None)
-    return facts.kind in objective.kinds and head is not None and made(head, facts) is not None
-
-
 def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
     """What stands in the way of differential privacy, where it is asked for."""
     if recipe.privacy is None:
@@ -236,6 +229,13 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
     if missing_library():
         problems.append(Problem("differential privacy needs `opacus`", source.place(("privacy",)), INSTALL))
     return problems
+
+
+def can_learn(objective: Objective | type[Objective], facts: ModelFacts) -> bool:
+    """Whether this kind of model can be taught by the objective, and have the head that it needs; an objective whose
+    head depends on its examples says no as long as these are not known."""
+    head: Head | None = getattr(objective, "head", None)
+    return facts.kind in objective.kinds and head is not None and made(head, facts) is not None
 
 
 def wrong_for_pairs(selection: Selection, facts: ModelFacts) -> Problem | None:

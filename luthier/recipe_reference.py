@@ -53,6 +53,8 @@ def sections() -> Iterator[tuple[str, str, type[Settings]]]:
         elif kind := section_of(info.annotation):
             yield name, about(kind), kind
             for inner, field in kind.model_fields.items():
+                if inner in Recipe.model_fields:  # the same section as at the top
+                    continue
                 if deeper := section_of(field.annotation):
                     yield f"{name}.{inner}", about(deeper), deeper
 

@@ -6,7 +6,6 @@ In: a data source, and what the user said already. Out: a recipe file, and the g
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,18 @@ import yaml
 from luthier import files
 from luthier.errors import UserError, nearest, raise_all
 from luthier.evaluate.settings import EvaluateSettings
+from luthier.looks import (
+    is_number,
+    is_text,
+    is_turns,
+    looks_like_labels,
+    looks_like_scores,
+    looks_tagged,
+    mean_length,
+    named,
+    names_in,
+    values,
+)
 from luthier.prepare.columns import (
     LABEL_NAMES,
     MESSAGES,
@@ -30,8 +41,6 @@ from luthier.prepare.columns import (
     find_columns,
 )
 from luthier.prepare.formats import Table, bad_rows, format_of, read_table
-from luthier.prepare.labels import label_text
-from luthier.prepare.readers import IOB2
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.recipe import TrainSettings
@@ -42,8 +51,6 @@ from luthier.tasks import TASKS
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SAMPLE_BYTES = 1 << 20
 SAMPLE_ROWS = 500
-MOST_LABELS = 50
-LONGEST_LABEL = 40
 SCORE_WORDS = ("score", *SCORE_NAMES, "price", "grade", "points", "amount")
 LABEL_WORDS = ("label", *LABEL_NAMES, "topic", "rating", "stars", "type", "tag", "polarity", "spam")
 TEXT_WORDS = ("text", *TEXT_NAMES, "message", "title", "description")
@@ -217,19 +224,6 @@ def guess_tags(table: Table, ask: Ask | None) -> Guess | None:
     return None
 
 
-def looks_tagged(table: Table, columns: Columns) -> bool:
-    """Whether two columns hold lists of the same lengths, one of them of tags."""
-    words, tags = (values(table, columns[name]) for name in ("tokens", "tags"))
-    if not words or len(words) != len(tags) or not all(isinstance(cell, list) for cell in (*words, *tags)):
-        return False
-    flat = [label_text(tag) for cell in tags for tag in cell]
-    return all(map(len_equal, words, tags)) and all(isinstance(tag, str) and IOB2.fullmatch(tag) for tag in flat)
-
-
-def len_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b)
-
-
 def guess_text(table: Table, ask: Ask | None) -> Guess | None:
     """One column, and text in it."""
     if len(table.columns) != 1 or not is_text(values(table, table.columns[0])):
@@ -291,74 +285,6 @@ def nothing_fits(table: Table, task: str | None) -> UserError:
     return UserError(
         f"no columns that fit {fitting}; there are: {', '.join(table.columns)}", where=table.file, mend=mend
     )
-
-
-# ── What cells look like ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def values(table: Table, column: str) -> list[Any]:
-    """The cells of a column that hold something, labels in their common spelling."""
-    cells = (row.get(column) for _, row in table.rows)
-    return [label_text(cell) if not isinstance(cell, list | dict) else cell for cell in cells if cell not in (None, "")]
-
-
-def parts(cells: Sequence[Any]) -> list[Any]:
-    """Every label in these cells, those that are lists taken apart."""
-    return [label_text(part) for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
-
-
-def names_in(cells: Sequence[Any]) -> list[str]:
-    return sorted({str(part) for part in parts(cells)})
-
-
-def looks_like_labels(cells: Sequence[Any]) -> bool:
-    """Few different short values, each coming again; or lists of such (several labels a row)."""
-    flat = parts(cells)
-    if not flat or not all(isinstance(value, str) and len(value) <= LONGEST_LABEL for value in flat):
-        return False
-    kinds = set(flat)
-    return 2 <= len(kinds) <= min(MOST_LABELS, max(2, len(flat) // 2))
-
-
-def looks_like_scores(cells: Sequence[Any]) -> bool:
-    """Nothing but numbers, and more than one."""
-    return len(set(map(str, cells))) > 1 and all(is_number(cell) for cell in cells)
-
-
-def is_text(cells: Sequence[Any]) -> bool:
-    """Mostly different pieces of text, not numbers."""
-    if not cells or not all(isinstance(cell, str) for cell in cells):
-        return False
-    return len(set(cells)) > len(cells) / 2 and not all(is_number(cell) for cell in cells) and mean_length(cells) > 3
-
-
-def is_number(cell: Any) -> bool:
-    try:
-        float(cell)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def is_turns(cell: Any) -> bool:
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return False
-    if not (isinstance(cell, list) and cell and all(isinstance(turn, Mapping) for turn in cell)):
-        return False
-    return all({"role", "from"} & turn.keys() and {"content", "value"} & turn.keys() for turn in cell)
-
-
-def mean_length(cells: Sequence[Any]) -> float:
-    return sum(len(str(cell)) for cell in cells) / max(1, len(cells))
-
-
-def named(column: str, words: Sequence[str]) -> bool:
-    """Whether a word of the column's name is one of these."""
-    parts = column.casefold().replace("-", "_").replace(" ", "_").split("_")
-    return any(word in parts or column.casefold() == word for word in words)
 
 
 # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

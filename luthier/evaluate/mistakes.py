@@ -20,9 +20,8 @@ from luthier.evaluate.metrics import (
     TAG,
     is_right,
     names,
-    token_f1,
-    words,
 )
+from luthier.evaluate.texts import token_f1, words
 from luthier.records import Prediction
 
 MOST = 10
