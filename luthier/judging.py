@@ -103,6 +103,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             labels=prepared.data.labels,
             scale=saved.prompt_format.scale,
             head=recipe.chosen_objective.head,
+            kind=prepared.facts.kind,
             added_tokens=bool(recipe.chosen_selection.added_tokens()),
             files=files_of(run.model_folder),
             command=report.command,

@@ -25,6 +25,7 @@ from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
 from luthier.records import Row
+from luthier.selection import SELECTIONS, Selection
 from luthier.stored_rows import StoredRows
 from luthier.tasks import MULTI_LABEL_METRICS, TASKS, Head
 from luthier.tokens import TokenisedSplit, tokenised_splits
@@ -154,7 +155,9 @@ def prepare(
     tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
     room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)
-    prompt_format = choose_format(parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale)
+    prompt_format = choose_format(
+        parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale, facts.decoder_start
+    )
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
     check_streams(parsed, tokenised["train"].rows)
     check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
@@ -235,6 +238,36 @@ def can_learn(objective: Objective | type[Objective], facts: ModelFacts) -> bool
     return facts.kind in objective.kinds and head is not None and made(head, facts) is not None
 
 
+def wrong_for_pairs(selection: Selection, facts: ModelFacts) -> Problem | None:
+    """A selection that knows no encoder-decoder, where the model is one."""
+    if facts.kind != "encoder-decoder" or (facts.kind in selection.kinds and not selection.added_tokens()):
+        return None
+    others = [name for name, kind in SELECTIONS.items() if facts.kind in kind.kinds]
+    what = "added tokens are" if facts.kind in selection.kinds else "this selection is"
+    mend = f"use selection: {' or '.join(others)}, without added tokens"
+    return Problem(f"{what} not for {article(facts.kind)} ({facts.model_type})", "selection", mend)
+
+
+NOT_FOR_PAIRS: dict[str, Any] = {
+    "layer_decay": 1.0,
+    "embedding_rate": 1.0,
+    "unfreeze_every": None,
+    "neftune_alpha": 0.0,
+}
+"""Settings of `train` that count blocks from one end of the model to the other, and the value that leaves them out."""
+
+
+def not_for_pairs(recipe: Recipe, source: Source) -> list[Problem]:
+    """What an encoder-decoder, whose blocks are in two towers, has no part for."""
+    what = "is for models whose blocks are in one tower, and this is an encoder-decoder"
+    problems = [
+        Problem(what, source.place(("train", name)), "leave it out")
+        for name, off in NOT_FOR_PAIRS.items()
+        if getattr(recipe.train, name) != off
+    ]
+    return problems + ([Problem(what, source.place(("mix",)), "leave it out")] if recipe.mix else [])
+
+
 def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
     """What the model's own files say against this recipe."""
     if not can_learn(recipe.chosen_objective, facts):
@@ -252,8 +285,10 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
             )
         )
     selection = recipe.chosen_selection
-    if refusal := selection.refusal(facts, recipe.chosen_objective.head):
+    if refusal := wrong_for_pairs(selection, facts) or selection.refusal(facts, recipe.chosen_objective.head):
         problems.append(replace(refusal, where=source.place(tuple(refusal.where.split(".")))))
+    if facts.kind == "encoder-decoder":
+        problems += not_for_pairs(recipe, source)
     room = facts.window - selection.extra_tokens if facts.window else None
     taken = f", of which {selection.extra_tokens} are learned" if selection.extra_tokens else ""
     if room is not None and room < 1:

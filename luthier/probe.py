@@ -17,7 +17,7 @@ import torch
 from luthier.batches import collate
 from luthier.kernels.fast import speed_up
 from luthier.kernels.projection import is_linear, weight_of
-from luthier.models.describe import describe_model
+from luthier.models.describe import DECODER_LAYERS, describe_model
 from luthier.models.heads import HEADS, loader, settle
 from luthier.models.load import quiet
 from luthier.models.network import Network
@@ -67,12 +67,12 @@ def block_cost(
 ) -> BlockCost:
     """Run two blocks of this model's shape on rows of these lengths."""
     network = small_network(folder, head, device, dtype, kernels, selection.quantisation)
-    blocks = network.blocks()[1]
-    parameters = parameter_count(blocks[-1])
-    rows = probe_rows(lengths, parameters)
+    levels = levels_of(network)
+    parameters = sum(map(parameter_count, levels[-1]))
+    rows = probe_rows(lengths, parameters, network.model.config.is_encoder_decoder)
     tokens = sum(len(row.tokens) for row in rows)
     selection.on_few_blocks().apply(network)
-    learned = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    learned = [learning(level) for level in levels_of(network)]
     crossed = BLOCKS - network.frozen_depth()
     network.train_mode()
     batch = collate(rows, device)
@@ -108,26 +108,41 @@ def learned_a_block(folder: Path, selection: Selection, head: Head) -> int:
     with torch.device("meta"):
         network = small_network(folder, head, "meta", torch.float32, "plain")
         selection.on_few_blocks().apply(network)
-    return max(sum(p.numel() for p in block.parameters() if p.requires_grad) for block in network.blocks()[1])
+    return max(map(learning, levels_of(network)))
 
 
 def linear_a_block(folder: Path, head: Head) -> int:
     """Parameters in the weights of a block's linear layers, which a selection may quantise; counted without memory."""
     with torch.device("meta"):
         network = small_network(folder, head, "meta", torch.float32, "plain")
-    return sum(weight_of(module).numel() for module in network.blocks()[1][-1].modules() if is_linear(module))
+    modules = [module for block in levels_of(network)[-1] for module in block.modules()]
+    return sum(weight_of(module).numel() for module in modules if is_linear(module))
 
 
-def probe_rows(lengths: Sequence[int], parameters: int) -> list[Row]:
-    """Rows of random tokens, no more of them than the probe's work allows."""
+def levels_of(network: Network) -> list[tuple[Any, ...]]:
+    """The model's blocks, from the embeddings up; of an encoder-decoder, pairs of an encoder's and a decoder's block.
+
+    There, estimates are cruder: they take both towers as equally deep, and a row as half source and half target.
+    """
+    return list(zip(*(blocks for _, blocks in network.all_blocks()), strict=True))
+
+
+def learning(blocks: Sequence[Any]) -> int:
+    """Parameters of these blocks that learn."""
+    return sum(p.numel() for block in blocks for p in block.parameters() if p.requires_grad)
+
+
+def probe_rows(lengths: Sequence[int], parameters: int, in_pairs: bool = False) -> list[Row]:
+    """Rows of random tokens, no more of them than the probe's work allows; with `in_pairs` each is two parts."""
     most_tokens = min(MOST_TOKENS, MOST_WORK / (6 * BLOCKS * parameters))
     rows: list[Row] = []
     generator = torch.Generator().manual_seed(0)
     for length in lengths:
         if rows and sum(len(row.tokens) for row in rows) + length > most_tokens:
             break
-        tokens = torch.randint(1, VOCABULARY, (max(1, min(length, int(most_tokens))),), generator=generator)
-        rows.append(Row(str(len(rows)), tokens.tolist()))
+        count = max(2 if in_pairs else 1, min(length, int(most_tokens)))
+        tokens = torch.randint(1, VOCABULARY, (count,), generator=generator)
+        rows.append(Row(str(len(rows)), tokens.tolist(), parts=(count // 2, count - count // 2) if in_pairs else ()))
     return rows
 
 
@@ -145,7 +160,9 @@ def small_network(
     quiet()
     config = transformers.AutoConfig.from_pretrained(folder)
     text = config.get_text_config()
-    text.num_hidden_layers = BLOCKS
+    for name in ("num_hidden_layers", "num_layers", *DECODER_LAYERS, "encoder_layers"):
+        if name == "num_hidden_layers" or getattr(text, name, None) is not None:
+            setattr(text, name, BLOCKS)
     if getattr(text, "layer_types", None):
         text.layer_types = list(text.layer_types[:BLOCKS])
     text.vocab_size = VOCABULARY

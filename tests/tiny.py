@@ -85,7 +85,9 @@ def prompt_format(
     form = form or FORM[net.head]
     labels = {"classify": LABELS, "tag": TAGS}.get(form, ())
     task = "chat" if form == "generate" else form
-    return choose_format(task, net.tokenizer, labels, multi_label, max_length, scale=(3.0, 2.0))
+    return choose_format(
+        task, net.tokenizer, labels, multi_label, max_length, scale=(3.0, 2.0), decoder_start=net.decoder_start
+    )
 
 
 FORM: dict[Head, Form] = {

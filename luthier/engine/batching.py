@@ -87,6 +87,16 @@ def sees_everything(network: Network, length: int) -> bool:
     return all(length <= stretch for stretch in stretches if isinstance(stretch, int))
 
 
+def check_window(network: Network, longest: int, virtual: int) -> None:
+    """Raise `UserError` where the longest prompt, its virtual tokens counted, is longer than the model's window."""
+    if network.window is not None and longest > network.window:
+        raise UserError(
+            f"a prompt is {longest} tokens {f'({virtual} of them virtual) ' if virtual else ''}"
+            f"and the model's window is {network.window}",
+            mend="shorten or remove the row",
+        )
+
+
 @torch.inference_mode()
 def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -> Iterator[Running]:
     """Yield the prompts in batches of like length, each ready for its next token; longest first.
@@ -94,17 +104,17 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
     Args:
         room: Tokens that each row may still grow by, counted when a batch is sized.
     """
+    if network.model.config.is_encoder_decoder:
+        from luthier.engine.sources import read
+
+        check_window(network, max(map(len, prompts), default=0), 0)
+        yield from read(network, prompts, room)
+        return
     device = network.device
     prompts = [[*network.virtual_tokens, *prompt] for prompt in prompts]
     prefix = network.prefix.length if network.prefix is not None else 0
     longest = max(map(len, prompts), default=0) + prefix
-    if network.window is not None and longest > network.window:
-        virtual = prefix + len(network.virtual_tokens)
-        raise UserError(
-            f"a prompt is {longest} tokens {f'({virtual} of them virtual) ' if virtual else ''}"
-            f"and the model's window is {network.window}",
-            mend="shorten or remove the row",
-        )
+    check_window(network, longest, prefix + len(network.virtual_tokens))
     padding_is_free = network.takes_positions() and sees_everything(network, longest + room)
     start = shared_start(prompts) if padding_is_free else 0
     start_memory = network.prefix.memory(network.model.config, 1) if network.prefix is not None else None

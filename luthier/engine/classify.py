@@ -6,7 +6,7 @@ In: rows. Out: one row of probabilities each, or the negative log-likelihood of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,10 +86,11 @@ def negative_log_likelihoods(
             )
             for chunk in target.split(512)
         ]
-        example_M = batch.example_N[target]
-        sums_E = torch.zeros(len(batch), device=network.device).index_add(0, example_M, torch.cat(losses))
-        counts_E = torch.bincount(example_M, minlength=len(batch))
-        for index, total, count in zip(indices, sums_E.tolist(), counts_E.tolist(), strict=True):
+        parts = torch.tensor([max(1, len(rows[index].parts)) for index in indices], device=network.device)
+        row_M = torch.arange(len(indices), device=network.device).repeat_interleave(parts)[batch.example_N[target]]
+        sums_R = torch.zeros(len(indices), device=network.device).index_add(0, row_M, torch.cat(losses))
+        counts_R = torch.bincount(row_M, minlength=len(indices))
+        for index, total, count in zip(indices, sums_R.tolist(), counts_R.tolist(), strict=True):
             results[index] = (total, int(count))
         progress(len(indices))
     return results
@@ -98,6 +99,6 @@ def negative_log_likelihoods(
 def inference_batches(network: Network, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
     """Rows of like length together, each batch with the places of its rows in the whole."""
     network.model.eval()
-    numbered = [Row(str(i), row.tokens, row.token_streams, row.example_streams) for i, row in enumerate(rows)]
+    numbered = [replace(row, id=str(number)) for number, row in enumerate(rows)]
     for group in network.micro_batches(numbered, INFERENCE_TOKENS):
         yield [int(row.id) for row in group], collate(group, network.device)

@@ -18,6 +18,7 @@ from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
 from luthier.evaluate.report import facts
 from luthier.evaluate.uses import use_of
 from luthier.files import read_json, write_text
+from luthier.models.describe import Kind
 from luthier.tasks import Head
 
 Files = Literal["weights", "adapter", "own adapter"]
@@ -36,6 +37,7 @@ class CardData:
     base_model: str
     """As the recipe names it; it enters the metadata when it is a hub id."""
     title: str = "A model tuned with Luthier"
+    kind: Kind = "decoder"
     head: Head = "language"
     """What the model gives, where the task leaves that open."""
     added_tokens: bool = False
@@ -80,7 +82,7 @@ def render_card(card: CardData, files: Files) -> str:
     environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
     template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
     verdict = card.verdict
-    use, labels = use_of(verdict["task"], card.head), list(card.labels or verdict["labels"])
+    use, labels = use_of(verdict["task"], card.head, card.kind), list(card.labels or verdict["labels"])
     few = len(verdict["labels"]) <= 8
     named = ", ".join(map(inline, verdict["labels"])) if few else f"one of {len(verdict['labels'])} labels"
     return template.render(
@@ -102,7 +104,7 @@ def render_card(card: CardData, files: Files) -> str:
 def metadata(card: CardData, files: Files) -> dict[str, Any]:
     """The YAML block on top, in the hub's own keys; what is not known is left out."""
     verdict = card.verdict
-    pipeline = use_of(verdict["task"], card.head).pipeline
+    pipeline = use_of(verdict["task"], card.head, card.kind).pipeline
     tuned = next(system for system in verdict["systems"] if system["name"] == TUNED)
     results = [
         {"type": name, "name": verdict["metrics"][name]["title"], "value": round(found["value"], 6)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.evaluate.metrics import CLASSIFY, GENERATE, LM, MULTI_LABEL, PREFER, REGRESS, TAG
+from luthier.models.describe import Kind
 from luthier.tasks import Head
 
 
@@ -41,6 +42,9 @@ ANSWERING = """prompt = [{"role": "user", "content": "your question"}]
 tokens = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 answer = model.generate(**tokens, max_new_tokens=200, do_sample=False)
 print(tokenizer.decode(answer[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))"""
+WRITING = """tokens = tokenizer("your question", return_tensors="pt")
+answer = model.generate(**tokens, max_new_tokens=200, num_beams=1, do_sample=False)
+print(tokenizer.decode(answer[0], skip_special_tokens=True))"""
 CONTINUING = """tokens = tokenizer("How your text begins", return_tensors="pt")
 more = model.generate(**tokens, max_new_tokens=200)
 print(tokenizer.decode(more[0], skip_special_tokens=True))"""
@@ -108,6 +112,7 @@ USES: dict[str, Use] = {
     ),
 }
 """By task."""
+SEQ2SEQ = Use("write answers", "text2text-generation", "AutoModelForSeq2SeqLM", WRITING)
 BY_HEAD: dict[tuple[str, Head], Use] = {
     (PREFER, "score"): Use(
         "score answers: the better of two gets the higher number",
@@ -121,5 +126,8 @@ BY_HEAD: dict[tuple[str, Head], Use] = {
 """Where the head decides as well."""
 
 
-def use_of(task: str, head: Head) -> Use:
+def use_of(task: str, head: Head, kind: Kind) -> Use:
+    """How a model of that kind, with that head, tuned for that task is used."""
+    if kind == "encoder-decoder":
+        return SEQ2SEQ
     return BY_HEAD.get((task, head), USES[task])

@@ -21,6 +21,7 @@ Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 # model types as transformers names them, as text because lists would be a line each;
 # tests/models/test_describe.py holds both sets against its own tables
+DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
 ENCODERS = frozenset(
     """albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
     ernie esm esmc eurobert flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm
@@ -52,6 +53,7 @@ class ModelFacts:
     """As stored, so a matrix that two layers share counts once."""
     hidden_size: int
     layers: int
+    """Transformer blocks; of an encoder-decoder those of its decoder."""
     heads: int
     vocabulary: int
     window: int | None
@@ -67,6 +69,9 @@ class ModelFacts:
     """Whether layers of its blocks have bias vectors."""
     key_value_size: int = 0
     """Width of a layer's keys, and of its values: key-value heads times head size."""
+
+    decoder_start: int | None = None
+    """The token before an encoder-decoder's first answer token; None for other kinds."""
 
     @property
     def body_parameters(self) -> int:
@@ -89,7 +94,7 @@ def describe_model(folder: Path) -> ModelFacts:
         kind=model_kind(config),
         parameters=sum(math.prod(entry["shape"]) for entry in shapes.values() if is_weight(entry)),
         hidden_size=hidden,
-        layers=first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        layers=first(text, *DECODER_LAYERS, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         heads=heads,
         vocabulary=first(text, "vocab_size"),
         window=window(text, model_type),
@@ -97,6 +102,7 @@ def describe_model(folder: Path) -> ModelFacts:
         license=card_license(folder),
         has_chat_template=has_chat_template(folder),
         tied_embeddings=bool(text.get("tie_word_embeddings", not has_head)),
+        decoder_start=decoder_start(config),
         has_biases=any(is_block_bias(name, entry["shape"]) for name, entry in shapes.items()),
         key_value_size=(first(text, "num_key_value_heads") or heads)
         * (first(text, "head_dim") or hidden // max(1, heads)),
@@ -112,6 +118,11 @@ def model_kind(config: dict[str, Any]) -> Kind:
     if model_type in ENCODERS:
         return "decoder" if config.get("is_decoder") else "encoder"
     return "encoder" if any(name.endswith("ForMaskedLM") for name in architectures) else "decoder"
+
+
+def decoder_start(config: dict[str, Any]) -> int | None:
+    """By its own name, else the padding token, as T5 has it."""
+    return first(config, "decoder_start_token_id", "pad_token_id") if model_kind(config) == "encoder-decoder" else None
 
 
 def window(text: dict[str, Any], model_type: str) -> int | None:

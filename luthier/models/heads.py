@@ -44,6 +44,7 @@ class HeadKind:
 
 
 SEQUENCE = Made("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "SEQ_CLS")
+SEQ2SEQ = Made("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "SEQ_2_SEQ_LM")
 CAUSAL = Made("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "CAUSAL_LM")
 TOKEN = Made("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "TOKEN_CLS")
 BODY = Made("AutoModel", "MODEL_MAPPING_NAMES", "FEATURE_EXTRACTION")
@@ -52,7 +53,7 @@ HEADS: dict[Head, HeadKind] = {
     "score": HeadKind({"decoder": SEQUENCE, "encoder": SEQUENCE}),
     "tags": HeadKind({"decoder": TOKEN, "encoder": TOKEN}),
     "pooled": HeadKind({"decoder": BODY, "encoder": BODY}, is_new=False),
-    "language": HeadKind({"decoder": CAUSAL}, is_new=False),
+    "language": HeadKind({"decoder": CAUSAL, "encoder-decoder": SEQ2SEQ}, is_new=False),
 }
 
 

@@ -148,7 +148,8 @@ def load_network(
     # a head made for the task learns even where the files hold one that fits: its labels may be others
     own_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     own_head = own_head if HEADS[head].is_new else set()
-    damaged = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
+    body = "" if facts.kind == "encoder-decoder" else prefix  # whose head is always in the files, shared or not
+    damaged = sorted(name for name in new if name.startswith(body) and ".pooler." not in name)
     if damaged:
         raise UserError(
             f"{len(damaged)} of the model's own tensors are missing from its files: {', '.join(damaged[:3])}",

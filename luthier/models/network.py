@@ -26,8 +26,9 @@ from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss, token_losses
 from luthier.kernels.fast import Family, label_scores, packed_hidden, token_scores
 from luthier.kernels.virtual import Prefix
-from luthier.models.describe import Kind, model_kind
+from luthier.models.describe import Kind, decoder_start, model_kind
 from luthier.models.heads import HEADS
+from luthier.models.pairs import hidden_of_pairs, scaled_for_head
 from luthier.models.settings import Quantisation
 from luthier.records import Batch, Comparison, Row
 from luthier.tasks import Head
@@ -51,6 +52,8 @@ def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
     """Name and list of a model's transformer blocks: the longest list of like modules."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     alike = [(n, m) for n, m in lists if len(m) > 0 and len({type(block) for block in m}) == 1]
+    if model.config.is_encoder_decoder:  # the blocks that write, which stand above those that read
+        alike = [(n, m) for n, m in alike if "decoder" in n.split(".")]
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     matching = [(n, m) for n, m in alike if len(m) == depth] or alike
     return min(matching, key=lambda pair: pair[0].count("."))
@@ -129,6 +132,11 @@ class Network:
         return model_kind(self.model.config.to_dict())
 
     @property
+    def decoder_start(self) -> int | None:
+        """The token before an encoder-decoder's first answer token; None for other kinds."""
+        return decoder_start(self.model.config.to_dict())
+
+    @property
     def peft_task(self) -> str:
         """PEFT's name for a model of this kind with this head."""
         return HEADS[self.head].made[self.kind].peft
@@ -143,6 +151,9 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        if self.model.config.is_encoder_decoder:
+            self.running = batch
+            return hidden_of_pairs(self, batch)
         batch, own_M = self._behind_virtual_tokens(batch)
         self.running = batch
         if self.family is not None:
@@ -220,7 +231,9 @@ class Network:
 
     def token_logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """Next-token scores [M, V] from hidden states, with the model family's own scaling after its head."""
-        logits_MV = self.model.get_output_embeddings()(hidden_MD)
+        logits_MV = self.model.get_output_embeddings()(scaled_for_head(self.model, hidden_MD))
+        if hasattr(self.model, "final_logits_bias"):  # BART
+            logits_MV = logits_MV + self.model.final_logits_bias[0]
         config = self.model.config.get_text_config()
         if getattr(config, "logit_scale", None) is not None:  # Cohere
             logits_MV = logits_MV * config.logit_scale
@@ -263,7 +276,8 @@ class Network:
 
     def _scores_are_scaled(self) -> bool:
         config = self.model.config.get_text_config()
-        return any(getattr(config, name, None) is not None for name in SCORE_SCALES)
+        beside = getattr(config, "scale_decoder_outputs", False) or hasattr(self.model, "final_logits_bias")
+        return beside or any(getattr(config, name, None) is not None for name in SCORE_SCALES)
 
     def class_logits(self, batch: Batch, hidden_ND: torch.Tensor | None = None) -> torch.Tensor:
         """One row of label scores an example, [E, C], from its label head.
@@ -305,7 +319,8 @@ class Network:
         lengths_E = batch.lengths_E
         longest = int(lengths_E.max())
         column_T = torch.arange(longest, device=lengths_E.device)
-        if self.tokenizer.padding_side == "left" and not self.takes_positions():
+        reads_last = self.tokenizer.padding_side == "left" and not self.takes_positions()
+        if reads_last and not self.model.config.is_encoder_decoder:
             mask_ET = column_T[None, :] >= (longest - lengths_E)[:, None]
         else:
             mask_ET = column_T[None, :] < lengths_E[:, None]
@@ -320,8 +335,16 @@ class Network:
     # How the model is built
 
     def blocks(self) -> tuple[str, nn.ModuleList]:
-        """Name and list of the transformer blocks."""
+        """Name and list of the transformer blocks, those of the decoder where there is an encoder as well."""
         return blocks_of(self.model)
+
+    def all_blocks(self) -> list[tuple[str, nn.ModuleList]]:
+        """The same of every part of the model: of the decoder, and of the encoder where there is one."""
+        name, blocks = self.blocks()
+        if not self.model.config.is_encoder_decoder:
+            return [(name, blocks)]
+        encoder = ".".join("encoder" if part == "decoder" else part for part in name.split("."))
+        return [(name, blocks), (encoder, self.model.get_submodule(encoder))]
 
     def parameters_after_blocks(self) -> list[str]:
         """Names of the base model's parameters that come after its blocks (final norm, pooler), not the embeddings."""
@@ -332,7 +355,8 @@ class Network:
         above = f"{parent_name}." if parent_name else ""
         passed = False
         for child_name, module in parent.named_children():
-            if passed and not any(isinstance(part, nn.Embedding) for part in module.modules()):
+            below = "embed" in child_name or any(isinstance(part, nn.Embedding) for part in module.modules())
+            if passed and not below:
                 after += [f"{above}{child_name}.{n}" for n, _ in module.named_parameters()]
             passed = passed or child_name == child
         prefix = self.model.base_model_prefix

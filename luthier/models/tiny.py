@@ -21,13 +21,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 DECODERS = ("llama", "gpt2", "qwen2", "qwen3", "gemma3", "mistral", "mpt")
+ENCODER_DECODERS = ("t5", "bart")
 ENCODERS = ("bert", "roberta", "xlnet", "distilbert")
+BART_TOWER = {"attention_heads": 4, "ffn_dim": 64}
 WINDOW = 256
 """Tokens that a tiny model takes at once."""
 
 
 def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, seed: int = 0, chat: bool = True) -> Path:
-    """Write a tiny model of a family (see `DECODERS`, `ENCODERS`) and its tokenizer into the folder; returns it."""
+    """Write a tiny model of a family (one of `DECODERS`, `ENCODERS`, `ENCODER_DECODERS`) and its tokenizer into the
+    folder; returns it."""
     import torch
     import transformers
 
@@ -35,6 +38,8 @@ def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, see
     config = _config(family, tokenizer, layers)
     torch.manual_seed(seed)
     kind = transformers.AutoModelForCausalLM if family in DECODERS else transformers.AutoModelForMaskedLM
+    if family in ENCODER_DECODERS:
+        kind = transformers.AutoModelForSeq2SeqLM
     if family == "xlnet":
         kind = transformers.XLNetLMHeadModel
     model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
@@ -62,6 +67,24 @@ def _config(family: str, tokenizer: Any, layers: int) -> Any:
     if family == "mpt":
         return transformers.MptConfig(
             **vocabulary, **ends, d_model=32, n_layers=layers, n_heads=4, expansion_ratio=2, max_seq_len=WINDOW
+        )
+    if family == "t5":
+        return transformers.T5Config(
+            **vocabulary,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=layers,
+            num_heads=4,
+            eos_token_id=ends["eos_token_id"],
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    if family == "bart":
+        towers = {f"{tower}_{what}": n for tower in ("encoder", "decoder") for what, n in BART_TOWER.items()}
+        depth = {"encoder_layers": layers, "decoder_layers": layers}
+        start = {"decoder_start_token_id": ends["eos_token_id"], "forced_eos_token_id": None}
+        return transformers.BartConfig(
+            **vocabulary, **ends, **towers, **depth, **start, d_model=32, max_position_embeddings=WINDOW
         )
     if family == "xlnet":
         return transformers.XLNetConfig(**vocabulary, d_model=32, n_layer=layers, n_head=4, d_inner=64)
@@ -105,7 +128,9 @@ def _tokenizer(family: str, chat: bool) -> Any:
         raw.post_processor = processors.TemplateProcessing(
             single="$A </s> <s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
         )
-    elif family in ENCODERS:
+    elif family == "t5":
+        raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", ids["</s>"])])
+    elif family in (*ENCODERS, "bart"):
         raw.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
         )

@@ -36,6 +36,8 @@ class PromptFormat:
     chat_template: str | None = None
     scale: tuple[float, float] = (0.0, 1.0)
     """Mean and deviation of the training split's numbers: the model gives deviations from the mean."""
+    decoder_start: int | None = None
+    """For a model that reads with an encoder: the token after which its decoder writes. None for other models."""
 
     @property
     def form(self) -> Form:
@@ -73,10 +75,11 @@ def choose_format(
     multi_label: bool,
     max_length: int,
     scale: tuple[float, float] = (0.0, 1.0),
+    decoder_start: int | None = None,
 ) -> PromptFormat:
-    """The format of a new run: the tokenizer's own chat template, or the plain one."""
-    template = choose_template(tokenizer) if TASKS[task].is_chat else None
-    return PromptFormat(task, tuple(labels), multi_label, max_length, template, scale)
+    """The format of a new run: the tokenizer's own chat template, or the plain one; none for an encoder-decoder."""
+    template = choose_template(tokenizer) if TASKS[task].is_chat and decoder_start is None else None
+    return PromptFormat(task, tuple(labels), multi_label, max_length, template, scale, decoder_start)
 
 
 def choose_template(tokenizer: Any) -> str:

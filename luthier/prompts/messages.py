@@ -12,6 +12,7 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.prompts.encoded import Encoded
 from luthier.prompts.format import PromptFormat
+from luthier.prompts.sources import encode_sources
 from luthier.prompts.turns import Turns
 from luthier.records import Example
 
@@ -25,6 +26,8 @@ def pieces_of(example: Example, messages: Sequence[Mapping[str, str]], turns: Tu
 
 
 def encode_messages(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:
+    if prompt_format.decoder_start is not None:
+        return encode_sources(examples, tokenizer, prompt_format)
     turns = Turns(tokenizer, prompt_format)
     pieces = [pieces_of(example, example.fields["messages"], turns) for example in examples]
     flat = [text for example_pieces in pieces for text, _ in example_pieces]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import Problem, UserError
+from luthier.models.describe import Kind
 from luthier.settings import Settings
 from luthier.tasks import Head
 
@@ -27,6 +28,8 @@ class Selection(Settings):
     After `apply`, `requires_grad` is the only mask that the optimizer, clipping, checkpoints and reports read.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder")
+    """The kinds of models that it works on."""
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
     mergeable: ClassVar[bool] = True

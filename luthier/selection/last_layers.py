@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.errors import Problem, UserError
+from luthier.models.describe import Kind
 from luthier.selection.base import Selection, learn_only
 from luthier.tasks import Head
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 class LastLayers(Selection):
     """Tune the top of the model; the frozen trunk below needs no backward pass, so a step costs far less."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder", "encoder-decoder")
     learning_rate: ClassVar[float] = 1e-4
 
     layers: int = 4

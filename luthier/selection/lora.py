@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from luthier.errors import UserError, nearest
+from luthier.models.describe import Kind
 from luthier.selection.base import ADAPTER_PREFIX
 from luthier.selection.tokens import check_tokens, has_rows, peft_name, put_tokens, token_layers
 from luthier.selection.wrapping import Wrapping, peft_config, short_names, wrap, wrapped_layers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 class Lora(Wrapping):
     """LoRA: a small pair of matrices beside each chosen linear layer."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder", "encoder-decoder")
     learning_rate: ClassVar[float] = 5e-4
 
     rank: int = Field(16, ge=1)
@@ -78,12 +80,8 @@ class Lora(Wrapping):
         """Names of the linear layers that get an adapter. Raises `UserError` for a target that matches none."""
         from luthier.kernels.lora import is_linear
 
-        blocks_name, _ = network.blocks()
-        linear = [
-            name
-            for name, module in network.model.named_modules()
-            if is_linear(module) and name.startswith(f"{blocks_name}.")
-        ]
+        starts = tuple(f"{name}." for name, _ in network.all_blocks())
+        linear = [n for n, module in network.model.named_modules() if is_linear(module) and n.startswith(starts)]
         if self.targets == "all-linear":
             return linear
         ends = {name.rsplit(".", 1)[-1] for name in linear}

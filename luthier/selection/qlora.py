@@ -6,9 +6,10 @@ they learn, and the new head if there is one. Saved in PEFT's format, without th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.errors import Problem
+from luthier.models.describe import Kind
 from luthier.models.settings import INSTALL_BITSANDBYTES, Quantisation, has_bitsandbytes
 from luthier.selection.lora import Lora
 from luthier.tasks import Head
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 class QLora(Lora):
     """QLoRA: LoRA over a base held in 4 or 8 bits, for models that do not fit otherwise; slower a step than LoRA."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder")
 
     bits: Literal[4, 8] = 4
     """Bits of a frozen weight: 4 (NormalFloat) or 8."""

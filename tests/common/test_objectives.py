@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from luthier.batches import collate, micro_batches
 from luthier.models.network import Network
-from luthier.models.tiny import ENCODERS
+from luthier.models.tiny import ENCODER_DECODERS, ENCODERS
 from luthier.records import Row
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
@@ -27,13 +27,13 @@ from tests.common.preference_references import (
 )
 from tests.common.teaching_references import reference_contrastive, reference_distil
 
-KINDS = dict.fromkeys(ENCODERS, "encoder")
+KINDS = dict.fromkeys(ENCODERS, "encoder") | dict.fromkeys(ENCODER_DECODERS, "encoder-decoder")
 FAMILIES = {
     "classes": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "score": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
     "pooled": ("bert", "roberta", "xlnet", "distilbert", "gpt2", "llama"),
     "tags": ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert"),
-    "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt"),
+    "language": ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt", "t5", "bart"),
 }
 CASES = [
     (name, form, family)
@@ -122,10 +122,14 @@ def test_no_weight_means_no_gradient_at_all(case: Case) -> None:
 def reference_sft(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     total = torch.zeros(())
     for row in rows:
-        ids = torch.tensor([list(row.tokens)])
-        logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        ids, weight = torch.tensor([list(row.tokens)]), torch.tensor(row.token_streams["weight"])
+        if row.parts:  # a source, and what is written after it
+            source, ids, weight = ids[:, : row.parts[0]], ids[:, row.parts[0] :], weight[row.parts[0] :]
+            logits = net.model(input_ids=source, decoder_input_ids=ids).logits[0, :-1]
+        else:
+            logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-        total = total + (losses * torch.tensor(row.token_streams["weight"])[1:]).sum()
+        total = total + (losses * weight[1:]).sum()
     return total
 
 

@@ -15,6 +15,7 @@ from luthier.models.network import Network
 from luthier.models.quantise import parameter_count
 from luthier.models.save import load_saved, save_model
 from luthier.models.settings import ModelSettings
+from luthier.models.tiny import ENCODER_DECODERS
 from luthier.records import Row
 from luthier.selection import SELECTIONS, Selection
 from luthier.tune.moved import MovedCheck
@@ -28,6 +29,12 @@ FAMILIES = [
     *(("pooled", family) for family in ("bert", "gpt2")),
 ]
 CASES = [(name, head, family) for name in SELECTIONS for head, family in FAMILIES]
+CASES += [
+    (name, "language", family)
+    for name, kind in SELECTIONS.items()
+    for family in ENCODER_DECODERS
+    if "encoder-decoder" in kind.kinds
+]
 
 
 @dataclass

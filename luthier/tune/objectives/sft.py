@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.models.describe import Kind
 from luthier.records import Batch, Loss
 from luthier.tasks import Form, Head
 from luthier.tune.objectives.base import Objective
@@ -23,6 +24,7 @@ class Sft(Objective):
 
     head: ClassVar[Head] = "language"
     forms: ClassVar[tuple[Form, ...]] = ("generate",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder", "encoder-decoder")
     token_streams: ClassVar[tuple[str, ...]] = ("weight",)
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
     by_example: ClassVar[bool] = True
