@@ -126,7 +126,8 @@ class Tuning:
             self.moved.restore(files.read_json(start_file))
         else:
             files.write_json(start_file, self.moved.state())
-        kept = [row for row in self.run.log if row["step"] <= at]
+        # A mean of weights that was tried before a kill is tried again, and logged again.
+        kept = [row for row in self.run.log if row["step"] <= at and row["kind"] != "average"]
         files.write_text(self.run.folder / METRICS, "".join(f"{files.json_line(row)}\n" for row in kept))
         return at
 
