@@ -15,7 +15,7 @@ from luthier.errors import Problem, UserError
 from luthier.prepare.read import Dataset, read_data
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
-from luthier.tasks import MULTI_LABEL_METRICS, TASKS
+from luthier.tasks import TASKS, default_metrics, metric_task
 from luthier.tokens import TokenisedSplit, tokenised_splits
 from luthier.tune.objectives import Objective
 
@@ -44,11 +44,11 @@ class Mixed:
 
     @property
     def metric_task(self) -> str:
-        return "multi-label" if self.data.multi_label else TASKS[self.task].form
+        return metric_task(self.task, self.data.multi_label)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return MULTI_LABEL_METRICS if self.data.multi_label else TASKS[self.task].metrics
+        return default_metrics(self.task, self.data.multi_label)
 
 
 def read_mix(recipe: Recipe, base: Path, progress: Progress) -> tuple[list[Dataset], list[Problem]]:

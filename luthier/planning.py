@@ -27,7 +27,7 @@ from luthier.recipe import Recipe, RecipeError, Source, read_recipe
 from luthier.records import Row
 from luthier.selection import SELECTIONS, Selection
 from luthier.stored_rows import StoredRows
-from luthier.tasks import MULTI_LABEL_METRICS, TASKS, Head
+from luthier.tasks import TASKS, Head, default_metrics, metric_task
 from luthier.tokens import TokenisedSplit, tokenised_splits
 from luthier.tune.objectives import OBJECTIVES, Known, Objective
 from luthier.tune.privacy import INSTALL, Budget, find_budget, missing_library
@@ -63,12 +63,11 @@ class Prepared:
     @property
     def metric_task(self) -> str:
         """The name under which the metrics know this task."""
-        return "multi-label" if self.data.multi_label else TASKS[self.recipe.task].form
+        return metric_task(self.recipe.task, self.data.multi_label)
 
     @property
     def metrics(self) -> list[str]:
-        default = MULTI_LABEL_METRICS if self.data.multi_label else TASKS[self.recipe.task].metrics
-        return self.recipe.evaluate.metrics or list(default)
+        return self.recipe.evaluate.metrics or list(default_metrics(self.recipe.task, self.data.multi_label))
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""

@@ -100,3 +100,13 @@ TASKS: dict[str, Task] = {
 }
 MULTI_LABEL_METRICS = ("micro_f1", "f1", "accuracy")
 """The metrics of `classify` when a row may have several labels."""
+
+
+def metric_task(task: str, multi_label: bool) -> str:
+    """The name under which the metrics know a task: its form, or `multi-label`."""
+    return "multi-label" if multi_label else TASKS[task].form
+
+
+def default_metrics(task: str, multi_label: bool) -> tuple[str, ...]:
+    """The metrics of a task whose recipe names none."""
+    return MULTI_LABEL_METRICS if multi_label else TASKS[task].metrics

@@ -73,11 +73,6 @@ class ModelFacts:
     decoder_start: int | None = None
     """The token before an encoder-decoder's first answer token; None for other kinds."""
 
-    @property
-    def body_parameters(self) -> int:
-        """Without the token embeddings, which cost no arithmetic to look up."""
-        return max(1, self.parameters - self.vocabulary * self.hidden_size)
-
 
 def describe_model(folder: Path) -> ModelFacts:
     config = read_json(folder / "config.json")

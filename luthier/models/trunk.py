@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -42,7 +41,6 @@ RECORD = struct.Struct("<16sQII")
 """An index entry: key of the tokens, first token's place in the data file, number of tokens, checksum."""
 KEEP_FREE = 2**30
 """Bytes of the disk that the store never takes."""
-RAW = {torch.float32: np.dtype("<f4"), torch.bfloat16: np.dtype("<u2"), torch.float16: np.dtype("<f2")}
 
 
 class Trunk:

@@ -38,15 +38,8 @@ def optional_text(values: Mapping[str, Any], name: str) -> str:
 
 def read_turns(cell: Any, name: str) -> list[dict[str, str]]:
     """A list of turns with role and content (or from and value), as a list or as JSON text in a CSV cell."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            raise RowError(f"the {name} are not valid JSON", SKIP) from None
-    if not isinstance(cell, list | tuple):
-        raise RowError(f"the {name} are {kind(cell)} where a list of turns is expected", SKIP)
     turns = []
-    for number, turn in enumerate(cell, 1):
+    for number, turn in enumerate(listed(cell, name, "a list of turns"), 1):
         if not isinstance(turn, Mapping):
             raise RowError(f"turn {number} is {kind(turn)} where {{role, content}} is expected", SKIP)
         role = turn.get("role", turn.get("from"))
@@ -63,13 +56,19 @@ def read_turns(cell: Any, name: str) -> list[dict[str, str]]:
 
 def list_of(cell: Any, name: str) -> list[Any]:
     """A list, or one as JSON text in a CSV cell. Raises `RowError` where it is none, or empty."""
+    found = listed(cell, name, "a list")
+    if not found:
+        raise RowError(f"the {name} are empty", SKIP)
+    return found
+
+
+def listed(cell: Any, name: str, expected: str) -> list[Any]:
+    """A list, or one as JSON text in a CSV cell. Raises `RowError` where it is none."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell)
         except (ValueError, RecursionError):
             raise RowError(f"the {name} are not valid JSON", SKIP) from None
     if not isinstance(cell, list | tuple):
-        raise RowError(f"the {name} are {kind(cell)} where a list is expected", SKIP)
-    if not cell:
-        raise RowError(f"the {name} are empty", SKIP)
+        raise RowError(f"the {name} are {kind(cell)} where {expected} is expected", SKIP)
     return list(cell)

@@ -42,7 +42,7 @@ def roll_out(
         UserError: a reward function fails; its name and the row's place are told.
     """
     from luthier.engine.generate import Sampling, generate
-    from luthier.prompts import Turns, prompt_row
+    from luthier.prompts import prompt_row, stop_ids
 
     network, prompt_format = context.network, context.prompt_format
     assert prompt_format is not None
@@ -53,7 +53,7 @@ def roll_out(
         network,
         [prompt for prompt in prompts for _ in range(samples)],
         max_new_tokens=max_new_tokens,
-        stop_ids=Turns(network.tokenizer, prompt_format).stop_ids,
+        stop_ids=stop_ids(network.tokenizer, prompt_format),
         sampling=Sampling(temperature=1.0, seed=context.seed * 1_000_003 + step),
     )
     groups = []

@@ -9,19 +9,15 @@ Shape letters: E answers, M tokens of all of them, P prompts, S answers to a pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier import files
-from luthier.errors import Problem, UserError
 from luthier.records import Batch, Loss, Row
-from luthier.rewards import BUILT_IN, find_reward
-from luthier.tasks import Form, Head
-from luthier.tune.objectives.base import Context, Known, Learner, Objective
+from luthier.tune.objectives.base import Context, Learner
+from luthier.tune.objectives.rewarded import Rewarded, RewardedLearner
 
 if TYPE_CHECKING:
     import torch
@@ -29,40 +25,19 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 
-class Grpo(Objective):
+class Grpo(Rewarded):
     """Learn from rewards without a value model (Shao et al. 2024, arXiv:2402.03300); slow where answers are long."""
 
-    head: ClassVar[Head] = "language"
-    forms: ClassVar[tuple[Form, ...]] = ("generate",)
-    token_streams: ClassVar[tuple[str, ...]] = ("weight",)
-    example_streams: ClassVar[tuple[str, ...]] = ("weight",)
-    rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
-    makes_rows: ClassVar[bool] = True
 
-    rewards: list[str] = Field(min_length=1)
-    """Functions that say what an answer is worth, added up: `file.py:function`, called with prompt, answer and the
-    row's fields, or `exact_answer` (1 for the reference's final number, as in GSM8K)."""
     variant: Literal["grpo", "rloo", "dr_grpo"] = "grpo"
     """`grpo`: rewards less their group's mean, over its standard deviation; each answer counts the same. `rloo`: less
     the mean of the others, each token counts the same (arXiv:2402.14740). `dr_grpo`: less the mean, each token the same
     (arXiv:2503.20783)."""
     samples: int = Field(8, ge=2)
     """Answers drawn for each prompt: a step learns from train.batch_size times as many."""
-    max_new_tokens: int = Field(256, ge=1)
-    """Longest drawn answer in tokens."""
-    clip: float = Field(0.2, gt=0, lt=1)
-    """How far a token's probability may move from that of its drawing, as a share, before its gradient stops."""
     beta: float = Field(0.04, ge=0)
     """Weight of the divergence from the model at the start; 0 keeps no copy of it."""
-    updates: int = Field(1, ge=1)
-    """Updates made from the answers of one step."""
-
-    def misfits(self, known: Known) -> list[Problem]:
-        return reward_problems(self.rewards, known.base)
-
-    def outside(self, base: Path) -> str:
-        return reward_fingerprint(self.rewards, base)
 
     def weight(self, batch: Batch) -> float:
         return float(batch.example_streams["weight"].sum())
@@ -108,31 +83,23 @@ class Grpo(Objective):
         whether it is clipped, from log-probabilities."""
         import torch
 
-        ratio_M = torch.exp(now_M - old_M)
-        held_M = ratio_M.clamp(1 - self.clip, 1 + self.clip)
-        surrogate_M = torch.minimum(ratio_M * advantage_M, held_M * advantage_M)
-        clipped_M = (held_M * advantage_M < ratio_M * advantage_M).float()
+        policy_M, clipped_M = self.policy_losses(now_M, old_M, advantage_M)
         if reference_M is None:
-            return -surrogate_M, torch.zeros_like(old_M), clipped_M
+            return policy_M, torch.zeros_like(old_M), clipped_M
         gap_M = reference_M - now_M
         divergence_M = torch.exp(gap_M) - gap_M - 1
-        return self.beta * divergence_M - surrogate_M, divergence_M.detach(), clipped_M
+        return self.beta * divergence_M + policy_M, divergence_M.detach(), clipped_M
 
 
-class GrpoLearner(Learner):
+class GrpoLearner(RewardedLearner):
     """Draws the answers of each step, and keeps the reference."""
+
+    objective: Grpo
 
     def __init__(self, objective: Grpo, context: Context) -> None:
         super().__init__(objective, context)
-        self.settings = objective
-        self.rewards = {name: find_reward(name, context.base) for name in objective.rewards}
         if objective.beta:
             context.network.keep_reference()
-
-    def updates(self, step: int, indices: Sequence[int]) -> Iterator[Sequence[Row]]:
-        rows = self.rows_of_step(step, indices)
-        for _ in range(self.settings.updates):
-            yield rows
 
     def rows_of_step(self, step: int, indices: Sequence[int]) -> list[Row]:
         """The drawn answers with their advantages, and what the model and the reference find them likely."""
@@ -141,7 +108,7 @@ class GrpoLearner(Learner):
         from luthier.engine.likelihood import token_log_probabilities_of_rows
         from luthier.tune.rollouts import roll_out
 
-        settings, network = self.settings, self.context.network
+        settings, network = self.objective, self.context.network
         groups = roll_out(
             self.context,
             indices,
@@ -165,20 +132,3 @@ class GrpoLearner(Learner):
             )
             for number, (row, reward) in enumerate(zip(drawn, reward_PS.flatten().tolist(), strict=True))
         ]
-
-
-def reward_problems(names: Sequence[str], base: Path) -> list[Problem]:
-    """What is wrong with the names of reward functions."""
-    found: list[Problem] = []
-    for name in names:
-        try:
-            find_reward(name, base)
-        except UserError as error:
-            found += error.problems
-    return found
-
-
-def reward_fingerprint(names: Sequence[str], base: Path) -> str:
-    """Of the files that hold these functions."""
-    paths = [base / Path(name.rpartition(":")[0]).expanduser() for name in names if name not in BUILT_IN]
-    return files.fingerprint(*(path.read_text(encoding="utf-8") for path in paths if path.is_file()))

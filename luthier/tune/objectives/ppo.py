@@ -9,19 +9,15 @@ Shape letters: E answers, M tokens of all of them, T tokens of one, N tokens wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.errors import Problem
 from luthier.records import Batch, Loss, Row
-from luthier.rewards import find_reward
-from luthier.tasks import Form, Head
-from luthier.tune.objectives.base import Context, Known, Learner, Objective
-from luthier.tune.objectives.grpo import reward_fingerprint, reward_problems
+from luthier.tune.objectives.base import Context, Learner
+from luthier.tune.objectives.rewarded import Rewarded, RewardedLearner
 
 if TYPE_CHECKING:
     import torch
@@ -30,29 +26,16 @@ VALUE = "value"
 """The name of the value head among the network's auxiliary parts."""
 
 
-class Ppo(Objective):
+class Ppo(Rewarded):
     """Learn from rewards with a value head (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022,
     arXiv:2203.02155)."""
 
-    head: ClassVar[Head] = "language"
-    forms: ClassVar[tuple[Form, ...]] = ("generate",)
-    token_streams: ClassVar[tuple[str, ...]] = ("weight",)
-    example_streams: ClassVar[tuple[str, ...]] = ("weight",)
-    rate_share: ClassVar[float] = 0.1
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
-    makes_rows: ClassVar[bool] = True
 
-    rewards: list[str] = Field(min_length=1)
-    """Functions that say what an answer is worth, added up: `file.py:function`, called with prompt, answer and the
-    row's fields, or `exact_answer` (1 for the reference's final number, as in GSM8K)."""
-    max_new_tokens: int = Field(256, ge=1)
-    """Longest drawn answer in tokens."""
     updates: int = Field(4, ge=1)
     """Updates made from the answers of one step."""
     kl: float = Field(0.05, ge=0)
     """What each token's log-probability beyond the reference's costs in reward."""
-    clip: float = Field(0.2, gt=0, lt=1)
-    """How far a token's probability may move from that of its drawing, as a share, before its gradient stops."""
     value_clip: float = Field(0.2, gt=0)
     """How far a guess of the value head may move from that of the drawing before its gradient stops."""
     value_weight: float = Field(0.1, ge=0)
@@ -61,12 +44,6 @@ class Ppo(Objective):
     """What a reward one token later counts (gamma)."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """Between trusting the value head (0) and the rewards (1) for advantages (arXiv:1506.02438, equation 16)."""
-
-    def misfits(self, known: Known) -> list[Problem]:
-        return reward_problems(self.rewards, known.base)
-
-    def outside(self, base: Path) -> str:
-        return reward_fingerprint(self.rewards, base)
 
     def weight(self, batch: Batch) -> float:
         return float(batch.token_streams["weight"].sum())
@@ -84,16 +61,6 @@ class Ppo(Objective):
             found.append(later)
         return found[::-1]
 
-    def policy_losses(
-        self, now_M: torch.Tensor, old_M: torch.Tensor, advantage_M: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each token's loss (arXiv:1707.06347, equation 7), and whether it is clipped, from log-probabilities."""
-        import torch
-
-        ratio_M = torch.exp(now_M - old_M)
-        plain_M, held_M = ratio_M * advantage_M, ratio_M.clamp(1 - self.clip, 1 + self.clip) * advantage_M
-        return -torch.minimum(plain_M, held_M), (held_M < plain_M).float()
-
     def value_losses(self, now_M: torch.Tensor, old_M: torch.Tensor, return_M: torch.Tensor) -> torch.Tensor:
         """Each guess's loss: half the greater of the squared errors of the guess and of the guess held near the old."""
         import torch
@@ -102,15 +69,15 @@ class Ppo(Objective):
         return 0.5 * torch.maximum((now_M - return_M) ** 2, (held_M - return_M) ** 2)
 
 
-class PpoLearner(Learner):
+class PpoLearner(RewardedLearner):
     """Holds the reference and the value head, and draws the answers of each step."""
+
+    objective: Ppo
 
     def __init__(self, objective: Ppo, context: Context) -> None:
         import torch
 
         super().__init__(objective, context)
-        self.settings = objective
-        self.rewards = {name: find_reward(name, context.base) for name in objective.rewards}
         context.network.keep_reference()
         width = context.network.model.config.get_text_config().hidden_size
         value = torch.nn.Linear(width, 1)
@@ -118,17 +85,12 @@ class PpoLearner(Learner):
         torch.nn.init.zeros_(value.bias)
         self.value = context.network.add_auxiliary(VALUE, value)
 
-    def updates(self, step: int, indices: Sequence[int]) -> Iterator[Sequence[Row]]:
-        rows = self.rows_of_step(step, indices)
-        for _ in range(self.settings.updates):
-            yield rows
-
     def rows_of_step(self, step: int, indices: Sequence[int]) -> list[Row]:
         """The drawn answers; for each token its advantage, the return, and the guess and log-probability of now."""
         from luthier.engine.likelihood import token_log_probabilities_of_rows
         from luthier.tune.rollouts import roll_out
 
-        settings, network = self.settings, self.context.network
+        settings, network = self.objective, self.context.network
         groups = roll_out(self.context, indices, step, self.rewards, samples=1, max_new_tokens=settings.max_new_tokens)
         drawn = [(each.row, each.reward) for (each,) in groups]
         rows = [row for row, _ in drawn]
@@ -177,7 +139,7 @@ class PpoLearner(Learner):
     def loss(self, batch: Batch) -> Loss:
         from luthier.engine.likelihood import token_log_probabilities
 
-        settings, network = self.settings, self.context.network
+        settings, network = self.objective, self.context.network
         hidden_ND = network.hidden(batch)
         target_M, now_M = token_log_probabilities(network, batch, hidden_ND)
         streams = {name: values[target_M] for name, values in batch.token_streams.items()}
