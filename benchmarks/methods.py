@@ -73,9 +73,9 @@ def selections() -> list[Entry]:
     return [
         Entry("full", reviews({"full": {}}, train={"learning_rate": 1e-4}), trainer(None), TRAINER),
         Entry("last_layers", reviews({"last_layers": {"layers": 4}}), trainer([*blocks, "pooler"]), TRAINER),
-        Entry("head", reviews({"head": {}}), trainer(["pooler"]), TRAINER),
-        Entry("bias", reviews({"bias": {}}), trainer(["bias", "pooler"]), TRAINER),
-        Entry("norms", reviews({"norms": {}}), trainer(["LayerNorm", "pooler"]), TRAINER),
+        Entry("head", reviews({"head": {}}), trainer([]), TRAINER),
+        Entry("bias", reviews({"bias": {}}), trainer(["bias"]), TRAINER),
+        Entry("norms", reviews({"norms": {}}), trainer(["LayerNorm"]), TRAINER),
         Entry("lora", reviews({"lora": {}}), peft(**LORA), PEFT_TRAINER),
         Entry("lora, rslora", reviews({"lora": {"rslora": True}}), peft(**LORA, use_rslora=True), PEFT_TRAINER),
         Entry("lora, dora", reviews({"lora": {"dora": True}}), peft(**LORA, use_dora=True), PEFT_TRAINER),
