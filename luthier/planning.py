@@ -243,7 +243,7 @@ def wrong_for_pairs(selection: Selection, facts: ModelFacts) -> Problem | None:
         return None
     others = [name for name, kind in SELECTIONS.items() if facts.kind in kind.kinds]
     what = "added tokens are" if facts.kind in selection.kinds else "this selection is"
-    mend = f"use selection: {' or '.join(others)}, without added tokens"
+    mend = f"use selection: {' or '.join(others)}" + (", without added tokens" if selection.added_tokens() else "")
     return Problem(f"{what} not for {article(facts.kind)} ({facts.model_type})", "selection", mend)
 
 
@@ -283,8 +283,11 @@ def refusals(
         able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
         others = [f"objective: {' or '.join(kindred)}"] if kindred else [f"task: {' or '.join(able)}"] if able else []
         kinds = [kind for kind in objective.kinds if kind in HEADS[objective.head].made]
-        use = f"use {' or '.join(ADVICE[kind] for kind in kinds)}" + (f", or {' or '.join(others)}" if others else "")
         what = f"{path} is {article(facts.kind)} ({facts.model_type}), which can't do task: {task}"
+        use = f"use {' or '.join(ADVICE[kind] for kind in kinds)}" + (f", or {' or '.join(others)}" if others else "")
+        if facts.kind in kinds:
+            what = f"{path} is of a family ({facts.model_type}) that has no head for task: {task} in transformers"
+            use = f"use a model of another family, or {' or '.join(others)}"
         found.append(Problem(what, "model", use))
     refused = wrong_for_pairs(selection, facts) or selection.refusal(facts, objective.head)
     return found + ([refused] if refused else [])

@@ -6,21 +6,16 @@ refuses it, or that one step of the real loop ran and was right.
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import Problem
-from luthier.kernels.fast import speed_up
 from luthier.models.describe import describe_model
-from luthier.models.network import Network
-from luthier.models.settings import Quantisation
 from luthier.models.tiny import DECODERS, ENCODER_DECODERS, ENCODERS
 from luthier.planning import refusals
 from luthier.selection import SELECTIONS, Selection
-from luthier.tasks import TASKS, Form, Head
+from luthier.tasks import TASKS, Form
 from luthier.tune.loop import Strand, train
 from luthier.tune.moved import MovedCheck
 from luthier.tune.objectives import OBJECTIVES
@@ -29,7 +24,7 @@ from tests import tiny as make
 
 FAMILIES = (*DECODERS, *ENCODERS, *ENCODER_DECODERS)
 LAYERS = 2
-ROWS = 5
+ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -88,9 +83,9 @@ def outcomes(group: Group, folder: Path) -> Outcomes:
 
 
 def run_cell(group: Group, name: str, folder: Path) -> None:
-    """One step of the real loop: the loss is a number, all that is selected moves by its gradient, nothing else does."""
+    """One step of the real loop: the loss is a number, all that is selected moves by its gradient, no more."""
     objective, chosen = make.objective(group.objective, group.form), selection(name)
-    net = fresh(folder, objective.head, chosen.quantisation)
+    net = make.fresh(folder, objective.head, chosen.quantisation)
     chosen.apply(net)
     run = make.context(objective, net, form=group.form, count=ROWS)
     assert run.plan is not None
@@ -102,15 +97,3 @@ def run_cell(group: Group, name: str, folder: Path) -> None:
     assert math.isfinite(step.loss) and step.gradient_norm > 0
     strand.learner.settle()
     moved.check(net, optimizer)
-
-
-def fresh(folder: Path, head: Head, quantisation: Quantisation | None) -> Network:
-    """A network as `load_network` gives it, from a copy of one that was loaded once."""
-    net = copy.deepcopy(loaded(folder, head, quantisation))
-    net.family = speed_up(net.model)  # joins weights, which a copy would part
-    return net
-
-
-@functools.lru_cache(maxsize=32)
-def loaded(folder: Path, head: Head, quantisation: Quantisation | None) -> Network:
-    return make.network(folder, head, quantisation=quantisation, kernels="plain")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from luthier.errors import Problem
 from luthier.tasks import Form
 from tests.common.cells import FAMILIES, LAYERS, Group, Outcomes, groups, outcomes
 
@@ -19,12 +20,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 TOP = """\
 # Support
 
-After this page you know which [selection](tuning.md#what-learns-selections) learns by which objective on which family of
-models.
+After this page you know which [selection](tuning.md#what-learns-selections) learns by which objective, on which family
+of models.
 
 Where a table says yes, a test took one step of the real loop on a tiny model of that family: the loss was a number, all
 that the selection chose moved, and nothing else did. Where it says no, the recipe is refused before weights are loaded,
-with the reason and what works instead, listed below the table. {ran:,} cells run and {refused:,} are refused.
+with the reason and what works instead, listed at the end. {ran:,} cells run and {refused:,} are refused.
 Families that are not here go the way of their kind, and no test has run them.
 
 Written by `python -m tests.common.support`; a test runs every cell and compares. What follows is the same for all
@@ -32,8 +33,8 @@ families of a column, all selections of a row, and all objectives of a heading.
 """
 Ran = Mapping[Group, Outcomes]
 Item = TypeVar("Item")
-Cell = tuple[str, str, str]
-"""An objective, a selection, a family."""
+Cell = tuple[Group, str]
+"""A group, and one of its selections; an empty name stands for all of them."""
 Loss = tuple[str, Form]
 """An objective and the form of its examples."""
 
@@ -43,52 +44,48 @@ def page(ran: Ran) -> str:
     losses = list(dict.fromkeys((group.objective, group.form) for group in ran))
     verdicts = [not problems for group in ran.values() for problems in group.values()]
     parts = [TOP.format(ran=sum(verdicts), refused=len(verdicts) - sum(verdicts))]
-    for alike in joined(losses, lambda loss: [pattern(each) for each in of_loss(ran, loss).values()]):
-        parts.append(f"## {', '.join(heading(loss, losses) for loss in alike)}\n\n{section(ran, alike)}")
-    return "\n".join(parts)
+    for alike in joined(losses, lambda loss: table(ran, loss)):
+        parts.append(f"## {', '.join(heading(loss, losses) for loss in alike)}\n\n{table(ran, alike[0])}")
+    return "\n".join([*parts, "## Why not", "", *(f"- {line}" for line in reasons(ran))]) + "\n"
 
 
-def section(ran: Ran, losses: Sequence[Loss]) -> str:
-    """The table of objectives whose cells came out alike, and the reasons below it."""
-    by_family = of_loss(ran, losses[0])
+def table(ran: Ran, loss: Loss) -> str:
+    """Which selections run on which families, with this objective."""
+    by_family = {group.family: came_out for group, came_out in ran.items() if (group.objective, group.form) == loss}
     able = [family for family in by_family if any(pattern(by_family[family]))]
     columns = joined(able, lambda family: pattern(by_family[family]))
-    selections = next(iter(by_family.values()))
-    rows = joined(selections, lambda name: [not by_family[column[0]][name] for column in columns])
+    rows = joined(next(iter(by_family.values())), lambda name: [not by_family[column[0]][name] for column in columns])
     cells = [["Selection", *map(names, columns)], ["---"] * (1 + len(columns))]
     cells += [[names(row), *("no" if by_family[c[0]][row[0]] else "yes" for c in columns)] for row in rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    told = "\n".join(f"- {line}" for line in reasons(ran, losses))
-    return f"{table}\n" + (f"\n{told}\n" if told else "")
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def reasons(ran: Ran, losses: Sequence[Loss]) -> list[str]:
-    """Each reason once, with the cells that it is for."""
+def reasons(ran: Ran) -> list[str]:
+    """Each reason once, with its cells. Where the objective does not go with the model, nothing more is said."""
     found: dict[str, list[Cell]] = {}
-    selections = next(iter(ran.values()))
     for group, came_out in ran.items():
-        if (group.objective, group.form) in losses:
-            for name, problems in came_out.items():
-                for problem in problems[:1]:
-                    found.setdefault(told(problem.what, problem.mend), []).append((group.objective, name, group.family))
-    return [f"{who(cells, losses, selections)}: {text}" for text, cells in found.items()]
+        for name, problems in came_out.items():
+            for problem in problems[:1]:
+                cells = found.setdefault(told(problem), [])
+                cells.append((group, "" if problem.where == "model" else name))
+    return [f"{who(cells, ran)}: {text}" for text, cells in found.items()]
 
 
-def who(cells: Sequence[Cell], losses: Sequence[Loss], selections: Collection[str]) -> str:
-    """These cells in words; what all of a table's objectives or all selections have in common goes without saying."""
-    objectives, chosen, families = (dict.fromkeys(column) for column in zip(*cells, strict=True))
-    some = [names(objectives)] if len(objectives) < len({name for name, _ in losses}) else []
-    some += [names(chosen)] if len(chosen) < len(selections) else []
-    return f"{' with '.join(some)} on {names(families)}".strip()
+def who(cells: Sequence[Cell], ran: Ran) -> str:
+    """These cells in words: selections, the objectives where others of them run on these models, families."""
+    chosen = {name: None for _, name in cells if name}
+    objectives = dict.fromkeys(group.objective for group, _ in cells)
+    families = dict.fromkeys(group.family for group, _ in cells)
+    there = set(cells)
+    others = [(g, name) for g in ran if g.family in families for name in chosen if (g, name) not in there]
+    always = chosen and not any(not ran[group][name] for group, name in others)
+    said = [names(chosen)] * bool(chosen) + [names(objectives)] * (not always)
+    return f"{' with '.join(said)} on {names(families)}"
 
 
-def told(what: str, mend: str) -> str:
+def told(problem: Problem) -> str:
     """A problem without the name of the one model that it was found on."""
-    return f"{re.sub(r' [(][a-z0-9_]+[)]', '', what)}. {mend[:1].upper()}{mend[1:]}."
-
-
-def of_loss(ran: Ran, loss: Loss) -> dict[str, Outcomes]:
-    return {group.family: came_out for group, came_out in ran.items() if (group.objective, group.form) == loss}
+    return f"{re.sub(r' [(][a-z0-9_]+[)]', '', problem.what)}. {problem.mend[:1].upper()}{problem.mend[1:]}."
 
 
 def pattern(came_out: Outcomes) -> list[bool]:
