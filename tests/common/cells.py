@@ -56,6 +56,9 @@ def groups() -> list[Group]:
 SMALLER = {"last_layers": {"layers": 1}, "tokens": {"add": ["film", "plot"]}}
 """Settings for two layers, and for few rows: a new token that only ever ends a text teaches its embedding nothing."""
 
+SHORT_ANSWERS = {"max_new_tokens": 6}
+"""Settings of objectives that draw answers."""
+
 
 def selection(name: str) -> Selection:
     return SELECTIONS[name].model_validate(SMALLER[name]) if name in SMALLER else make.small(name)
@@ -85,6 +88,8 @@ def outcomes(group: Group, folder: Path) -> Outcomes:
 def run_cell(group: Group, name: str, folder: Path) -> None:
     """One step of the real loop: the loss is a number, all that is selected moves by its gradient, no more."""
     objective, chosen = make.objective(group.objective, group.form), selection(name)
+    if objective.makes_rows:
+        objective = objective.model_copy(update=SHORT_ANSWERS)
     net = make.fresh(folder, objective.head, chosen.quantisation)
     chosen.apply(net)
     run = make.context(objective, net, form=group.form, count=ROWS)

@@ -29,7 +29,7 @@ FAMILIES = [
     *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mpt")),
     *(("pooled", family) for family in ("bert", "gpt2")),
 ]
-"""Every way that blocks are built, under some head of each kind; the support matrix (test_support.py) has the others."""
+"""Every way that blocks are built, under some head of each kind; test_support.py has the other families and heads."""
 CASES = [(name, head, family) for name in SELECTIONS for head, family in FAMILIES]
 CASES += [
     (name, "language", family)
