@@ -20,8 +20,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 TOP = """\
 # Support
 
-After this page you know which [selection](tuning.md#what-learns-selections) learns by which objective, on which family
-of models.
+After this page you know which [selection](tuning.md#what-learns-selections) learns by which objective,
+on which family of models.
 
 Where a table says yes, a test took one step of the real loop on a tiny model of that family: the loss was a number, all
 that the selection chose moved, and nothing else did. Where it says no, the recipe is refused before weights are loaded,
