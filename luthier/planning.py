@@ -21,6 +21,7 @@ from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
+from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
@@ -221,6 +222,10 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
                 f"{use}leave privacy out",
             )
         )
+    if WEIGHT in recipe.data.columns:
+        what = "privacy lets every row count alike, and would not heed these weights"
+        where = source.place(("data", "columns", WEIGHT))
+        problems.append(Problem(what, where, "leave the weights or privacy out"))
     for name, there in (("stages", recipe.stages), ("mix", recipe.mix)):
         if there:
             what = f"privacy counts what one run spends on the rows of data:, and {name} would train on others as well"

@@ -126,7 +126,17 @@ FIELDS: dict[Form, Callable[[int, str, str], dict[str, Any]]] = {
 """The fields of an example of each form, from its number, a text and a label."""
 
 
-def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Example]:
+WEIGHTS = (1.0, 0.5, 2.0)
+
+
+def examples(
+    head: Head,
+    *,
+    multi_label: bool = False,
+    count: int = 7,
+    form: Form | None = None,
+    weights: Sequence[float] = WEIGHTS,
+) -> list[Example]:
     """Examples of several lengths and weights that can be learned from."""
     made = []
     for index in range(count):
@@ -135,13 +145,20 @@ def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: For
         fields = FIELDS[form or FORM[head]](index, text, label)
         if multi_label:
             fields["label"] = [label]
-        made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
+        made.append(Example(f"{index:03d}", fields, f"row {index}", weight=weights[index % len(weights)]))
     return made
 
 
-def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Row]:
+def rows(
+    net: Network,
+    *,
+    multi_label: bool = False,
+    count: int = 7,
+    form: Form | None = None,
+    weights: Sequence[float] = WEIGHTS,
+) -> list[Row]:
     made = tokenise(
-        examples(net.head, multi_label=multi_label, count=count, form=form),
+        examples(net.head, multi_label=multi_label, count=count, form=form, weights=weights),
         net.tokenizer,
         prompt_format(net, multi_label=multi_label, form=form),
     )
@@ -183,16 +200,21 @@ def objective(name: str, form: Form) -> Objective:
 
 
 def begin(
-    objective: Objective, net: Network, *, multi_label: bool = False, form: Form | None = None
+    objective: Objective,
+    net: Network,
+    *,
+    multi_label: bool = False,
+    form: Form | None = None,
+    weights: Sequence[float] = WEIGHTS,
 ) -> tuple[Learner, list[Row]]:
     """The objective in a run, the model a little away from where it started, and the rows of a first update."""
     form = form or (FORM[net.head] if FORM[net.head] in objective.forms else objective.forms[0])
-    data = rows(net, multi_label=multi_label, form=form)
+    data = rows(net, multi_label=multi_label, form=form, weights=weights)
     more = {name: [unlabelled(row) for row in data[:4]] for name in objective.more_data()}
     context = Context(
         net,
         data,
-        examples(net.head, multi_label=multi_label, form=form),
+        examples(net.head, multi_label=multi_label, form=form, weights=weights),
         prompt_format(net, multi_label=multi_label, form=form),
         plan=BatchPlan(len(data), len(data), 1, seed=0),
         more=more,

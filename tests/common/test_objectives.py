@@ -16,6 +16,7 @@ from luthier.batches import collate, micro_batches
 from luthier.models.network import Network
 from luthier.models.tiny import ENCODER_DECODERS, ENCODERS
 from luthier.records import Row
+from luthier.tasks import Form
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
 from tests.common.preference_references import (
@@ -43,6 +44,7 @@ CASES = [
     if KINDS.get(family, "decoder") in kind.kinds
 ]
 """Every family that the objective says it can teach."""
+ONE_FAMILY = list({(name, form): (name, form, family) for name, form, family in reversed(CASES)}.values())
 Case = tuple[Learner, Network, list[Row]]
 
 
@@ -72,8 +74,9 @@ def loss_of(learner: Learner, rows: Sequence[Row]) -> float:
 
 
 def without_weight(row: Row) -> Row:
-    token_streams = {n: [0.0] * len(v) if n == "weight" else v for n, v in row.token_streams.items()}
-    return replace(row, token_streams=token_streams, example_streams={**row.example_streams, "weight": 0.0})
+    token_streams = {n: [0.0] * len(v) if is_weight(n) else v for n, v in row.token_streams.items()}
+    example_streams = {n: 0.0 if is_weight(n) else v for n, v in row.example_streams.items()}
+    return replace(row, token_streams=token_streams, example_streams=example_streams)
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
@@ -117,6 +120,38 @@ def test_no_weight_means_no_gradient_at_all(case: Case) -> None:
 
     weighed, silent = rows[:3], [without_weight(row) for row in rows[3:]]
     assert_close(gradients(learner, [[*silent, *weighed]]), gradients(learner, [weighed]))
+
+
+@pytest.mark.parametrize(("name", "form", "family"), ONE_FAMILY, ids=map("-".join, ONE_FAMILY))
+def test_a_weight_of_three_is_the_row_three_times(
+    name: str, form: Form, family: str, tiny: Callable[..., Path]
+) -> None:
+    """What the row is weighted in the data, through tokens and made rows to the gradient."""
+    objective, weights = make.objective(name, form), (3, 1, 2, 1, 1, 4, 2)
+    nets = [make.network(tiny(family), objective.head) for _ in range(2)]
+    _, plain = make.begin(objective, nets[0], form=form, weights=[1] * len(weights))
+    learner, weighted = make.begin(objective, nets[1], form=form, weights=weights)
+    repeated = []
+    for one, row in zip(plain, weighted, strict=True):
+        assert one.tokens == row.tokens
+        times = weight_of(row) / weight_of(one)
+        assert times == round(times) >= 1
+        tokens, whole = (
+            {n: v for n, v in s.items() if not is_weight(n)} for s in (row.token_streams, row.example_streams)
+        )
+        tokens |= {n: v for n, v in one.token_streams.items() if is_weight(n)}
+        whole |= {n: v for n, v in one.example_streams.items() if is_weight(n)}
+        repeated += [replace(row, token_streams=tokens, example_streams=whole)] * round(times)
+    assert len(repeated) > len(weighted)
+    assert_close(gradients(learner, [weighted]), gradients(learner, [repeated]), 1e-6)
+
+
+def is_weight(stream: str) -> bool:
+    return stream.rpartition(".")[2] == "weight"
+
+
+def weight_of(row: Row) -> float:
+    return max(value for name, value in row.example_streams.items() if is_weight(name))
 
 
 def reference_sft(net: Network, rows: Sequence[Row]) -> torch.Tensor:
