@@ -274,7 +274,7 @@ def not_for_pairs(recipe: Recipe, source: Source) -> list[Problem]:
 
 def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
     """What the model's own files say against this recipe."""
-    if not can_learn(recipe.chosen_objective, facts):
+    if hasattr(recipe.chosen_objective, "head") and not can_learn(recipe.chosen_objective, facts):
         form = TASKS[recipe.task].form
         kindred = [name for name, kind in OBJECTIVES.items() if form in kind.forms and can_learn(kind, facts)]
         able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
@@ -289,8 +289,11 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
             )
         )
     selection = recipe.chosen_selection
-    if refusal := wrong_for_pairs(selection, facts) or selection.refusal(facts, recipe.chosen_objective.head):
-        problems.append(replace(refusal, where=source.place(tuple(refusal.where.split(".")))))
+    head = getattr(
+        recipe.chosen_objective, "head", OBJECTIVES[TASKS[recipe.task].objective].head
+    )  # none where it does not fit the task
+    if refusal := wrong_for_pairs(selection, facts) or selection.refusal(facts, head):
+        problems.append(source.placed(refusal))
     if facts.kind == "encoder-decoder":
         problems += not_for_pairs(recipe, source)
     room = facts.window - selection.extra_tokens if facts.window else None

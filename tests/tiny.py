@@ -192,11 +192,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
 }
 """Of objectives that can't do without, or would take long on a tiny model."""
+PARTS: dict[Form, list[dict[str, Any]]] = {
+    "classify": [{"classify": {}}, {"contrastive": {}, "weight": 0.5}, {"distil": {}, "weight": 2}],
+    "generate": [{"sft": {}}, {"lm": {}, "weight": 0.1}, {"distil": {}, "weight": 2}],
+    "prefer": [{"dpo": {}}, {"sft": {}, "weight": 0.2}, {"kto": {}, "weight": 2}],
+    "lm": [{"lm": {}}, {"lm": {}, "weight": 0.5}],
+    "regress": [{"regress": {}}, {"regress": {}, "weight": 0.5}],
+    "tag": [{"tag": {}}, {"tag": {}, "weight": 0.5}],
+}
+"""Of sums: parts that count tokens and examples, that read the same rows and make their own."""
 
 
 def objective(name: str, form: Form) -> Objective:
     """The objective of that name, as it is for examples of this form."""
-    return OBJECTIVES[name].model_validate(SETTINGS.get(name, {})).for_form(form)
+    settings = {"parts": PARTS[form]} if name == "sum" else SETTINGS.get(name, {})
+    return OBJECTIVES[name].model_validate(settings).for_form(form)
 
 
 def begin(
