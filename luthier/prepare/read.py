@@ -186,15 +186,16 @@ def write_data(
     everything = np.arange(len(marks.ids), dtype=np.uint32)
     read_all = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
     read_example: Callable[[int], Example] = read_all.__getitem__
-    unequal = 0
+    weightless = unequal = 0
     if weights is not None:
         weights, unequal = settled(marks.ids, given["train"], weights)
     splits, split_facts = make_splits(marks, given, settings, task, read_example)
     if weights is not None:
         raise_all(problems_in_weights(weights[splits["train"]]))
         counting = weights[splits["train"]] > 0
-        split_facts |= {"weightless_dropped": int((~counting).sum()), "unequal_copies": unequal}
+        weightless = int((~counting).sum())
         splits["train"] = splits["train"][counting]
+    split_facts |= {"weightless_dropped": weightless, "unequal_copies": unequal}
     labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
     if settings.on_bad_row == "skip":
         bad += drop_unknown_labels(marks, splits, labels, read_example)

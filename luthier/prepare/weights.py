@@ -60,17 +60,19 @@ def problems_in_weights(weights: np.ndarray) -> list[Problem]:
 def to_mean_one(weights: np.ndarray, train: np.ndarray) -> np.ndarray:
     """The weights over their mean in train. What is learned beside such rows (unlabelled ones, another data set, the
     penalty of a fitted head) then means the same whatever unit the weights are in."""
-    return weights / weights[train].mean()
+    shares = weights / weights[train].max()
+    return shares / shares[train].mean()
 
 
 def weight_facts(ids: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Of the rows of train, in the user's unit. `effective_rows` is Kish's effective sample size (1965, section 11.7):
+    """Of the rows of train, in the user's unit. `effective_rows` is Kish's effective sample size (Survey Sampling, 1965):
     so many rows of equal weight would give a mean as certain."""
     order = np.argsort(ids)
+    shares = weights / weights.max()  # their squares can't be too large for a number
     return {
         "lowest": float(weights.min()),
         "highest": float(weights.max()),
-        "mean": float(weights.mean()),
-        "effective_rows": float(weights.sum() ** 2 / np.square(weights).sum()),
+        "mean": float(shares.mean() * weights.max()),
+        "effective_rows": float(shares.sum() ** 2 / np.square(shares).sum()),
         "fingerprint": fingerprint(ids[order].tobytes().hex(), weights[order].tobytes().hex()),
     }

@@ -85,20 +85,23 @@ class Sum(Objective):
 
     def mismatch(self, number: int, objective: Objective, first: Objective, form: Form) -> tuple[str, str] | None:
         """What keeps this objective from being that part of the sum, and the mend; None where nothing does."""
+        own_head = number > 0 and hasattr(first, "head") and hasattr(objective, "head")
+        if objective.makes_rows:
+            what = "learns from rows of its own making, and the losses of a sum are of the same rows"
+        elif form not in objective.forms:
+            what = "does not fit this task"
+        elif own_head and not goes_with(objective, first):
+            what = f"needs another head than {self.parts[0].name}, the first part"
+        else:
+            return None
         candidates = {name: kind.model_construct().for_form(form) for name, kind in self.table.items()}
         fitting = [name for name, each in candidates.items() if form in each.forms and not each.makes_rows]
-        alone = f"use {' or '.join(fitting)}"
-        if objective.makes_rows:
-            return "learns from rows of its own making, and the losses of a sum are of the same rows", alone
-        if form not in objective.forms:
-            return "does not fit this task", alone
-        if number == 0 or not hasattr(first, "head") or goes_with(objective, first):
-            return None
-        beside = [name for name in fitting if goes_with(candidates[name], first)]
-        mend = f"beside {self.parts[0].name} use {' or '.join(beside)}"
-        if goes_with(first, objective):
+        if number > 0 and form in first.forms:
+            fitting = [name for name in fitting if goes_with(candidates[name], first)]
+        mend = f"use {' or '.join(fitting)}"
+        if what.startswith("needs") and goes_with(first, objective):
             mend += f", or put {self.parts[number].name} first"
-        return f"needs another head than {self.parts[0].name}, the first part", mend
+        return what, mend
 
     # The rest is what a sum for one form is: `for_form` makes it.
 
