@@ -65,8 +65,8 @@ def to_mean_one(weights: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def weight_facts(ids: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Of the rows of train, in the user's unit. `effective_rows` is Kish's effective sample size (Survey Sampling, 1965):
-    so many rows of equal weight would give a mean as certain."""
+    """Of the rows of train, in the user's unit. `effective_rows` is Kish's effective sample size (Survey Sampling,
+    1965): so many rows of equal weight would give a mean as certain."""
     order = np.argsort(ids)
     shares = weights / weights.max()  # their squares can't be too large for a number
     return {

@@ -85,12 +85,13 @@ class Sum(Objective):
 
     def mismatch(self, number: int, objective: Objective, first: Objective, form: Form) -> tuple[str, str] | None:
         """What keeps this objective from being that part of the sum, and the mend; None where nothing does."""
-        own_head = number > 0 and hasattr(first, "head") and hasattr(objective, "head")
+        both = hasattr(first, "head") and hasattr(objective, "head")
+        apart = number > 0 and both and not goes_with(objective, first)
         if objective.makes_rows:
             what = "learns from rows of its own making, and the losses of a sum are of the same rows"
         elif form not in objective.forms:
             what = "does not fit this task"
-        elif own_head and not goes_with(objective, first):
+        elif apart:
             what = f"needs another head than {self.parts[0].name}, the first part"
         else:
             return None
@@ -99,7 +100,7 @@ class Sum(Objective):
         if number > 0 and form in first.forms:
             fitting = [name for name in fitting if goes_with(candidates[name], first)]
         mend = f"use {' or '.join(fitting)}"
-        if what.startswith("needs") and goes_with(first, objective):
+        if apart and goes_with(first, objective):
             mend += f", or put {self.parts[number].name} first"
         return what, mend
 
