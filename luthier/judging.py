@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import files
 from luthier.errors import UserError
+from luthier.evaluate.examinations import EXAMINATIONS, Evidence
 from luthier.mixing import OWN, Mixed
 from luthier.models.heads import made
 from luthier.planning import Prepared
@@ -25,10 +26,11 @@ from luthier.tasks import TASKS
 from luthier.tune.privacy import in_words
 
 if TYPE_CHECKING:
+    from luthier.evaluate.finding import Finding
     from luthier.evaluate.verdict import SystemResult
     from luthier.models.network import Network
     from luthier.models.save import Saved
-    from luthier.records import Example
+    from luthier.records import Example, Prediction
 
 
 def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = None) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         saved.network.refer_to(lambda: saved.selection.off(saved.network))
     tuned = tuned_result(saved, prepared, progress)
     beside = {mixed.name: judge_mixed(saved, mixed, prepared, progress) for mixed in prepared.mix}
+    findings = examine(saved, tuned, prepared, run, progress)  # before a baseline takes the model's place in memory
     systems = [tuned, *baseline_results(saved, prepared, progress)]
     with progress.stage("testing for significance"):
         verdict = build_verdict(
@@ -71,7 +74,11 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         verdict["privacy"] = spent | {"sentence": in_words(spent)}
     if beside:
         verdict["beside"] = beside
+    verdict["findings"] = {name: finding.as_json(EXAMINATIONS[name].title) for name, finding in findings.items()}
     files.write_json(folder / VERDICT, verdict)
+    for finding in findings.values():
+        for name, rows in finding.files.items():
+            files.write_text(folder / name, "".join(f"{files.json_line(row)}\n" for row in rows))
     lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
     files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     started = datetime.fromisoformat(run.manifest["started"])
@@ -113,6 +120,41 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
         run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
     return verdict
+
+
+def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, progress: Progress) -> dict[str, Finding]:
+    """What the examinations of `evaluate:` that fit the task find, by name."""
+    from luthier.evaluate.metrics import METRICS
+    from luthier.evaluate.predict import predict
+
+    settings = prepared.recipe.evaluate
+
+    def answer(examples: Sequence[Example]) -> list[Prediction]:
+        return predict(saved.network, examples, saved.prompt_format, settings.max_new_tokens)
+
+    evidence = Evidence(
+        task=prepared.metric_task,
+        main_metric=prepared.metrics[0],
+        metric=METRICS[prepared.metrics[0]],
+        labels=prepared.data.labels,
+        splits=prepared.data.splits,
+        test=test_examples(prepared),
+        predictions=tuned.predictions,
+        answer=answer,
+        network=saved.network,
+        prompt_format=saved.prompt_format,
+        base=lambda: saved.selection.off(saved.network),
+        base_path=prepared.base,
+        model_folder=run.model_folder,
+        resamples=settings.resamples,
+        seed=prepared.recipe.seed,
+    )
+    findings = {}
+    for name, examination in settings.examinations().items():
+        if saved.prompt_format.form in examination.forms:
+            with progress.stage(f"examining: {examination.title.lower()}", examination.rows(evidence)) as tell:
+                findings[name] = examination.examine(evidence, lambda done, tell=tell: tell(done, ""))  # type: ignore[misc]
+    return findings
 
 
 def judge_mixed(saved: Saved, mixed: Mixed, prepared: Prepared, progress: Progress) -> dict[str, Any]:

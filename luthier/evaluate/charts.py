@@ -6,8 +6,9 @@ In: numbers. Out: positions: percentages of the width for the forest plot, units
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -102,8 +103,31 @@ def forest(
 
 def chart(title: str, curves: Sequence[Curve], percent: bool, best: int | None) -> Chart:
     """Curves over steps, in the view box; `best` marks a step."""
+    return placed(title, curves, False, percent, 0.0, best)
+
+
+def plane(block: Mapping[str, Any]) -> Chart:
+    """The lines of a finding's `Curves`, in the view box."""
+    curves = [
+        Curve(series["title"], [(x, y) for x, y in series["points"]], KINDS[place % len(KINDS)], series["dots"])
+        for place, series in enumerate(block["series"])
+    ]
+    points = [point for curve in curves for point in curve.points]
+    if block["diagonal"]:
+        low, high = min(min(point) for point in points), max(max(point) for point in points)
+        curves.insert(0, Curve("", [(low, low), (high, high)], "faint"))
+    across = block["percent_across"]
+    return placed(block["title"], curves, across, block["percent_up"], min(x for x, _ in points), None)
+
+
+KINDS = ("first", "second", "third", "fourth", "fifth")
+
+
+def placed(
+    title: str, curves: Sequence[Curve], percent_across: bool, percent_up: bool, left: float, best: int | None
+) -> Chart:
     solid = [curve for curve in curves if curve.kind != "faint"]
-    x_at = ticks(0, max(x for curve in curves for x, _ in curve.points))
+    x_at = ticks(left, max(x for curve in curves for x, _ in curve.points))
     heights = [y for curve in solid for _, y in curve.points]
     y_at = ticks(min(heights), max(heights))
 
@@ -113,16 +137,18 @@ def chart(title: str, curves: Sequence[Curve], percent: bool, best: int | None) 
     def down(y: float) -> float:
         return round(TOP + (y_at[-1] - y) / (y_at[-1] - y_at[0]) * (HEIGHT - TOP - BOTTOM), 1)
 
-    placed = [
+    drawn = [
         Curve(curve.title, [(across(x), down(y)) for x, y in curve.points], curve.kind, curve.dots) for curve in curves
     ]
+    whole = all(x == int(x) for curve in curves for x, _ in curve.points)  # steps: no half of one on the axis
+    named = zip(x_at, labelled(x_at, percent_across), strict=True)
     return Chart(
         title,
-        placed,
-        [Tick(across(x), f"{x:,.0f}") for x in x_at if x == int(x)],
-        [Tick(down(y), label) for y, label in zip(y_at, labelled(y_at, percent), strict=True)],
+        drawn,
+        [Tick(across(x), label) for x, label in named if not whole or x == int(x)],
+        [Tick(down(y), label) for y, label in zip(y_at, labelled(y_at, percent_up), strict=True)],
         None if best is None else Tick(across(best), f"best, step {best:,}"),
-        [curve for curve in placed if curve.kind != "faint"],
+        [curve for curve in drawn if curve.kind != "faint"],
     )
 
 

@@ -100,6 +100,7 @@ def view(report: ReportData) -> dict[str, Any]:
         "confusion": confusion(tuned["confusion"]) if tuned["confusion"] else None,
         "classes": classes[:WEAKEST] or tuned["classes"],
         "other_classes": classes[WEAKEST:],
+        "findings": findings(verdict),
         "class_count": len(tuned["classes"]),
         "counted": ("Type", "Entities") if verdict["task"] == TAG else ("Label", "Test rows"),
         "data": facts(report.data),
@@ -114,6 +115,32 @@ def view(report: ReportData) -> dict[str, Any]:
         }
         | {"top": charts.TOP, "bottom": charts.HEIGHT - charts.BOTTOM},
     }
+
+
+def findings(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the examinations found: a sentence, its named figures and its blocks, each with its marks placed."""
+    return [
+        {
+            "name": name,
+            "title": finding["title"],
+            "sentence": finding["sentence"],
+            "blocks": [block | PLACED.get(block["kind"], lambda _: {})(block) for block in finding["blocks"]],
+        }
+        for name, finding in verdict.get("findings", {}).items()
+    ]
+
+
+def placed_intervals(block: Mapping[str, Any]) -> dict[str, Any]:
+    percent = block["percent"]
+    rows = [(row["title"], row["emphasised"], row["value"], row["low"], row["high"]) for row in block["rows"]]
+    return {"forest": charts.forest(rows, lambda value: minus(show_value(value, percent)), percent)}
+
+
+def placed_curves(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {"chart": charts.plane(block)}
+
+
+PLACED = {"intervals": placed_intervals, "curves": placed_curves}
 
 
 def byline(report: ReportData) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from luthier.evaluate.examinations import EXAMINATIONS, Examination, Latency
 from luthier.settings import Settings
 
 
@@ -25,3 +26,10 @@ class EvaluateSettings(Settings):
     """Longest generated answer in tokens."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
+    latency: Latency | None = Latency()
+    """How long one request takes when it comes alone; null to leave it out."""
+
+    def examinations(self) -> dict[str, Examination]:
+        """Those that are asked for, by name, in the order of the page."""
+        chosen = {name: getattr(self, name) for name in EXAMINATIONS}
+        return {name: examination for name, examination in chosen.items() if examination is not None}

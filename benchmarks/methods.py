@@ -1,0 +1,280 @@
+"""Every method on real data, beside the closest peer on the same rows and steps.
+
+In: options; data sets from the folder that LUTHIER_DATA names. Out: two tables (what learns, what the loss is) and,
+last, one JSON object. Run: python -m benchmarks.methods [--only "lora; dpo"] [--no-peers] [--json figures.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environments import SETFIT
+from benchmarks.method_run import Entry, Line, run_entry
+from benchmarks.rows import REVIEWS, REVIEWS_SECTION, source_of
+from benchmarks.train_speed import MINILM, SMOLLM
+from luthier.text_table import columns
+
+LATE = 10**6
+"""Validate at the last step only: no peer picks its best checkpoint either."""
+LORA = {"peft": "LoraConfig", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+TRAINER, PEFT_TRAINER = "transformers' Trainer", "PEFT, transformers' Trainer"
+
+
+def recipe(
+    data_set: str, rows: int, test: int, task: str = "classify", model: str = MINILM, **more: Any
+) -> dict[str, Any]:
+    """A run on some rows of a data set."""
+    source = source_of(data_set) | {"max_rows": {"train": rows, "validation": 64, "test": test}} | more.pop("data", {})
+    train = {"epochs": 2, "batch_size": 16, "validate_every": LATE} | more.pop("train", {})
+    baselines = more.pop("baselines", ["majority"] if task == "classify" else None)
+    evaluate = {"baselines": baselines, "max_new_tokens": 64} | more.pop("evaluate", {})
+    section = {"path": model, "dtype": "float32", "device": "cpu"}
+    return {"model": section, "data": source, "task": task, "train": train, "evaluate": evaluate, **more}
+
+
+def reviews(selection: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    train = {"epochs": 3} | more.pop("train", {})
+    return recipe("rotten_tomatoes", 800, 1066, selection=dict(selection), train=train, **more)
+
+
+def small_reviews(selection: Mapping[str, Any]) -> dict[str, Any]:
+    """For the methods that need a decoder: fewer rows, for it is a larger model."""
+    return recipe("rotten_tomatoes", 400, 400, model=SMOLLM, selection=dict(selection), train={"epochs": 1})
+
+
+def writing(data_set: str, rows: int, test: int, task: str = "generate", **more: Any) -> dict[str, Any]:
+    train = {"epochs": 1, "batch_size": 8} | more.pop("train", {})
+    return recipe(data_set, rows, test, task, SMOLLM, selection={"lora": {}}, train=train, **more)
+
+
+TASK_TEXT = "Is this film review positive or negative?"
+
+
+def selections() -> list[Entry]:
+    """What learns, on film reviews."""
+
+    def trainer(names: list[str] | None, **more: Any) -> dict[str, Any]:
+        return {"trainer": "head", "learns": {"names": names}, **more}
+
+    def peft(**learns: Any) -> dict[str, Any]:
+        return {"trainer": "head", "learns": learns}
+
+    virtual = {"num_virtual_tokens": 20}
+    blocks = [f"layer.{number}." for number in range(2, 6)]
+    added = ["oscar-worthy", "cliché-ridden"]
+    return [
+        Entry("full", reviews({"full": {}}, train={"learning_rate": 1e-4}), trainer(None), TRAINER),
+        Entry("last_layers", reviews({"last_layers": {"layers": 4}}), trainer([*blocks, "pooler"]), TRAINER),
+        Entry("head", reviews({"head": {}}), trainer([]), TRAINER),
+        Entry("bias", reviews({"bias": {}}), trainer(["bias"]), TRAINER),
+        Entry("norms", reviews({"norms": {}}), trainer(["LayerNorm"]), TRAINER),
+        Entry("lora", reviews({"lora": {}}), peft(**LORA), PEFT_TRAINER),
+        Entry("lora, rslora", reviews({"lora": {"rslora": True}}), peft(**LORA, use_rslora=True), PEFT_TRAINER),
+        Entry("lora, dora", reviews({"lora": {"dora": True}}), peft(**LORA, use_dora=True), PEFT_TRAINER),
+        Entry("lora, plus", reviews({"lora": {"plus": 16}}), peft(**LORA) | {"loraplus": 16}, PEFT_TRAINER),
+        Entry("qlora", reviews({"qlora": {}}), peft(**LORA) | {"loading": {"bits": 4}}, PEFT_TRAINER),
+        Entry("adapter, pfeiffer", reviews({"adapter": {}})),
+        Entry("adapter, houlsby", reviews({"adapter": {"style": "houlsby"}})),
+        Entry("ia3", reviews({"ia3": {}}), peft(peft="IA3Config"), PEFT_TRAINER),
+        Entry("tokens", reviews({"tokens": {"add": added}})),
+        Entry("lora (decoder)", small_reviews({"lora": {}}), peft(**LORA), PEFT_TRAINER),
+        Entry(
+            "prefix (decoder)",
+            small_reviews({"prefix": {"init_text": TASK_TEXT}}),
+            peft(peft="PrefixTuningConfig", **virtual),
+            PEFT_TRAINER,
+        ),
+        Entry(
+            "prompt (decoder)",
+            small_reviews({"prompt": {"init_text": TASK_TEXT}}),
+            peft(peft="PromptTuningConfig", **virtual),
+            PEFT_TRAINER,
+        ),
+    ]
+
+
+def objectives(made: Path) -> list[Entry]:
+    """What the loss is, each on a fitting set; `made` is a folder for data cut for a method."""
+    pairs = {"batch_size": 8, "max_length": 256}
+    full: dict[str, Any] = {"selection": {"full": {}}}
+    head = {"trainer": "head", "learns": {}}
+    lora = {"trainer": "head", "learns": LORA}
+    sft = {"trainer": "SFT", "config": {"max_length": None}}
+    tags: dict[str, Any] = full | {"baselines": ["word_lookup"], "train": {"epochs": 3, "learning_rate": 2e-4}}
+    likely: dict[str, Any] = {"evaluate": {"metrics": ["perplexity"]}, "baselines": ["zero_shot"]}
+    german: dict[str, Any] = {"data": {"columns": {"prompt": "en", "completion": "de"}}}
+    maths: dict[str, Any] = {"data": {"columns": {"prompt": "question", "completion": "answer"}}}
+    summary: dict[str, Any] = {
+        "data": {"columns": {"prompt": "dialogue", "completion": "summary"}},
+        "train": {"max_length": 512},
+    }
+    concepts: dict[str, Any] = {"data": {"columns": {"prompt": "concepts", "completion": "target"}}}
+    few: dict[str, Any] = {"data": {"source": str(eight_of_each(made))}}
+
+    def preferring(name: str, trainer: str, objective: Mapping[str, Any], **config: Any) -> Entry:
+        made = writing("hh_harmless", 80, 200, "prefer", objective=dict(objective), train=dict(pairs))
+        return Entry(name, made, {"trainer": trainer, "config": config}, f"TRL {trainer}Trainer")
+
+    def written(name: str, data_set: str, rows: int, test: int, **more: Any) -> Entry:
+        return Entry(name, writing(data_set, rows, test, **more), sft, "TRL SFTTrainer")
+
+    return [
+        Entry("classify", recipe("banking77", 1500, 1500, selection={"lora": {}}), lora, PEFT_TRAINER),
+        Entry(
+            "classify, 8 rows a label",
+            recipe("banking77", 616, 1500, train={"epochs": 8}, **full, **few),
+            head,
+            TRAINER,
+        ),
+        Entry(
+            "contrastive, 8 rows a label",
+            recipe("banking77", 616, 1500, objective={"contrastive": {}}, **full, **few),
+            head,
+            "SetFit",
+            SETFIT,
+        ),
+        Entry("regress", scored_reviews(), lora, PEFT_TRAINER),
+        Entry("tag, wnut17", recipe("wnut17", 1500, 1000, "tag", **tags), head, TRAINER),
+        Entry("tag, conll2002_es", recipe("conll2002_es", 1500, 1000, "tag", **tags), head, TRAINER),
+        written("lm, es_prose", "es_prose", 8, 6, task="lm", train={"max_length": 512}, baselines=["untouched"]),
+        written("sft, multi30k_en_de", "multi30k_en_de", 200, 100, **german, **likely),
+        written("sft, commongen", "commongen", 300, 150, **concepts, **likely),
+        written("sft, dialogsum", "dialogsum", 40, 50, **summary, **likely),
+        written("sft, gsm8k", "gsm8k", 80, 100, **maths, **likely),
+        preferring("dpo", "DPO", {"dpo": {}}),
+        preferring("dpo, ipo", "DPO", {"dpo": {"variant": "ipo"}}, loss_type="ipo", beta=0.1),
+        preferring("kto", "KTO", {"kto": {}}),
+        preferring("reward", "Reward", {"reward": {}}),
+    ]
+
+
+def scored_reviews() -> dict[str, Any]:
+    """Film reviews with the mean of people's scores."""
+    section = {name: value for name, value in REVIEWS_SECTION.items() if name not in ("columns", "label_bins")}
+    data = section | {"columns": {"text": "text", "score": "score"}}
+    return recipe(REVIEWS, 1000, 1000, "regress", data=data, selection={"lora": {}}, train={"epochs": 3})
+
+
+def eight_of_each(folder: Path) -> Path:
+    """banking77 with the first 8 training rows of each label."""
+    whole = Path(source_of("banking77")["source"])
+    counts: dict[str, int] = {}
+    kept = []
+    for line in gzip.decompress((whole / "train.jsonl.gz").read_bytes()).decode().splitlines():
+        label = json.loads(line)["label_name"]
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] <= 8:
+            kept.append(line)
+    cut = folder / "banking77_8"
+    cut.mkdir(parents=True, exist_ok=True)
+    (cut / "train.jsonl").write_text("\n".join(kept) + "\n")
+    shutil.copy(whole / "test.jsonl", cut)
+    return cut
+
+
+# ---- what is printed
+
+
+def score(values: Mapping[str, Any] | None, metric: str) -> str:
+    """A figure with its interval, as a percentage where the metric is one."""
+    from luthier.evaluate.metrics import METRICS
+
+    if values is None or values["value"] is None:
+        return "-"
+    if METRICS[metric].percent:
+        return f"{100 * values['value']:.1f}% ({100 * values['low']:.1f} to {100 * values['high']:.1f})"
+    return f"{values['value']:.3g} ({values['low']:.3g} to {values['high']:.3g})"
+
+
+def against(difference: Mapping[str, Any] | None) -> str:
+    """Luthier less the peer, and whether that is worse beyond its interval."""
+    if difference is None:
+        return "-"
+    apart = difference["low"] > 0 or difference["high"] < 0
+    verdict = ("better" if difference["better"] else "worse") if apart else "no difference"
+    low, middle, high = (difference[name] for name in ("low", "difference", "high"))
+    return f"{middle:+.3g} ({low:+.3g} to {high:+.3g}), {verdict}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    names = [
+        "",
+        "metric",
+        "before",
+        "after",
+        "peer",
+        "Luthier less peer",
+        "learned",
+        "tokens/s",
+        "peer",
+        "GiB",
+        "saved MB",
+    ]
+    rows = [names]
+    for line in lines:
+        if not line.figures:
+            rows.append([line.name, f"failed: {line.failed}", *[""] * (len(names) - 2)])
+            continue
+        found = line.figures
+        metric = found["metric"]
+        before = ", ".join(f"{name} {value:.3g}" for name, value in found["before"].items() if value is not None)
+        speed = found.get("peer_tokens_per_second")
+        rows.append(
+            [
+                line.name,
+                metric,
+                before or "-",
+                score(found["after"], metric),
+                score(found.get("peer_after"), metric),
+                against(found.get("against_peer")) if not line.failed else f"failed: {line.failed}",
+                f"{found['parameters']:,} ({found['parameters'] / found['of_parameters']:.2%})",
+                f"{found['tokens_per_second']:,.0f}",
+                f"{speed:,.0f}" if speed else "-",
+                f"{found['peak_memory'] / 2**30:.2f}",
+                f"{found['saved_bytes'] / 1e6:.2f}",
+            ]
+        )
+    return columns(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="names of lines, separated by semicolons; a name takes what starts with it")
+    parser.add_argument("--no-peers", action="store_true", help="Luthier alone")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept; gone at the end without it")
+    parser.add_argument("--json", type=Path, help="a file for all figures; lines that it has are kept")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="luthier-methods-"))
+    asked = [name.strip() for name in options.only.split(";")] if options.only else [""]
+    kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    groups = {"What learns": selections(), "What the loss is": objectives(folder)}
+    found: dict[str, Line] = {name: Line(**values) for name, values in kept.items()}
+    for entries in groups.values():
+        for entry in entries:
+            if entry.name in found or not any(entry.name.startswith(name) for name in asked):
+                continue
+            line = run_entry(entry, folder / entry.name.replace(", ", "-").replace(" ", "_"), not options.no_peers)
+            print(table([line]), flush=True)
+            found[entry.name] = line
+            if options.json:
+                options.json.write_text(json.dumps({name: asdict(each) for name, each in found.items()}, indent=1))
+    for title, entries in groups.items():
+        print(f"\n{title}\n")
+        print(table([found[entry.name] for entry in entries if entry.name in found]))
+    differences = [line.figures["against_peer"] for line in found.values() if line.figures.get("against_peer")]
+    worse = [d for d in differences if not d["better"] and (d["low"] > 0 or d["high"] < 0)]
+    print(json.dumps({"lines": len(found), "compared": len(differences), "worse_beyond_interval": len(worse)}))
+    if not options.folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

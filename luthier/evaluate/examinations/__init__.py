@@ -1,0 +1,13 @@
+"""What is asked of a tuned model beyond its score: one file each, one row each; and all of them asked in turn."""
+
+from __future__ import annotations
+
+from luthier.evaluate.examinations.base import Evidence, Examination
+from luthier.evaluate.examinations.latency import Latency
+
+EXAMINATIONS: dict[str, type[Examination]] = {
+    "latency": Latency,
+}
+"""By the name of their section in `evaluate:`; the page shows them in this order."""
+
+__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Latency"]
