@@ -127,6 +127,21 @@ def end_to_end(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
     return groups
 
 
+def some_sequences(batch: Batch, kept_E: torch.Tensor) -> Batch:
+    """Those sequences of a batch that are marked in `kept_E`, in their order, with their streams."""
+    import torch
+
+    kept_N = kept_E[batch.example_N]
+    lengths_K = batch.lengths_E[kept_E]
+    return Batch(
+        tokens_N=batch.tokens_N[kept_N],
+        example_N=torch.repeat_interleave(torch.arange(len(lengths_K), device=lengths_K.device), lengths_K),
+        lengths_E=lengths_K,
+        token_streams={name: values[kept_N] for name, values in batch.token_streams.items()},
+        example_streams={name: values[kept_E] for name, values in batch.example_streams.items()},
+    )
+
+
 def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     """Rows end to end as one `Batch`; every row must carry the same streams."""
     import torch

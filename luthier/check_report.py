@@ -93,6 +93,7 @@ def show(found: Mapping[str, Any]) -> str:
         + ", ".join(f"{ours} from {theirs}" for ours, theirs in shown_columns(data).items()),
         "rows       " + ", ".join(f"{name} {count:,}" for name, count in found["rows"].items()),
         *balance(found["labels"].get("train") or {}),
+        *weighted(data),
         f"tokens     mean {tokens['mean']:.0f}, 95% up to {tokens['p95']}, longest {tokens['longest']} (train)",
     ]
     highest = max(count for _, _, count in tokens["histogram"])
@@ -144,6 +145,20 @@ def balance(labels: Mapping[str, int]) -> list[str]:
     shown = sorted(labels.items(), key=lambda item: -item[1])
     more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
     return ["labels     " + ", ".join(f"{name} {count / total:.0%}" for name, count in shown[:10]) + more + " (train)"]
+
+
+def weighted(data: Mapping[str, Any]) -> list[str]:
+    """How far the weights of train's rows lie apart, and how many rows of equal weight they are worth."""
+    train = data["splits"]["train"]
+    if (weights := train.get("weights")) is None:
+        return []
+    dropped = data["weightless_dropped"]
+    return [
+        f"weights    {data['columns']['weight']}: {weights['lowest']:g} to {weights['highest']:g}, "
+        f"worth {weights['effective_rows']:,.0f} rows of equal weight of {train['rows']:,}"
+        + (f"; {dropped:,} rows of weight 0 left out" if dropped else "")
+        + " (train)"
+    ]
 
 
 def copies(data: Mapping[str, Any]) -> str:

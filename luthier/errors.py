@@ -6,7 +6,7 @@ In: problems found anywhere. Out: one `UserError` that carries all of them; the 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -44,6 +44,22 @@ class Stopped(Exception):
     def __init__(self, what: str, mend: str) -> None:
         self.what, self.mend = what, mend
         super().__init__(f"{what}\n{mend}")
+
+
+def at(path: Sequence[str | int]) -> str:
+    """A place in a recipe: keys with dots between them, places in lists counted from 1: `stages, 2: train.epochs`."""
+    said = ""
+    for part in path:
+        if isinstance(part, int):
+            said += f", {part + 1}:"
+        else:
+            said += f"{'' if not said else ' ' if said.endswith(':') else '.'}{part}"
+    return said.removesuffix(":")
+
+
+def keys_of(dotted: str) -> tuple[str | int, ...]:
+    """A place in a recipe from `stages.1.train.epochs`; lists are counted from 0 here."""
+    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
 
 
 def raise_all(problems: list[Problem]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.batches import BatchPlan
-from luthier.errors import Problem, UserError
+from luthier.errors import Problem, UserError, at, keys_of
 from luthier.prepare.read import Dataset, read_data
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
@@ -57,9 +57,11 @@ def read_mix(recipe: Recipe, base: Path, progress: Progress) -> tuple[list[Datas
     problems: list[Problem] = []
     names = [entry.name for entry in recipe.mix]
     for number, entry in enumerate(recipe.mix):
-        key = f"mix.{number}"
+        key = at(("mix", number)) + ":"
         if names.count(entry.name) > 1:
-            problems.append(Problem(f"two entries are named '{entry.name}'", key, "give each a name of its own"))
+            problems.append(
+                Problem(f"two entries are named '{entry.name}'", key.removesuffix(":"), "give each a name of its own")
+            )
         problems += misfits(recipe, entry, key)
         try:
             data = read_data(entry.data, entry.task, base=base, settings=entry.data, progress=progress)
@@ -67,9 +69,9 @@ def read_mix(recipe: Recipe, base: Path, progress: Progress) -> tuple[list[Datas
             for split in ("validation", "test"):
                 if not data.splits.get(split):
                     what = f"the {split} split is empty, and nothing would be known of how this task goes"
-                    problems.append(Problem(what, f"{key}.data", f"leave its {split}_fraction at 0.1"))
+                    problems.append(Problem(what, f"{key} data", f"leave its {split}_fraction at 0.1"))
         except UserError as error:
-            problems += [replace(each, where=f"{key}, {each.where}") for each in error.problems]
+            problems += [replace(each, where=f"{key} {each.where}") for each in error.problems]
     return found, problems
 
 
@@ -77,18 +79,20 @@ def misfits(recipe: Recipe, entry: MixEntry, key: str) -> list[Problem]:
     """What of an entry does not go with its task or with the recipe's own."""
     objective = entry.chosen_objective
     form = TASKS[entry.task].form
+    if wrong := objective.mismatches(form):
+        return [replace(each, where=f"{key} {at(keys_of(each.where))}") for each in wrong]
     if form not in objective.forms:
-        return [Problem(f"this objective does not fit task: {entry.task}", f"{key}.objective", "leave it out")]
+        return [Problem(f"this objective does not fit task: {entry.task}", f"{key} objective", "leave it out")]
     if objective.more_data():
         mend = "give it to the recipe's own objective, or leave it out"
-        return [Problem("an objective with data of its own can't be mixed in", f"{key}.objective", mend)]
+        return [Problem("an objective with data of its own can't be mixed in", f"{key} objective", mend)]
     own = recipe.chosen_objective.head
     if objective.head == own == "language" or objective.head == "classes":
         return []
     if objective.head == "language":
         mend = f"make task: {entry.task} the recipe's own and mix the other one in"
-        return [Problem(f"a model with a label head can't learn task {entry.task} beside it", f"{key}.task", mend)]
-    return [Problem(f"task {entry.task} can't be mixed in", f"{key}.task", "mix in classify, generate or chat")]
+        return [Problem(f"a model with a label head can't learn task {entry.task} beside it", f"{key} task", mend)]
+    return [Problem(f"task {entry.task} can't be mixed in", f"{key} task", "mix in classify, generate or chat")]
 
 
 def prepare_mix(

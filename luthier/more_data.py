@@ -76,7 +76,7 @@ def without_texts_of(more: Dataset, data: Dataset) -> tuple[Dataset, int]:
     known = np.concatenate([text_keys(split) for split in data.splits.values()])
     examples = more.splits[SPLIT]
     kept = ~np.isin(text_keys(examples), known)
-    chosen = Examples(examples.lines, examples.ends, examples.ids, examples.rows[kept])
+    chosen = examples.some(kept)
     key = None if more.key is None or data.key is None else fingerprint(more.key, "without", data.key)
     return replace(more, splits={**more.splits, SPLIT: chosen}, key=key), int((~kept).sum())
 

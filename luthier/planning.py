@@ -6,7 +6,7 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
+from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
@@ -221,6 +222,10 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
                 f"{use}leave privacy out",
             )
         )
+    if WEIGHT in recipe.data.columns:
+        what = "privacy lets every row count alike, and would not heed these weights"
+        where = source.place(("data", "columns", WEIGHT))
+        problems.append(Problem(what, where, "leave the weights or privacy out"))
     for name, there in (("stages", recipe.stages), ("mix", recipe.mix)):
         if there:
             what = f"privacy counts what one run spends on the rows of data:, and {name} would train on others as well"
@@ -277,7 +282,8 @@ def refusals(
         path: The model as the message calls it.
     """
     found = []
-    if not can_learn(objective, facts):
+    fits = hasattr(objective, "head")  # a sum whose parts don't fit the task has none
+    if fits and not can_learn(objective, facts):
         form = TASKS[task].form
         kindred = [name for name, kind in OBJECTIVES.items() if form in kind.forms and can_learn(kind, facts)]
         able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
@@ -289,7 +295,9 @@ def refusals(
             what = f"{path} is of a family ({facts.model_type}) that has no head for task: {task} in transformers"
             use = f"use a model of another family, or {' or '.join(others)}"
         found.append(Problem(what, "model", use))
-    refused = wrong_for_pairs(selection, facts) or selection.refusal(facts, objective.head)
+    refused = wrong_for_pairs(selection, facts) or selection.refusal(
+        facts, objective.head if fits else OBJECTIVES[TASKS[task].objective].head
+    )
     return found + ([refused] if refused else [])
 
 
@@ -297,7 +305,7 @@ def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: So
     """What the model's own files say against this recipe."""
     selection = recipe.chosen_selection
     refused = refusals(selection, recipe.chosen_objective, recipe.task, facts, found.path)
-    problems += [replace(each, where=source.place(tuple(each.where.split(".")))) for each in refused]
+    problems += [source.placed(each) for each in refused]
     if facts.kind == "encoder-decoder":
         problems += not_for_pairs(recipe, source)
     room = facts.window - selection.extra_tokens if facts.window else None

@@ -7,19 +7,21 @@ problem with its line and the nearest valid name. Each section's settings are de
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from luthier import yaml_reader
 from luthier.batches import BatchSettings
-from luthier.errors import Problem, UserError, nearest
+from luthier.choice import Choice, choice
+from luthier.errors import Problem, UserError, at, keys_of, nearest
 from luthier.evaluate.settings import EvaluateSettings
 from luthier.models.settings import ModelSettings, TrunkSettings
 from luthier.prepare.read import DataSettings
@@ -95,38 +97,6 @@ class TrainSettings(
     """How the weights are moved."""
 
 
-class Choice(Settings):
-    """One key of several, with its settings: `{lora: {rank: 8}}`, or just `lora`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {value: {}}
-        if isinstance(value, Mapping):
-            return {key: {} if settings is None else settings for key, settings in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(f"exactly one of {', '.join(type(self).model_fields)} is needed")
-        return self
-
-    @property
-    def name(self) -> str:
-        return next(iter(self.model_fields_set))
-
-    @property
-    def chosen(self) -> Any:
-        return getattr(self, self.name)
-
-
-def _choice(name: str, table: Mapping[str, type[Settings]], doc: str) -> type[Choice]:
-    fields: dict[str, Any] = {key: (kind | None, Field(None, description=kind.__doc__)) for key, kind in table.items()}
-    return create_model(name, __base__=Choice, __doc__=doc, **fields)
-
-
 if TYPE_CHECKING:
 
     class SelectionChoice(Choice):
@@ -136,8 +106,8 @@ if TYPE_CHECKING:
         """What the loss is; made below, from the table."""
 
 else:
-    SelectionChoice = _choice("SelectionChoice", SELECTIONS, "What learns.")
-    ObjectiveChoice = _choice("ObjectiveChoice", OBJECTIVES, "What the loss is.")
+    SelectionChoice = choice("SelectionChoice", SELECTIONS, "What learns.")
+    ObjectiveChoice = choice("ObjectiveChoice", OBJECTIVES, "What the loss is.")
 
 
 class Stage(Settings):
@@ -283,7 +253,7 @@ class Source:
     """Paths that the command line gave."""
 
     def place(self, path: tuple[Any, ...]) -> str:
-        dotted = ".".join(str(part) for part in path)
+        dotted = at(path)
         written = any(path[:end] in self.lines for end in range(1, len(path) + 1))
         above = not written and any(given[: len(path)] == path for given in self.overridden)
         if above or any(path[:end] in self.overridden for end in range(1, len(path) + 1)):
@@ -292,6 +262,10 @@ class Source:
             if path[:end] in self.lines:
                 return f"{self.name}, line {self.lines[path[:end]]}, {dotted}"
         return f"{self.name}, {dotted}" if dotted else self.name
+
+    def placed(self, problem: Problem) -> Problem:
+        """The problem, whose place is a dotted path, with the place where that stands."""
+        return replace(problem, where=self.place(keys_of(problem.where)))
 
 
 def read_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Recipe, Source]:
@@ -323,9 +297,10 @@ def read_recipe(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str]
 
 
 def _without(places: Sequence[tuple[Any, ...]], values: Mapping[str, Any]) -> Recipe | None:
-    """The recipe that is left when what stands at these places is taken out, if that is one."""
+    """The recipe that is left when what stands at these places is taken out (a list as a whole), if that is one."""
     rest = yaml_reader.plain(values)
-    for place in places:
+    for whole in places:
+        place = tuple(itertools.takewhile(lambda part: not isinstance(part, int), whole))
         section = _get(rest, place[:-1])
         if isinstance(section, dict) and place:
             section.pop(place[-1], None)
@@ -338,6 +313,8 @@ def _without(places: Sequence[tuple[Any, ...]], values: Mapping[str, Any]) -> Re
 def _misfits(recipe: Recipe, source: Source) -> list[Problem]:
     """Settings that are right by themselves and do not go together."""
     form = TASKS[recipe.task].form
+    if wrong := recipe.chosen_objective.mismatches(form):
+        return [source.placed(problem) for problem in wrong]
     if form in recipe.chosen_objective.forms:
         return []
     fitting = [name for name, kind in OBJECTIVES.items() if form in kind.forms]
@@ -432,11 +409,20 @@ def _paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[s
 
 def _fields_at(path: Sequence[Any]) -> dict[str, Any]:
     """The valid keys of the recipe section at `path`; empty where there is no such section."""
-    model: Any = Recipe
+    found: Any = Recipe
     for part in path:
-        info = model.model_fields.get(part) if model is not None else None
-        model = _section(info.annotation) if info else None
-    return dict(model.model_fields) if model is not None else {}
+        found = _inside(found, part)
+    section = _section(found)
+    return dict(section.model_fields) if section is not None else {}
+
+
+def _inside(annotation: Any, part: Any) -> Any:
+    """The type of what stands under a key of a section or at a place of a list; None where there is no such."""
+    if isinstance(part, int):
+        return typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else None
+    section = _section(annotation)
+    info = section.model_fields.get(part) if section is not None else None
+    return info.annotation if info else None
 
 
 def _section(annotation: Any) -> Any:
@@ -451,7 +437,7 @@ def _merged(error: ValidationError) -> list[Any]:
     """One detail for each place: a field that fits none of several types is one problem."""
     merged: dict[tuple[Any, ...], Any] = {}
     for detail in error.errors(include_url=False):
-        place = tuple(part for part in detail["loc"] if part in _keys_of(detail["loc"]))
+        place = tuple(_keys_of(detail["loc"]))
         merged.setdefault(place, {**detail, "loc": place})
     return list(merged.values())
 
@@ -459,13 +445,12 @@ def _merged(error: ValidationError) -> list[Any]:
 def _keys_of(location: Sequence[Any]) -> list[Any]:
     """The parts of pydantic's location that are keys of the recipe, without the names of types tried in a union."""
     keys: list[Any] = []
-    model: Any = Recipe
+    found: Any = Recipe
     for part in location:
-        if model is None:
+        if _section(found) is None and not (isinstance(part, int) and typing.get_origin(found) is list):
             break
         keys.append(part)
-        info = model.model_fields.get(part)
-        model = _section(info.annotation) if info else None
+        found = _inside(found, part)
     return keys
 
 
@@ -511,7 +496,7 @@ def _nearest_key(path: Sequence[Any]) -> str:
     elsewhere = [".".join(map(str, place)) for place in _every_key() if place[-1] == name]
     if elsewhere and not difflib.get_close_matches(name, list(here), n=1, cutoff=0.8):
         return f"did you mean '{elsewhere[0]}'?"
-    return nearest(name, here) or f"'{'.'.join(map(str, path[:-1]))}' takes no settings"
+    return nearest(name, here) or f"'{at(path[:-1])}' takes no settings"
 
 
 def _every_key(above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -27,6 +27,7 @@ class Example:
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
+    """What it counts in the loss, beside others of the train split, whose mean is 1."""
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,12 @@ def final_number(text: str) -> Decimal | None:
 BUILT_IN: dict[str, RewardFunction] = {"exact_answer": exact_answer}
 
 
-def find_reward(name: str, base: Path) -> RewardFunction:
+def find_reward(name: str, base: Path, where: str = "") -> RewardFunction:
     """The function of that name. Raises `UserError` where there is none.
 
     Args:
         base: The folder that relative paths start from.
+        where: The recipe key that names it, for messages.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
@@ -63,14 +64,12 @@ def find_reward(name: str, base: Path) -> RewardFunction:
     if not colon:
         raise UserError(
             f"no reward function is called '{name}'",
-            where="objective rewards",
+            where=where,
             mend=f"{nearest(name, BUILT_IN)}; one of your own is written as file.py:function",
         )
     path = base / Path(file).expanduser()
     if not path.is_file():
-        raise UserError(
-            f"no such file: {path}", where="objective rewards", mend="relative paths start from this folder"
-        )
+        raise UserError(f"no such file: {path}", where=where, mend=f"relative paths start from {base.resolve()}")
     try:
         spec = importlib.util.spec_from_file_location(f"luthier_rewards_{path.stem}", path)
         assert spec is not None and spec.loader is not None

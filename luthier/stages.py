@@ -47,7 +47,9 @@ def check_stages(prepared: Prepared) -> None:
         try:
             prepare(values, base=prepared.base)
         except UserError as error:
-            problems += [Problem(p.what, f"stages, {number}: {p.where}", p.mend) for p in error.problems]
+            problems += [
+                Problem(p.what, f"stages, {number}: {p.where.removeprefix('recipe, ')}", p.mend) for p in error.problems
+            ]
     raise_all(problems)
 
 

@@ -131,4 +131,4 @@ def test_what_does_not_go_together_is_refused(recipe: dict[str, Any], tmp_path: 
         "make task: generate the recipe's own",
     ):
         assert part in said
-    assert "mix.3, " in said and "gone.jsonl: no such file" in said
+    assert "mix, 4: " in said and "gone.jsonl: no such file" in said

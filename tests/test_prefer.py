@@ -157,8 +157,8 @@ def test_pairs_are_asked_for_where_they_are_needed(tiny: Callable[..., Path]) ->
 
 def test_objectives_of_other_tasks(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="does not fit task: prefer") as caught:
-        prepare(recipe(tiny("llama"), objective="sft"), rows=pairs())
-    assert "dpo or kto or reward" in str(caught.value)
+        prepare(recipe(tiny("llama"), objective="lm"), rows=pairs())
+    assert "dpo or kto or reward or sft or sum" in str(caught.value)
     with pytest.raises(UserError, match="does not fit task: generate"):
         prepare({**recipe(tiny("llama"), objective="dpo"), "task": "generate"}, rows=pairs())
 

@@ -14,6 +14,7 @@ import luthier
 from luthier import pipeline
 from luthier.errors import Stopped, UserError
 from luthier.files import read_json
+from luthier.recipe import RecipeError, read_recipe
 from luthier.runs import Run
 
 
@@ -97,3 +98,30 @@ def test_what_is_wrong_in_a_stage_is_told_before_anything_starts(recipe: dict[st
     with pytest.raises(UserError, match=r"(?s)stages, 1: .*mels.jsonl.*did you mean"):
         luthier.train(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_a_stage_is_told_with_its_number_and_key(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "model: m\ndata: d\ntask: classify\nstages:\n  - {data: a, task: lm}\n  - data: b\n    task: lm\n"
+        "    train: {epoch: 1, batch_size: many}\n  - task: lmm\n"
+        "    data: {source: c, label_bins: {edges: [a], names: []}}\n"
+        "    objective: {grpo: {samples: 1}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(tmp_path / "recipe.yaml")
+    said = str(caught.value)
+    for part in (
+        "line 8, stages, 2: train.epoch: unknown key 'epoch'\n    mend: did you mean 'epochs'?",
+        "line 8, stages, 2: train.batch_size: 'many' is not a whole number",
+        "line 9, stages, 3: task: 'lmm' is not known\n    mend: did you mean 'lm'?",
+        "line 10, stages, 3: data.label_bins.edges, 1: 'a' is not a number",
+        "line 11, stages, 3: objective.grpo.rewards: 'rewards' is missing",
+        "line 11, stages, 3: objective.grpo.samples: 1 does not do",
+    ):
+        assert part in said, said
+    recipe["stages"][0]["train"] = {"max_length": 10_000}
+    recipe["stages"].append({**recipe["stages"][0], "objective": {"grpo": {"rewards": ["gone.py:f"]}}, "train": {}})
+    with pytest.raises(UserError) as told:
+        luthier.train(recipe, out=tmp_path / "run")
+    assert "stages, 1: train.max_length: max_length is 10000" in str(told.value)
+    assert "stages, 2: objective: this objective does not fit task: classify" in str(told.value)

@@ -144,7 +144,17 @@ FIELDS: dict[Form, Callable[[int, str, str], dict[str, Any]]] = {
 """The fields of an example of each form, from its number, a text and a label."""
 
 
-def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Example]:
+WEIGHTS = (1.0, 0.5, 2.0)
+
+
+def examples(
+    head: Head,
+    *,
+    multi_label: bool = False,
+    count: int = 7,
+    form: Form | None = None,
+    weights: Sequence[float] = WEIGHTS,
+) -> list[Example]:
     """Examples of several lengths and weights that can be learned from."""
     made = []
     for index in range(count):
@@ -153,13 +163,20 @@ def examples(head: Head, *, multi_label: bool = False, count: int = 7, form: For
         fields = FIELDS[form or FORM[head]](index, text, label)
         if multi_label:
             fields["label"] = [label]
-        made.append(Example(f"{index:03d}", fields, f"row {index}", weight=(1.0, 0.5, 2.0)[index % 3]))
+        made.append(Example(f"{index:03d}", fields, f"row {index}", weight=weights[index % len(weights)]))
     return made
 
 
-def rows(net: Network, *, multi_label: bool = False, count: int = 7, form: Form | None = None) -> list[Row]:
+def rows(
+    net: Network,
+    *,
+    multi_label: bool = False,
+    count: int = 7,
+    form: Form | None = None,
+    weights: Sequence[float] = WEIGHTS,
+) -> list[Row]:
     made = tokenise(
-        examples(net.head, multi_label=multi_label, count=count, form=form),
+        examples(net.head, multi_label=multi_label, count=count, form=form, weights=weights),
         net.tokenizer,
         prompt_format(net, multi_label=multi_label, form=form),
     )
@@ -193,24 +210,40 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "selftrain": {"unlabelled": "texts.jsonl", "confidence": 0.34, "after": 0},
 }
 """Of objectives that can't do without, or would take long on a tiny model."""
+PARTS: dict[Form, list[dict[str, Any]]] = {
+    "classify": [{"classify": {}}, {"contrastive": {}, "weight": 0.5}, {"distil": {}, "weight": 2}],
+    "generate": [{"sft": {}}, {"lm": {}, "weight": 0.1}, {"distil": {}, "weight": 2}],
+    "prefer": [{"dpo": {}}, {"sft": {}, "weight": 0.2}, {"kto": {}, "weight": 2}],
+    "lm": [{"lm": {}}, {"lm": {}, "weight": 0.5}],
+    "regress": [{"regress": {}}, {"regress": {}, "weight": 0.5}],
+    "tag": [{"tag": {}}, {"tag": {}, "weight": 0.5}],
+}
+"""Of sums: parts that count tokens and examples, that read the same rows and make their own."""
 
 
 def objective(name: str, form: Form) -> Objective:
     """The objective of that name, as it is for examples of this form."""
-    return OBJECTIVES[name].model_validate(SETTINGS.get(name, {})).for_form(form)
+    settings = {"parts": PARTS[form]} if name == "sum" else SETTINGS.get(name, {})
+    return OBJECTIVES[name].model_validate(settings).for_form(form)
 
 
 def context(
-    objective: Objective, net: Network, *, multi_label: bool = False, form: Form | None = None, count: int = 7
+    objective: Objective,
+    net: Network,
+    *,
+    multi_label: bool = False,
+    form: Form | None = None,
+    count: int = 7,
+    weights: Sequence[float] = WEIGHTS,
 ) -> Context:
     """A run of one step over so many rows that the objective learns from."""
     form = form or (FORM[net.head] if FORM[net.head] in objective.forms else objective.forms[0])
-    data = rows(net, multi_label=multi_label, form=form, count=count)
+    data = rows(net, multi_label=multi_label, form=form, count=count, weights=weights)
     more = {name: [unlabelled(row) for row in data[:4]] for name in objective.more_data()}
     return Context(
         net,
         data,
-        examples(net.head, multi_label=multi_label, form=form, count=count),
+        examples(net.head, multi_label=multi_label, form=form, count=count, weights=weights),
         prompt_format(net, multi_label=multi_label, form=form),
         plan=BatchPlan(len(data), len(data), 1, seed=0),
         more=more,
@@ -218,10 +251,15 @@ def context(
 
 
 def begin(
-    objective: Objective, net: Network, *, multi_label: bool = False, form: Form | None = None
+    objective: Objective,
+    net: Network,
+    *,
+    multi_label: bool = False,
+    form: Form | None = None,
+    weights: Sequence[float] = WEIGHTS,
 ) -> tuple[Learner, list[Row]]:
     """The objective in a run, the model a little away from where it started, and the rows of a first update."""
-    run = context(objective, net, multi_label=multi_label, form=form)
+    run = context(objective, net, multi_label=multi_label, form=form, weights=weights)
     learner = objective.begin(run)
     move(net)
     made = list(next(iter(learner.updates(1, range(len(run.rows))))))

@@ -109,6 +109,7 @@ class Network:
         """How it tells which of two answers it prefers."""
         self.quantisation = quantisation
         """How the linear layers of its blocks are held, where not in its dtype."""
+        self._shared: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._reference: Callable[[], AbstractContextManager[None]] | None = None
         self._base_state: dict[str, torch.Tensor] | None = None
 
@@ -151,6 +152,27 @@ class Network:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states, [N, D], in the order of the batch's tokens."""
+        if self._shared is None or not torch.is_grad_enabled():  # without a gradient, the reference may be asked
+            return self._hidden(batch)
+        if not self._shared or self._shared[0][0] is not batch.tokens_N:
+            self._shared[:] = [(batch.tokens_N, self._hidden(batch))]
+        return self._shared[0][1]
+
+    @property
+    def shares_hidden(self) -> bool:
+        return self._shared is not None
+
+    @contextlib.contextmanager
+    def sharing_hidden(self) -> Iterator[None]:
+        """Inside the block, hidden states with gradient are computed once for the same tensor of tokens: for several
+        losses of one batch, which one backward pass follows. No weight may change inside."""
+        self._shared = []
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
         if self.model.config.is_encoder_decoder:
             self.running = batch
             return hidden_of_pairs(self, batch)

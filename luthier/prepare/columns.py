@@ -15,6 +15,7 @@ from luthier.prepare.cells import list_of, optional_text, read_turns, text_of
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import SKIP, RowError, label_text
 from luthier.prepare.preferences import build_pair, build_unpaired
+from luthier.prepare.weights import WEIGHT
 from luthier.tasks import TASKS, Form
 
 Names = Mapping[str, tuple[str, ...]]
@@ -173,7 +174,7 @@ def find_columns(task: str, given: Columns, table: Table) -> tuple[Convention | 
     problems = map_problems(task, given, table)
     if problems:
         return None, {}, problems
-    fitting = [each for each in conventions(task) if each.fields >= given.keys()]
+    fitting = [each for each in conventions(task) if each.fields >= given.keys() - {WEIGHT}]
     for convention in fitting:
         columns, unclear = match(convention, given, table)
         if unclear:
@@ -185,19 +186,19 @@ def find_columns(task: str, given: Columns, table: Table) -> tuple[Convention | 
 
 def map_problems(task: str, given: Columns, table: Table) -> list[Problem]:
     """What is wrong with the user's own column map."""
-    known = {name for convention in conventions(task) for name in convention.fields}
+    known = {WEIGHT, *(name for convention in conventions(task) for name in convention.fields)}
     problems = [
         Problem(f"task {task} has no field {ours!r}", "data.columns", nearest(ours, known))
         for ours in given
         if ours not in known
     ]
     for ours, theirs in given.items():
-        if ours in ("label", "score", "messages", "tokens", "tags") and not isinstance(theirs, str):
+        if ours in ("label", "score", "messages", "tokens", "tags", WEIGHT) and not isinstance(theirs, str):
             problems.append(Problem("is one column", f"data.columns.{ours}", "name one; only text can be joined"))
         for column in [theirs] if isinstance(theirs, str) else theirs:
             if column not in table.columns:
                 problems.append(missing(column, table))
-    if not problems and not any(each.fields >= given.keys() for each in conventions(task)):
+    if not problems and not any(each.fields >= given.keys() - {WEIGHT} for each in conventions(task)):
         mend = "name the fields of one of: " + ", ".join(each.name for each in conventions(task))
         problems.append(Problem(f"no way of naming columns has all of {', '.join(given)}", "data.columns", mend))
     return problems

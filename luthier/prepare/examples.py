@@ -1,20 +1,22 @@
 """Clean examples on the disk: written once, read one at a time.
 
 In: examples as they are cleaned. Out: `Examples`, a sequence for each split that holds hardly more in memory than its
-rows' numbers. Arrays: `examples` (a line of JSON each: place, fields, and a weight other than 1), `ends` (where each
-line ends), `ids`.
+rows' numbers. Arrays: `examples` (a line of JSON each: place, fields), `ends` (where each line ends), `ids`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import numpy as np
 
 from luthier.arrays import ArrayWriter, let_go
+from luthier.files import fingerprint
+from luthier.prepare.readers import types_of
 from luthier.records import Example
+from luthier.tasks import Form
 
 ID_BYTES = 16
 AT_ONCE = 1000
@@ -30,8 +32,7 @@ class ExampleWriter:
         self.end = 0
 
     def add(self, example: Example) -> None:
-        weight = [] if example.weight == 1 else [example.weight]
-        line = json.dumps([example.place, example.fields, *weight], ensure_ascii=False)
+        line = json.dumps([example.place, example.fields], ensure_ascii=False)
         self.lines.append(line.encode() + b"\n")
         self.ids.append(bytes.fromhex(example.id))
         if len(self.lines) == AT_ONCE:
@@ -51,11 +52,19 @@ class Examples(Sequence[Example]):
     """Some of the written examples, in an order of their own; each is read when it is asked for."""
 
     def __init__(
-        self, lines: np.ndarray, ends: np.ndarray, ids: np.ndarray, rows: np.ndarray, multi_label: bool = False
+        self,
+        lines: np.ndarray,
+        ends: np.ndarray,
+        ids: np.ndarray,
+        rows: np.ndarray,
+        multi_label: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.lines, self.ends, self.ids, self.rows = lines, ends, ids, rows
         self.multi_label = multi_label
         """Whether a label is always a tuple of names, also where the row has a single name."""
+        self.weights = weights
+        """What each written example counts; None where all count alike."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,6 +80,10 @@ class Examples(Sequence[Example]):
             return chosen
         return self._read(int(self.rows[index]))
 
+    def some(self, kept: np.ndarray) -> Examples:
+        """Those of them that are marked in `kept`."""
+        return Examples(self.lines, self.ends, self.ids, self.rows[kept], self.multi_label, self.weights)
+
     def first_by_id(self, count: int | None) -> list[Example]:
         """So many of them (all, if None), those with the lowest ids first."""
         order = np.argsort(self.ids[self.rows], kind="stable")
@@ -78,10 +91,60 @@ class Examples(Sequence[Example]):
 
     def _read(self, row: int) -> Example:
         start = int(self.ends[row - 1]) if row else 0
-        place, fields, *weight = json.loads(self.lines[start : int(self.ends[row])].tobytes())
+        place, fields = json.loads(self.lines[start : int(self.ends[row])].tobytes())
         label = fields.get("label")
         if isinstance(label, list):
             fields["label"] = tuple(label)
         elif self.multi_label and label is not None:
             fields["label"] = (label,)
-        return Example(self.ids[row : row + 1].tobytes().hex(), fields, place, *weight)
+        weight = 1.0 if self.weights is None else float(self.weights[row])
+        return Example(self.ids[row : row + 1].tobytes().hex(), fields, place, weight)
+
+
+# ── From fields to examples ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def labelled_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """The example, the hash of its input, its labels."""
+    text, label = fields["text"], fields["label"]
+    labels = (label,) if isinstance(label, str) else label
+    return Example(fingerprint(text, *labels), fields, place), fingerprint(text), labels
+
+
+def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    messages = fields["messages"]
+    key = fingerprint(json.dumps(messages[:-1], ensure_ascii=False))
+    return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
+
+
+def scored_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same text and other scores are different examples of the same split."""
+    return Example(fingerprint(fields["text"], repr(fields["score"])), fields, place), fingerprint(fields["text"]), ()
+
+
+def tagged_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Its labels are the types of entities in it."""
+    words, tags = (json.dumps(fields[name], ensure_ascii=False) for name in ("tokens", "tags"))
+    return Example(fingerprint(words, tags), fields, place), fingerprint(words), types_of(fields["tags"])
+
+
+def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    key = fingerprint(fields["text"])
+    return Example(key, fields, place), key, ()
+
+
+def preference_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
+    """Rows with the same prompt have the same key, so they are never in different splits."""
+    key = fingerprint(json.dumps(fields["messages"], ensure_ascii=False))
+    return Example(fingerprint(json.dumps(fields, ensure_ascii=False, sort_keys=True)), fields, place), key, ()
+
+
+EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[str, ...]]]] = {
+    "classify": labelled_example,
+    "generate": messages_example,
+    "prefer": preference_example,
+    "lm": text_example,
+    "regress": scored_example,
+    "tag": tagged_example,
+}
+"""How each form of fields becomes an example, the hash of its input, and its labels."""

@@ -10,10 +10,13 @@ duplicates_dropped      rows equal to an earlier one of the same split (when spl
 conflicts               texts with several labels: texts, rows_dropped, examples (kept, dropped, place)
 leakage                 "train rows also in test" and the like: rows dropped
 moved_for_rare_labels   rows that fill gaps, see `split.py`
+weightless_dropped      rows of train whose weight is 0
+unequal_copies          rows that have copies of other weights
 split_from              for each split: "given" or "cut by content hash, ..."
 splits                  for each: rows, rows_before_max_rows, labels (name: rows), fingerprint (of its set of rows,
                         whatever their order), for multi-label data rows_without_label, and for numbers score (mean,
-                        deviation, lowest, highest), for tags stray_tags (I tags that continue no entity)
+                        deviation, lowest, highest), for tags stray_tags (I tags that continue no entity), of train
+                        weights (lowest, highest, mean, effective_rows) where a column gives them
 warnings                sentences
 """
 
@@ -103,6 +106,8 @@ def warnings(facts: Mapping[str, Any], settings: DataSettings, labels: Sequence[
         found.append(f"label_names gives names that no row of train has: {', '.join(sorted(set(unused)))}")
     if stray := sum(split.get("stray_tags", 0) for split in facts["splits"].values()):
         found.append(f"{stray:,} I tags continue no entity of their type: by the IOB2 scheme there is none")
+    if facts["unequal_copies"]:
+        found.append(f"{facts['unequal_copies']:,} rows have copies of other weights; the largest counts")
     if facts["moved_for_rare_labels"]:
         found.append(f"{facts['moved_for_rare_labels']} rows were moved between splits so that rare labels are in each")
     return found
@@ -112,14 +117,15 @@ def account(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The same for a person to read: what was read, what was left out and why, and what each split holds."""
     left_out = {"exact copies": facts["duplicates_dropped"], "conflicting labels": facts["conflicts"]["rows_dropped"]}
     left_out |= facts["rows_skipped"] | {f"band {band}": rows for band, rows in facts["bins_dropped"].items()}
-    left_out |= facts["leakage"]
+    left_out |= facts["leakage"] | {"weight 0": facts["weightless_dropped"]}
     columns = {
         ours: theirs if isinstance(theirs, str) else ", ".join(theirs) for ours, theirs in facts["columns"].items()
     }
     splits = {}
     for name, split in facts["splits"].items():
         shown = dict(sorted(split["labels"].items(), key=lambda item: -item[1])[:8])
-        splits[name] = {"rows": split["rows"], **shown, **split.get("score", {})}
+        weights = {f"weight, {key.replace('_', ' ')}": value for key, value in split.get("weights", {}).items()}
+        splits[name] = {"rows": split["rows"], **shown, **split.get("score", {}), **weights}
     return {
         "source": facts["source"] if isinstance(facts["source"], str) else ", ".join(facts["source"].values()),
         "rows_read": facts["rows_read"],

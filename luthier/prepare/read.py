@@ -44,17 +44,18 @@ from luthier.prepare.columns import (
     prefer_label_names,
     row_reader,
 )
-from luthier.prepare.examples import AT_ONCE, ID_BYTES, Examples, ExampleWriter
+from luthier.prepare.examples import AT_ONCE, EXAMPLES, ID_BYTES, Examples, ExampleWriter
 from luthier.prepare.facts import aside, describe, rows_fingerprint, spread, table_facts, warnings
 from luthier.prepare.formats import bad_rows
 from luthier.prepare.labels import RowError
-from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names, types_of
+from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
 from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.split import Marks
+from luthier.prepare.weights import WEIGHT, Weigh, problems_in_weights, settled, to_mean_one, weigher, weight_facts
 from luthier.progress import Progress
 from luthier.records import Example
-from luthier.tasks import TASKS, Form
+from luthier.tasks import TASKS
 
 __all__ = ["UNLABELLED", "DataSettings", "Dataset", "LabelBins", "read_data"]
 
@@ -146,7 +147,8 @@ def opened(arrays: Arrays, key: str | None) -> Dataset:
     """The data set that `write_data` wrote."""
     values, about = arrays.values, arrays.about
     columns = (values["examples"], values["ends"], values["ids"])
-    splits = {name: Examples(*columns, values[name], about["multi_label"]) for name in SPLITS}
+    weights = {"train": values["weights"]} if "weights" in values else {}
+    splits = {name: Examples(*columns, values[name], about["multi_label"], weights.get(name)) for name in SPLITS}
     aside_lines = bytes(values["kept_aside"]).splitlines()
     return Dataset(
         splits, about["labels"], about["multi_label"], about["facts"], [json.loads(line) for line in aside_lines], key
@@ -165,7 +167,8 @@ def write_data(
     convention, columns = agree_on_columns(task, settings, tables)
     bins_dropped: Counter[str] = Counter()
     read, finish = row_reader(convention, columns), READERS[TASKS[task].form](settings, bins_dropped)
-    marks, given, multi_label = clean(writer, tables, lambda row: finish(read(row)), task, advance)
+    weigh = weigher(str(columns[WEIGHT])) if WEIGHT in columns else None
+    marks, given, multi_label, weights = clean(writer, tables, lambda row: finish(read(row)), weigh, task, advance)
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
     if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
@@ -183,7 +186,16 @@ def write_data(
     everything = np.arange(len(marks.ids), dtype=np.uint32)
     read_all = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
     read_example: Callable[[int], Example] = read_all.__getitem__
+    weightless = unequal = 0
+    if weights is not None:
+        weights, unequal = settled(marks.ids, given["train"], weights)
     splits, split_facts = make_splits(marks, given, settings, task, read_example)
+    if weights is not None:
+        raise_all(problems_in_weights(weights[splits["train"]]))
+        counting = weights[splits["train"]] > 0
+        weightless = int((~counting).sum())
+        splits["train"] = splits["train"][counting]
+    split_facts |= {"weightless_dropped": weightless, "unequal_copies": unequal}
     labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
     if settings.on_bad_row == "skip":
         bad += drop_unknown_labels(marks, splits, labels, read_example)
@@ -206,6 +218,11 @@ def write_data(
         for name, rows in chosen.items():
             facts["splits"][name]["score"] = spread(read_example(int(row)).fields["score"] for row in rows)
         raise_all(score_problems(facts["splits"]["train"]["score"]))
+    if weights is not None:
+        train = facts["splits"]["train"]
+        train["weights"] = weight_facts(marks.ids[chosen["train"]], weights[chosen["train"]])
+        train["fingerprint"] = fingerprint(train["fingerprint"], train["weights"].pop("fingerprint"))
+        writer.add("weights", to_mean_one(weights, chosen["train"]))
     facts["warnings"] = warnings(facts, settings, labels)
     for name in SPLITS:
         writer.add(name, chosen.get(name, everything[:0]))
@@ -244,6 +261,8 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
             if table.rows and name not in table.columns:
                 mend = f"its columns are {', '.join(table.columns[:30])}; give it the same ones as {train.file}"
                 problems.append(Problem(f"no column {name!r}", table.file, mend))
+        if isinstance(weight := columns.get(WEIGHT), str) and table in tables["train"] and weight not in table.columns:
+            problems.append(Problem(f"no column {weight!r}, the weight of its rows", table.file, "add it"))
     raise_all(problems)
     if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
@@ -257,19 +276,22 @@ class Cleaned(NamedTuple):
     splits: Splits
     """As given."""
     multi_label: bool
+    weights: np.ndarray | None
+    """What each row of train counts, in the user's unit; 1 for the others, and None where no column says it."""
 
 
 def clean(
     writer: ArrayWriter,
     tables: Tables,
     read: Callable[[Mapping[str, Any]], dict[str, Any] | None],
+    weigh: Weigh | None,
     task: str,
     advance: Callable[[int], None],
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
     keyed = EXAMPLES[TASKS[task].form]
     examples = ExampleWriter(writer)
-    keys, kinds = bytearray(), array("i")
+    keys, kinds, weights = bytearray(), array("i"), array("d")
     kind_of: dict[tuple[str, ...], int] = {}
     several_labels = False
     splits: Splits = {}
@@ -279,6 +301,7 @@ def clean(
             for number, row in table.rows:
                 try:
                     fields = read(row)
+                    weight = weigh(row) if weigh is not None and split == "train" else 1.0
                 except RowError as bad:
                     table.add_bad(number, bad.what, row, bad.mend)
                     continue
@@ -287,6 +310,8 @@ def clean(
                 several_labels |= isinstance(fields.get("label"), tuple)
                 example, key, labels = keyed(fields, table.place(number))
                 examples.add(example)
+                if weigh is not None:
+                    weights.append(weight)
                 keys += bytes.fromhex(key)
                 kinds.append(kind_of.setdefault(labels, len(kind_of)))
                 if len(kinds) % AT_ONCE == 0:
@@ -294,53 +319,7 @@ def clean(
         splits[split] = np.arange(start, len(kinds), dtype=np.uint32)
     examples.flush()
     marks = Marks(writer.array("ids"), np.frombuffer(keys, f"S{ID_BYTES}"), np.frombuffer(kinds, np.int32), [*kind_of])
-    return Cleaned(marks, splits, several_labels)
-
-
-def labelled_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    """The example, the hash of its input, its labels."""
-    text, label = fields["text"], fields["label"]
-    labels = (label,) if isinstance(label, str) else label
-    return Example(fingerprint(text, *labels), fields, place), fingerprint(text), labels
-
-
-def messages_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    messages = fields["messages"]
-    key = fingerprint(json.dumps(messages[:-1], ensure_ascii=False))
-    return Example(fingerprint(json.dumps(messages, ensure_ascii=False)), fields, place), key, ()
-
-
-def scored_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    """Rows with the same text and other scores are different examples of the same split."""
-    return Example(fingerprint(fields["text"], repr(fields["score"])), fields, place), fingerprint(fields["text"]), ()
-
-
-def tagged_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    """Its labels are the types of entities in it."""
-    words, tags = (json.dumps(fields[name], ensure_ascii=False) for name in ("tokens", "tags"))
-    return Example(fingerprint(words, tags), fields, place), fingerprint(words), types_of(fields["tags"])
-
-
-def text_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    key = fingerprint(fields["text"])
-    return Example(key, fields, place), key, ()
-
-
-def preference_example(fields: dict[str, Any], place: str) -> tuple[Example, str, tuple[str, ...]]:
-    """Rows with the same prompt have the same key, so they are never in different splits."""
-    key = fingerprint(json.dumps(fields["messages"], ensure_ascii=False))
-    return Example(fingerprint(json.dumps(fields, ensure_ascii=False, sort_keys=True)), fields, place), key, ()
-
-
-EXAMPLES: dict[Form, Callable[[dict[str, Any], str], tuple[Example, str, tuple[str, ...]]]] = {
-    "classify": labelled_example,
-    "generate": messages_example,
-    "prefer": preference_example,
-    "lm": text_example,
-    "regress": scored_example,
-    "tag": tagged_example,
-}
-"""How each form of fields becomes an example, the hash of its input, and its labels."""
+    return Cleaned(marks, splits, several_labels, np.frombuffer(weights) if weigh is not None else None)
 
 
 def make_splits(

@@ -37,20 +37,25 @@ def labels(settings: DataSettings, bins_dropped: Counter[str]) -> Read:
 
 
 def scores(settings: DataSettings, bins_dropped: Counter[str]) -> Read:
-    return lambda fields: {**fields, "score": number_of(fields["score"])}
+    mend = "task: regress needs numbers; name the right column with `columns: {score: ...}`"
+    return lambda fields: {**fields, "score": finite_number(fields["score"], "score", mend)}
 
 
-def number_of(value: Any) -> float:
-    """A cell's number. Raises `RowError` where it is none, or not finite."""
+def finite_number(value: Any, name: str, mend: str) -> float:
+    """A cell's number. Raises `RowError` where it is none, or not finite.
+
+    Args:
+        name: What the cell is called.
+        mend: What helps where it holds something else.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise RowError("the score is missing", SKIP)
+        raise RowError(f"the {name} is missing", SKIP)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        mend = "task: regress needs numbers; name the right column with `columns: {score: ...}`"
-        raise RowError(f"the score is {kind(value)} where a number is expected", mend)
+        raise RowError(f"the {name} is {kind(value)} where a number is expected", mend)
     return number
 
 

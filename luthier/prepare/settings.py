@@ -44,7 +44,8 @@ class DataSettings(Settings):
     """Column names of a CSV or TSV file that has no header line."""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     """Which of the data's columns each field is: `{text: review, label: stars}`. A list of text columns is joined by
-    a blank line. Fields with well-known column names need no entry."""
+    a blank line. Fields with well-known column names need no entry. `weight: importance` makes that column what each
+    row of train counts in the loss."""
     label_separator: str | None = None
     """The character between several labels in one cell; makes the task multi-label (an empty cell: none applies)."""
     label_bins: LabelBins | None = None

@@ -63,11 +63,12 @@ def reference_dpo(net: Network, rows: Sequence[Row]) -> torch.Tensor:
 
 def reference_kto(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     total, start = torch.zeros(()), at_the_start(net)
-    gains = []
+    gains, weights = [], []
     for row, following in zip(rows, [*rows[1:], rows[0]], strict=True):
         for here, strange in zip(parts_of(row), parts_of(following), strict=True):
             gains.append(gain(net, start, Part(here.prompt, strange.answer, strange.weight)).item())
-    point = max(0.0, sum(gains) / len(gains))
+            weights.append(row.example_streams["weight"] * following.example_streams["weight"])
+    point = max(0.0, sum(w * g for w, g in zip(weights, gains, strict=True)) / sum(weights))
     assert all(row.example_streams["reference_point"] == pytest.approx(point, abs=1e-5) for row in rows)
     for row in rows:
         chosen, rejected = (gain(net, start, part) for part in parts_of(row))

@@ -44,7 +44,9 @@ def reference_contrastive(net: Network, rows: Sequence[Row]) -> torch.Tensor:
         means, tokens = [], list(row.tokens)
         for length in row.parts:
             ids, tokens = torch.tensor([tokens[:length]]), tokens[length:]
-            means.append(net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].mean(dim=0))
+            means.append(
+                net.model.base_model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].mean(dim=0)
+            )
         similarity = torch.cosine_similarity(*means, dim=0)
         error = functional.mse_loss(similarity, torch.tensor(row.example_streams["alike"]))
         total = total + error * row.example_streams["weight"]

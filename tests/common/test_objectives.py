@@ -17,7 +17,9 @@ from luthier.batches import collate, micro_batches
 from luthier.models.network import Network
 from luthier.models.tiny import ENCODER_DECODERS, ENCODERS
 from luthier.records import Row
+from luthier.tasks import Form
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
+from luthier.tune.objectives.sum import Part, Sum
 from tests import tiny as make
 from tests.common.preference_references import (
     reference_dpo,
@@ -46,8 +48,9 @@ CASES = [
     for name, kind in OBJECTIVES.items()
     for form in kind.forms
     for family in FAMILIES[make.objective(name, form).head]
-    if KINDS.get(family, "decoder") in kind.kinds and (name in PLAIN or family in PATHS)
+    if KINDS.get(family, "decoder") in make.objective(name, form).kinds and (name in PLAIN or family in PATHS)
 ]
+ONE_FAMILY = list({(name, form): (name, form, family) for name, form, family in reversed(CASES)}.values())
 
 
 class Case(NamedTuple):
@@ -86,8 +89,9 @@ def loss_of(learner: Learner, rows: Sequence[Row]) -> float:
 
 
 def without_weight(row: Row) -> Row:
-    token_streams = {n: [0.0] * len(v) if n == "weight" else v for n, v in row.token_streams.items()}
-    return replace(row, token_streams=token_streams, example_streams={**row.example_streams, "weight": 0.0})
+    token_streams = {n: [0.0] * len(v) if is_weight(n) else v for n, v in row.token_streams.items()}
+    example_streams = {n: 0.0 if is_weight(n) else v for n, v in row.example_streams.items()}
+    return replace(row, token_streams=token_streams, example_streams=example_streams)
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
@@ -131,17 +135,62 @@ def test_no_weight_means_no_gradient_at_all(case: Case) -> None:
     assert_close(gradients(learner, [[*silent, *weighed]]), gradients(learner, [weighed]))
 
 
+@pytest.mark.parametrize(("name", "form", "family"), ONE_FAMILY, ids=map("-".join, ONE_FAMILY))
+def test_a_weight_of_three_is_the_row_three_times(
+    name: str, form: Form, family: str, tiny: Callable[..., Path]
+) -> None:
+    """What the row is weighted in the data, through tokens and made rows to the gradient."""
+    objective, weights = make.objective(name, form), (3, 1, 2, 1, 1, 4, 2)
+    nets = [make.network(tiny(family), objective.head) for _ in range(2)]
+    _, plain = make.begin(objective, nets[0], form=form, weights=[1] * len(weights))
+    learner, weighted = make.begin(objective, nets[1], form=form, weights=weights)
+    repeated = []
+    for one, row in zip(plain, weighted, strict=True):
+        assert one.tokens == row.tokens
+        times = weight_of(row) / weight_of(one)
+        assert times == round(times) >= 1
+        tokens, whole = (
+            {n: v for n, v in s.items() if not is_weight(n)} for s in (row.token_streams, row.example_streams)
+        )
+        tokens |= {n: v for n, v in one.token_streams.items() if is_weight(n)}
+        whole |= {n: v for n, v in one.example_streams.items() if is_weight(n)}
+        repeated += [replace(row, token_streams=tokens, example_streams=whole)] * round(times)
+    assert len(repeated) > len(weighted)
+    assert_close(gradients(learner, [weighted]), gradients(learner, [repeated]), 1e-6)
+
+
+def is_weight(stream: str) -> bool:
+    return stream.rpartition(".")[2] == "weight"
+
+
+def weight_of(row: Row) -> float:
+    return max(value for name, value in row.example_streams.items() if is_weight(name))
+
+
 def reference_sft(net: Network, rows: Sequence[Row]) -> torch.Tensor:
     total = torch.zeros(())
     for row in rows:
         ids, weight = torch.tensor([list(row.tokens)]), torch.tensor(row.token_streams["weight"])
-        if row.parts:  # a source, and what is written after it
+        if "desirable" in row.example_streams:  # a pair, of which the chosen answer is learned
+            ids, weight = ids[:, : row.parts[0]], weight[: row.parts[0]] * row.example_streams["weight"]
+            logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        elif row.parts:  # a source, and what is written after it
             source, ids, weight = ids[:, : row.parts[0]], ids[:, row.parts[0] :], weight[row.parts[0] :]
             logits = net.model(input_ids=source, decoder_input_ids=ids).logits[0, :-1]
         else:
             logits = net.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         total = total + (losses * weight[1:]).sum()
+    return total
+
+
+def reference_lm(net: Network, rows: Sequence[Row]) -> torch.Tensor:
+    """Every token but the first, whatever the rows mark."""
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([list(row.tokens)])
+        loss = net.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss  # a mean
+        total = total + loss * (len(row.tokens) - 1) * row.example_streams["weight"]
     return total
 
 
@@ -194,7 +243,7 @@ def reference_tag(net: Network, rows: Sequence[Row]) -> torch.Tensor:
 REFERENCES = {
     "sft": reference_sft,
     "classify": reference_classify,
-    "lm": reference_sft,
+    "lm": reference_lm,
     "regress": reference_regress,
     "tag": reference_tag,
     "contrastive": reference_contrastive,
@@ -209,13 +258,49 @@ REFERENCES = {
 }
 
 
+def weight_in(name: str, row: Row) -> float:
+    """What a row adds to the divisor of an objective."""
+    weight = row.example_streams["weight"]
+    if name == "lm":
+        return weight * (len(row.tokens) - 1)
+    if name == "sft" and "desirable" in row.example_streams:
+        return weight * sum(row.token_streams["weight"][: row.parts[0]])
+    if name in ("sft", "tag") or (name == "distil" and row.token_streams):
+        return sum(row.token_streams["weight"])
+    return weight * (2 if name == "kto" else 1)
+
+
+def read_by(number: int, row: Row) -> Row | None:
+    """The row as this part of a sum has made it; None where it reads other rows."""
+    token_streams, example_streams = (
+        {name.removeprefix(f"{number}."): value for name, value in streams.items() if name.startswith(f"{number}.")}
+        for streams in (row.token_streams, row.example_streams)
+    )
+    return (
+        replace(row, token_streams=token_streams, example_streams=example_streams)
+        if example_streams["weight"]
+        else None
+    )
+
+
+def reference_sum(net: Network, rows: Sequence[Row], parts: Sequence[Part]) -> torch.Tensor:
+    """Each part's mean over its own rows, times what it counts; all times the first part's divisor, as a loss sum."""
+    total, divisors = torch.zeros(()), []
+    for number, part in enumerate(parts):
+        own = [bare for row in rows if (bare := read_by(number, row)) is not None]
+        divisors.append(sum(weight_in(part.name, row) for row in own))
+        total = total + part.weight * divisors[0] / divisors[-1] * REFERENCES[part.name](net, own)
+    return total
+
+
 def test_equals_a_plain_reference(case: Case) -> None:
     """A new objective needs a reference of its own here: that is the point."""
     learner, net, rows = case.learner, case.net, case.rows
     kinds = type(learner.objective).__mro__
     name = next(key for kind in kinds for key, named in OBJECTIVES.items() if named is kind)
     net.model.zero_grad(set_to_none=True)
-    reference = REFERENCES[name](net, rows)
+    summed = isinstance(learner.objective, Sum)
+    reference = reference_sum(net, rows, learner.objective.parts) if summed else REFERENCES[name](net, rows)
     weight = learner.weight(collate(rows))
     (reference / weight).backward()
     theirs = {n: p.grad.clone() for n, p in net.model.named_parameters() if p.grad is not None}

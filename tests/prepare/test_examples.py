@@ -31,7 +31,8 @@ def stored(folder: Path, examples: list[Example], rows: list[int], multi_label: 
         writer.flush()
         arrays.finish({})
     values = open_arrays(folder).values
-    return Examples(values["examples"], values["ends"], values["ids"], np.array(rows, np.uint32), multi_label)
+    weights = np.array([example.weight for example in examples])
+    return Examples(values["examples"], values["ends"], values["ids"], np.array(rows, np.uint32), multi_label, weights)
 
 
 @given(many, st.randoms(use_true_random=False))

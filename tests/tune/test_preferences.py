@@ -297,8 +297,8 @@ def test_the_reference_point_of_kto_does_not_depend_on_the_cut(tiny: Callable[..
 
 
 def test_strange_answers() -> None:
-    one = Row("a", [1, 2, 3, 4], {"weight": [0, 0, 1, 1]})
-    two = Row("b", [5, 6, 7, 8, 9], {"weight": [0, 0, 0, 0, 1]})
+    one = Row("a", [1, 2, 3, 4], {"weight": [0, 0, 1, 1]}, {"weight": 0.5})
+    two = Row("b", [5, 6, 7, 8, 9], {"weight": [0, 0, 0, 0, 1]}, {"weight": 3.0})
     assert with_strange_answers([one], None) == []
     first, second = with_strange_answers([one, two], 4)
     assert (first.tokens, first.token_streams["weight"]) == ([1, 2, 9], [0, 0, 1])

@@ -234,8 +234,10 @@ def test_functions_that_are_not_there(name: str, expected: str, tiny: Callable[.
     assert find_reward("fine.py:worth", tmp_path)("", "", {}) == 1.0
     recipe = {"model": str(tiny("llama")), "task": "generate", "objective": {"grpo": {"rewards": [name]}}}
     rows = [{"prompt": f"what is {i}?", "completion": str(i)} for i in range(30)]
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=expected) as caught:
         prepare(recipe, rows=rows, base=tmp_path)
+    if not name.startswith(("broken", "fine")):  # there it is the file that has to be mended
+        assert str(caught.value).startswith("objective.grpo.rewards: ")
 
 
 @pytest.mark.parametrize(

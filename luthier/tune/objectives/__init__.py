@@ -14,6 +14,7 @@ from luthier.tune.objectives.regress import Regress
 from luthier.tune.objectives.reward import Reward
 from luthier.tune.objectives.selftrain import Selftrain
 from luthier.tune.objectives.sft import Sft
+from luthier.tune.objectives.sum import sum_of
 from luthier.tune.objectives.tag import Tag
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -32,5 +33,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sft": Sft,
     "tag": Tag,
 }
+OBJECTIVES["sum"] = sum_of(OBJECTIVES)
 
 __all__ = ["OBJECTIVES", "Context", "Known", "Learner", "MoreData", "Objective"]

@@ -92,6 +92,8 @@ class Objective(Settings):
     """Whether it makes rows of its own as it goes, so that nothing computed for a row is of use again."""
     pairs_only: ClassVar[bool] = False
     """Whether each row must be a pair of answers."""
+    beside_heads: ClassVar[tuple[Head, ...]] = ()
+    """Other heads that a model may have where this is a further part of a sum."""
 
     @property
     def comparison(self) -> Comparison | None:
@@ -109,6 +111,11 @@ class Objective(Settings):
     def for_form(self, form: Form) -> Objective:
         """What learns from examples of this form: an objective that reads several forms may be another for each."""
         return self
+
+    def mismatches(self, form: Form) -> list[Problem]:
+        """Which of its settings do not go together where examples have this form, as the recipe alone shows; places are
+        dotted paths."""
+        return []
 
     def more_data(self) -> Mapping[str, MoreData]:
         """Further data that it learns from, by a name of its own."""

@@ -33,6 +33,7 @@ class Contrastive(Objective):
     forms: ClassVar[tuple[Form, ...]] = ("classify",)
     example_streams: ClassVar[tuple[str, ...]] = ("label", "weight")
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
+    beside_heads: ClassVar[tuple[Head, ...]] = ("classes",)
 
     pairs: int = Field(1, ge=1)
     """For each row of a step, so many pairs with a row of the same label, and as many with a row of another."""
@@ -104,6 +105,8 @@ class ContrastiveLearner(Learner):
         )
 
     def settle(self) -> None:
+        if self.context.network.label_layer is None:  # in a sum with what trains the model's own head
+            return
         import torch
 
         from luthier.engine.embed import embeddings

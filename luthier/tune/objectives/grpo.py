@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class Grpo(Rewarded):
     """Learn from rewards without a value model (Shao et al. 2024, arXiv:2402.03300); slow where answers are long."""
 
+    key: ClassVar[str] = "grpo"
     divided_by: ClassVar[Literal["tokens", "examples"]] = "examples"
 
     variant: Literal["grpo", "rloo", "dr_grpo"] = "grpo"

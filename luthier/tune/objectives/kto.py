@@ -5,8 +5,8 @@ In: single answers with `desirable`, or pairs, taken as a wanted and an unwanted
 of wanted and of unwanted answers, the reference point.
 
 The reference point z is the mean, over the rows of a step, of how much likelier the model finds a strange answer than
-its reference does: each prompt with the answer of another row of the step. It is found once for a step, before it is
-cut into micro-batches, and so does not depend on how it is cut.
+its reference does: each prompt with the answer of another row of the step, the two rows' weights multiplied. It is
+found once for a step, before it is cut into micro-batches, and so does not depend on how it is cut.
 
 Shape letters: E sequences.
 """
@@ -88,8 +88,9 @@ class KtoLearner(Learner):
             now = answers_of_rows(network, strange)
             with network.as_reference():
                 before = answers_of_rows(network, strange)
-        gains = [a - b for ((a, _),), ((b, _),) in zip(now, before, strict=True)]
-        return max(0.0, sum(gains) / len(gains))
+        weights = [row.example_streams["weight"] for row in strange]
+        gains = [w * (a - b) for w, ((a, _),), ((b, _),) in zip(weights, now, before, strict=True)]
+        return max(0.0, sum(gains) / sum(weights)) if any(weights) else 0.0
 
     def loss(self, batch: Batch) -> Loss:
         from luthier.engine.likelihood import answers
@@ -124,21 +125,23 @@ def desirable(batch: Batch) -> torch.Tensor:
 
 
 def with_strange_answers(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """Each prompt with an answer of the next row, the last with one of the first; none for a single row.
+    """Each prompt with an answer of the next row, the last with one of the first, and the product of their weights;
+    none for a single row.
 
     Args:
         limit: Longest row in tokens: a longer one loses the start of its prompt.
     """
     if len(rows) < 2:
         return []
-    parts = [cut_apart(row) for row in rows]
+    parts = [(cut_apart(row), row.example_streams["weight"]) for row in rows]
     made = []
-    for here, following in zip(parts, [*parts[1:], parts[0]], strict=True):
+    for (here, own), (following, other) in zip(parts, [*parts[1:], parts[0]], strict=True):
         for number, (_, answer, weight) in enumerate(following):
             prompt = here[number % len(here)][0]
             if limit is not None:
                 prompt = prompt[max(0, len(prompt) - max(1, limit - len(answer))) :]
-            made.append(Row("", [*prompt, *answer], {"weight": [*([0.0] * len(prompt)), *weight]}))
+            learned = [*([0.0] * len(prompt)), *weight]
+            made.append(Row("", [*prompt, *answer], {"weight": learned}, {"weight": own * other}))
     return made
 
 

@@ -30,6 +30,7 @@ class Ppo(Rewarded):
     """Learn from rewards with a value head (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022,
     arXiv:2203.02155)."""
 
+    key: ClassVar[str] = "ppo"
     divided_by: ClassVar[Literal["tokens", "examples"]] = "tokens"
 
     updates: int = Field(4, ge=1)

@@ -32,6 +32,8 @@ class Rewarded(Objective):
     example_streams: ClassVar[tuple[str, ...]] = ("weight",)
     rate_share: ClassVar[float] = 0.1
     makes_rows: ClassVar[bool] = True
+    key: ClassVar[str]
+    """What it is called in a recipe, for messages."""
 
     rewards: list[str] = Field(min_length=1)
     """Functions that say what an answer is worth, added up: `file.py:function`, called with prompt, answer and the
@@ -47,7 +49,7 @@ class Rewarded(Objective):
         found: list[Problem] = []
         for name in self.rewards:
             try:
-                find_reward(name, known.base)
+                find_reward(name, known.base, f"objective.{self.key}.rewards")
             except UserError as error:
                 found += error.problems
         return found
