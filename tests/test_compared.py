@@ -1,4 +1,4 @@
-"""Whole runs that are compared with documents, an earlier run and an endpoint; and what is refused before they start."""
+"""Whole runs that are compared with documents, an earlier run and an endpoint; and what is refused before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alternatives that tuning is compared with: a classical model, chosen and nearest examples, passages; their costs."""
+"""The alternatives that tuning is compared with: a classical model, examples, passages; and their costs."""
 
 from __future__ import annotations
 
