@@ -282,10 +282,9 @@ def test_costs() -> None:
     assert cost_of_thousand(machine, "tuned", False, usage, 36.0, 1000) == pytest.approx(0.02)
     assert cost_of_thousand(machine, "endpoint", True, usage, 36.0, 1000) is None
     assert cost_of_thousand(tokens, "tfidf", False, None, 1.0, 1000) is None
-    assert cost_of_thousand(Prices(input_per_million=1.0), "tuned", False, usage, 1.0, 1000) is None
-    assert cost_of_thousand(Prices(input_per_million=1.0), "tuned", False, Usage(1000), 1.0, 1000) == pytest.approx(
-        0.001
-    )
+    read = Prices(input_per_million=1.0)
+    assert cost_of_thousand(read, "tuned", False, usage, 1.0, 1000) is None
+    assert cost_of_thousand(read, "tuned", False, Usage(1000), 1.0, 1000) == pytest.approx(0.001)
     own = Prices(machine_per_hour=2.0, by_system={"zero_shot": Price(input_per_million=1.0, output_per_million=0.0)})
     assert cost_of_thousand(own, "zero_shot", False, usage, 36.0, 1000) == pytest.approx(0.2)
     assert cost_of_thousand(None, "tuned", False, usage, 1.0, 1000) is None
