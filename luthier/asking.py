@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
@@ -82,6 +83,8 @@ class Alternatives:
         from luthier.evaluate.baselines import BASELINES
 
         asked = self.asked(self.saved.network, self.saved.prompt_format)
+        if asked.window is not None:
+            asked = replace(asked, window=asked.window - self.prepared.recipe.chosen_selection.extra_tokens)
         return self.run([name for name in self.names if BASELINES[name].tuned], asked)
 
     def others(self) -> list[SystemResult]:
