@@ -13,7 +13,7 @@ from luthier.records import Row
 from tests import tiny as make
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("shared", [WORTH_SHARING + 8, 5], ids=["shared", "short"])
 def test_equal_to_whole_rows(tiny: Callable[..., Path], family: str, shared: int) -> None:
     net = make.network(tiny(family), "language")

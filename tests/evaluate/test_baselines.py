@@ -79,7 +79,7 @@ def test_tfidf_learns_numbers() -> None:
     some = [replace(e, fields={"text": e.fields["text"], "score": 10 + worth[e.fields["label"]]}) for e in rows(200)]
     form = PromptFormat("regress", scale=(10.0, 2.0))
     found = BASELINES["tfidf"].run(without_model(some[:150], some[150:], form), nothing)
-    assert max(abs(p.predicted - p.expected) for p in found.predictions) < 0.7
+    assert float(np.mean([abs(p.predicted - p.expected) for p in found.predictions])) < 0.3, "the mean misses by 1.7"
     assert "ridge" in found.note
 
 
