@@ -20,7 +20,7 @@ from tests.evaluate.test_endpoint import chat_server, said
 def recipe(tmp_path: Path, tiny: Callable[..., Path]) -> dict[str, Any]:
     pairs = [{"prompt": f"what is film {i} ?", "completion": ("dull", "fun")[i % 2]} for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    texts = [{"body": f"film {i} is {('dull', 'fun')[i % 2]}"} for i in range(40)]
+    texts = [{"passage": f"film {i} is {('dull', 'fun')[i % 2]}"} for i in range(40)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     return {
         "model": {"path": str(tiny("llama")), "dtype": "float32", "device": "cpu"},
@@ -43,7 +43,7 @@ def test_a_run_compared_with_everything(
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     with chat_server(lambda body, number: said("fun")) as (url, asked):
         recipe["evaluate"] |= {
-            "documents": {"source": str(tmp_path / "corpus.jsonl"), "columns": {"text": "body"}, "top_k": 2},
+            "documents": {"source": str(tmp_path / "corpus.jsonl"), "columns": {"text": "passage"}, "top_k": 2},
             "previous": str(first),
             "endpoint": {"url": url, "model": "m"},
             "prices": {"machine_per_hour": 1.5, "input_per_million": 0.15, "output_per_million": 0.6},
@@ -110,7 +110,7 @@ def test_documents_that_are_none(recipe: dict[str, Any], tmp_path: Path) -> None
     said = refused(recipe, {"documents": {"source": str(tmp_path / "none.jsonl")}})
     assert "evaluate.documents" in said and "none.jsonl" in said
     said = refused(recipe, {"documents": {"source": str(tmp_path / "corpus.jsonl")}})
-    assert "evaluate.documents" in said and "body" in said, "it says which columns there are"
+    assert "evaluate.documents" in said and "passage" in said, "it says which columns there are"
     (tmp_path / "empty.jsonl").write_text("")
     assert "evaluate.documents" in refused(recipe, {"documents": {"source": str(tmp_path / "empty.jsonl")}})
     said = refused(recipe, {"documents": {"source": str(tmp_path / "pairs.jsonl"), "embedder": str(tmp_path / "no")}})
