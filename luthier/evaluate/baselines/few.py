@@ -29,7 +29,7 @@ from luthier.records import Example, Prediction
 
 COUNTS = (0, 1, 2, 4, 8, 16)
 """Numbers of examples that are tried on validation."""
-TRIED_ROWS = {"classify": 100, "generate": 24}
+TRIED_ROWS = {"classify": 64, "generate": 24}
 """Validation rows that each is tried on: answers that are written out take longer than labels."""
 MOST_TOKENS = 2048
 """Of all examples together, where their number is not given."""
