@@ -5,6 +5,7 @@ In: the base model, training and validation splits. Out: answers to the test row
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -87,7 +88,9 @@ def _long_prompt(asked: Asked) -> int:
 
 def best_on_validation(asked: Asked, examples: Sequence[Example]) -> tuple[list[Example], str]:
     """As many of the examples as score best on validation rows by the main metric, and how that was found."""
-    rows = asked.validation[: min(TRIED_ROWS[asked.prompt_format.form], len(asked.test))]
+    count = min(TRIED_ROWS[asked.prompt_format.form], len(asked.test))
+    # Those of the lowest hashes: a split that was given may be in the order of its labels.
+    rows = heapq.nsmallest(count, asked.validation, key=lambda example: example.id)
     counts = [count for count in COUNTS if count <= len(examples)]
     if not rows or len(counts) < 2:
         return list(examples), ""
