@@ -107,7 +107,7 @@ def test_the_demo_recipe_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["train", demo, few, "selection.last_layers.layers=1", "--out", str(out)]) == 0
     assert "few-shot prompting" in capsys.readouterr().out
     verdict = json.loads((out / "verdict.json").read_text())
-    assert [system["name"] for system in verdict["systems"]] == ["tuned", "majority", "zero_shot", "few_shot"]
+    assert [system["name"] for system in verdict["systems"]] == ["tuned", "majority", "tfidf", "zero_shot", "few_shot"]
     assert verdict["rows"] == 24
     assert "<script src" not in (out / "report.html").read_text()
     assert main(["chat", str(out), "-m", "a warm and funny film", "--json"]) == 0
