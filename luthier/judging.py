@@ -56,6 +56,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     if (comparison := recipe.chosen_objective.comparison) is not None:
         saved.network.comparison = comparison
         saved.network.refer_to(lambda: saved.selection.off(saved.network))
+    calibrate(saved, prepared, run if out is None else None, progress)
     tuned = tuned_result(saved, prepared, progress)
     beside = {mixed.name: judge_mixed(saved, mixed, prepared, progress) for mixed in prepared.mix}
     findings = examine(saved, tuned, prepared, run, progress)  # before a baseline takes the model's place in memory
@@ -185,6 +186,33 @@ def judge_mixed(saved: Saved, mixed: Mixed, prepared: Prepared, progress: Progre
     )
     progress.say(f"{mixed.name}: {verdict['sentence']}")
     return verdict
+
+
+def calibrate(saved: Saved, prepared: Prepared, run: Run | None, progress: Progress) -> None:
+    """Fit the scaling of label probabilities on validation rows and store it with the model.
+
+    Judged on other data (`run` is None) the model stays as it is; with `evaluate.calibration: null` it is raw.
+    """
+    from luthier.models.calibration import FILE
+
+    settings = prepared.recipe.evaluate.calibration
+    if saved.prompt_format.form != "classify" or run is None:
+        return
+    saved.network.calibration = None
+    (run.model_folder / FILE).unlink(missing_ok=True)
+    if settings is None:
+        return
+    from luthier.evaluate.scaling import FEWEST_ROWS, calibration_of
+
+    rows = prepared.data.splits["validation"].first_by_id(settings.fit_rows)
+    if len(rows) < FEWEST_ROWS:
+        progress.say(f"not calibrated: {len(rows)} validation rows, and at least {FEWEST_ROWS} are needed")
+        return
+    with progress.stage("calibrating on validation rows", len(rows)) as tell:
+        saved.network.calibration = calibration_of(
+            saved.network, rows, saved.prompt_format, settings, prepared.recipe.seed, lambda done: tell(done, "")
+        )
+    saved.network.calibration.save(run.model_folder)
 
 
 def tuned_result(saved: Saved, prepared: Prepared, progress: Progress) -> SystemResult:

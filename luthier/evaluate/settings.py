@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.evaluate.examinations import EXAMINATIONS, Examination, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Examination, Latency
 from luthier.settings import Settings
 
 
@@ -26,6 +26,9 @@ class EvaluateSettings(Settings):
     """Longest generated answer in tokens."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
+    calibration: Calibration | None = Calibration()
+    """Whether probabilities mean what they say, and their scaling, fitted on validation rows and stored with the model;
+    null to leave it out, and probabilities raw."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
 
