@@ -5,19 +5,17 @@ In: `Prepared` and a run folder with a model. Out: verdict.json, predictions.jso
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import files
+from luthier.asking import Alternatives, test_examples
 from luthier.errors import UserError
 from luthier.evaluate.examinations import EXAMINATIONS, Evidence
 from luthier.mixing import OWN, Mixed
-from luthier.models.heads import made
 from luthier.planning import Prepared
 from luthier.prepare.facts import account
 from luthier.progress import Progress
@@ -28,7 +26,6 @@ from luthier.tune.privacy import in_words
 if TYPE_CHECKING:
     from luthier.evaluate.finding import Finding
     from luthier.evaluate.verdict import SystemResult
-    from luthier.models.network import Network
     from luthier.models.save import Saved
     from luthier.records import Example, Prediction
 
@@ -57,10 +54,12 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         saved.network.comparison = comparison
         saved.network.refer_to(lambda: saved.selection.off(saved.network))
     calibrate(saved, prepared, run if out is None else None, progress)
-    tuned = tuned_result(saved, prepared, progress)
+    alternatives = Alternatives(saved, prepared, progress)
+    tuned = alternatives.tuned()
+    joined = alternatives.with_tuned_model()
     beside = {mixed.name: judge_mixed(saved, mixed, prepared, progress) for mixed in prepared.mix}
     findings = examine(saved, tuned, prepared, run, progress)  # before a baseline takes the model's place in memory
-    systems = [tuned, *baseline_results(saved, prepared, progress)]
+    systems = [tuned, *alternatives.others(), *joined]
     with progress.stage("testing for significance"):
         verdict = build_verdict(
             prepared.metric_task,
@@ -70,7 +69,9 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             labels=prepared.data.labels,
             resamples=recipe.evaluate.resamples,
             seed=recipe.seed,
+            left_out=alternatives.left_out,
         )
+    verdict["costs"] = alternatives.costs(systems)
     if spent := run.manifest.get("privacy"):
         verdict["privacy"] = spent | {"sentence": in_words(spent)}
     if beside:
@@ -173,8 +174,9 @@ def judge_mixed(saved: Saved, mixed: Mixed, prepared: Prepared, progress: Progre
     if TASKS[mixed.task].form == "classify":
         train = mixed.data.splits["train"]
         asked = Asked(None, mixed.prompt_format, train, test, 0, None, 0, None)
-        majority, note = BASELINES["majority"].run(asked, lambda done: None)
-        systems.append(SystemResult("majority", BASELINES["majority"].title, majority, description=note))
+        majority = BASELINES["majority"].run(asked, lambda done: None)
+        title = BASELINES["majority"].title
+        systems.append(SystemResult("majority", title, majority.predictions, description=majority.note))
     verdict = build_verdict(
         mixed.metric_task,
         systems,
@@ -217,89 +219,4 @@ def calibrate(saved: Saved, prepared: Prepared, run: Run | None, progress: Progr
 
 def tuned_result(saved: Saved, prepared: Prepared, progress: Progress) -> SystemResult:
     """The tuned model's answers on the test split."""
-    from luthier.evaluate.predict import predict
-    from luthier.evaluate.verdict import SystemResult
-
-    test = test_examples(prepared)
-    started = time.perf_counter()
-    with progress.stage("judging the tuned model", len(test)) as tell:
-        predictions = predict(
-            saved.network,
-            test,
-            saved.prompt_format,
-            prepared.recipe.evaluate.max_new_tokens,
-            lambda done: tell(done, ""),
-        )
-    selection = next(iter(prepared.recipe.resolved()["selection"]))
-    return SystemResult(
-        "tuned", "tuned", predictions, time.perf_counter() - started, description=f"tuned with {selection}"
-    )
-
-
-def baseline_results(saved: Saved, prepared: Prepared, progress: Progress) -> list[SystemResult]:
-    """Every baseline that fits task and model, on the same rows; one that does not fit is said so."""
-    from luthier.evaluate.baselines import BASELINES, Asked
-    from luthier.evaluate.verdict import SystemResult
-
-    settings = prepared.recipe.evaluate
-    names = TASKS[prepared.recipe.task].baselines if settings.baselines is None else settings.baselines
-    if made("language", prepared.facts) is None:
-        for name in names:
-            if BASELINES[name].prompted:
-                progress.say(f"left out: {BASELINES[name].title}, because an {prepared.facts.kind} can't be prompted")
-        names = [name for name in names if not BASELINES[name].prompted]
-    test = test_examples(prepared)
-    if "completion" in test[0].fields:
-        for name in names:
-            if BASELINES[name].pairs_only:
-                progress.say(f"left out: {BASELINES[name].title}, because a row holds one answer and not two")
-        names = [name for name in names if not BASELINES[name].pairs_only]
-    with base_network(saved, prepared, [n for n in names if BASELINES[n].prompted], progress) as network:
-        asked = Asked(
-            network=network,
-            prompt_format=prepared.prompt_format,
-            train=prepared.data.splits["train"],
-            test=test,
-            shots=settings.shots or min(16, max(4, len(prepared.data.labels))),
-            instruction=settings.prompt,
-            max_new_tokens=settings.max_new_tokens,
-            window=prepared.facts.window,
-        )
-        results = []
-        for name in names:
-            baseline = BASELINES[name]
-            started = time.perf_counter()
-            with progress.stage(f"judging {baseline.title}", len(test)) as tell:
-                predictions, note = baseline.run(asked, lambda done, tell=tell: tell(done, ""))  # type: ignore[misc]
-            seconds = time.perf_counter() - started
-            results.append(SystemResult(name, baseline.title, predictions, seconds, description=note))
-    return results
-
-
-@contextmanager
-def base_network(
-    saved: Saved, prepared: Prepared, prompted: Sequence[str], progress: Progress
-) -> Iterator[Network | None]:
-    """The untouched model with its language head, or None where no baseline needs it.
-
-    A tuned model that writes is that model with its tuning switched off; a classifier makes room for it.
-    """
-    from luthier.models.load import load_network
-
-    if not prompted:
-        yield None
-    elif saved.network.head == "language":
-        with saved.selection.off(saved.network):
-            yield saved.network
-    else:
-        saved.network.model = None  # its memory goes to the base model
-        with progress.stage("loading the base model"):
-            network = load_network(
-                prepared.found, prepared.recipe.model, head="language", quantisation=saved.selection.quantisation
-            )
-        yield network
-
-
-def test_examples(prepared: Prepared) -> list[Example]:
-    """The test rows that are judged, the same ones for every system and run."""
-    return prepared.data.splits["test"].first_by_id(prepared.recipe.evaluate.max_rows)
+    return Alternatives(saved, prepared, progress).tuned()

@@ -14,6 +14,7 @@ from luthier import files
 from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
+from luthier.judged_against import check_alternatives, check_sections, read_documents
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
@@ -24,7 +25,7 @@ from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
-from luthier.records import Row
+from luthier.records import Example, Row
 from luthier.selection import SELECTIONS, Selection
 from luthier.stored_rows import StoredRows
 from luthier.tasks import TASKS, Head, default_metrics, metric_task
@@ -52,9 +53,11 @@ class Prepared:
     tokenised: dict[str, TokenisedSplit]
     plan: BatchPlan
     more: Mapping[str, StoredRows] = field(default_factory=dict)
+    """Rows of the data sets that the objective named beside the recipe's own."""
     mix: Sequence[Mixed] = ()
     """The other data sets of the same steps."""
-    """Rows of the data sets that the objective named beside the recipe's own."""
+    documents: Sequence[Example] = ()
+    """The texts that evaluation looks passages up in."""
 
     @property
     def rows(self) -> StoredRows:
@@ -146,6 +149,10 @@ def prepare(
         problems += wrong
     mixed, wrong = read_mix(parsed, base, progress) if not mistyped else ([], [])
     problems += wrong
+    documents, wrong = read_documents(parsed, base, progress) if not mistyped else ([], [])
+    problems += wrong
+    if data is not None:
+        problems += check_alternatives(parsed, source, data, base)
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
 
@@ -170,7 +177,9 @@ def prepare(
     kind = PoissonPlan if parsed.privacy else BatchPlan
     plan = kind(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
     mix = prepare_mix(parsed, mixed, tokenizer, found.folder, prompt_format, plan, progress)
-    return Prepared(parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix)
+    return Prepared(
+        parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix, documents
+    )
 
 
 def must_be_fetched(path: str, local: Path) -> bool:
@@ -197,6 +206,7 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
         where = source.place(("train", "select_by"))
         problems.append(Problem(f"'{chosen}' is not known for this task", where, nearest(chosen, [*fitting, "loss"])))
     fits = [name for name, baseline in BASELINES.items() if form in baseline.forms]
+    problems += check_sections(recipe, source)
     where = source.place(("evaluate", "baselines"))
     problems += [
         Problem(f"baseline '{name}' is not known for this task", where, nearest(name, fits))

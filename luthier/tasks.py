@@ -45,7 +45,7 @@ TASKS: dict[str, Task] = {
             form="classify",
             objective="classify",
             metrics=("accuracy", "f1", "precision", "recall", "balanced_accuracy"),
-            baselines=("majority", "zero_shot", "few_shot"),
+            baselines=("majority", "tfidf", "zero_shot", "few_shot"),
             about="one label (or several) for a text",
         ),
         Task(
@@ -77,7 +77,7 @@ TASKS: dict[str, Task] = {
             form="regress",
             objective="regress",
             metrics=("mae", "rmse", "r2", "pearson", "spearman"),
-            baselines=("mean", "median"),
+            baselines=("mean", "median", "tfidf"),
             about="a number for a text: a rating, a price, a similarity",
         ),
         Task(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from luthier.evaluate.alternatives import Documents, Endpoint, Prices
 from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Examination, Latency
 from luthier.settings import Settings
 
@@ -14,10 +15,22 @@ class EvaluateSettings(Settings):
     metrics: list[str] | None = None
     """Metrics to report; the first decides. The default depends on the task."""
     baselines: list[str] | None = None
-    """What tuning must beat: majority, zero_shot, few_shot. The default is all that fit the task and model."""
+    """What tuning must beat, such as majority, tfidf, zero_shot, few_shot. The default is the task's own that fit the
+    model. Those that a section asks for (documents, previous, endpoint) come on top."""
     shots: int | None = Field(None, ge=1)
-    """Examples in the prompt of the few_shot baseline, taken from the training split; the default is 4, or one for
-    each label up to 16."""
+    """Examples in the prompt of the few_shot baseline, taken from the training split. The default is what scores best
+    on validation rows, of 0, 1, 2, 4, 8 and 16 as far as they fit; for retrieved_shots it is 4."""
+    shots_embedder: str | None = None
+    """An embedding model (folder, hub or `pypi:` name) that finds the training rows nearest to a test row for
+    retrieved_shots; null finds them by words (TF-IDF)."""
+    documents: Documents | None = None
+    """Documents to look passages up in, for the baselines rag and tuned_rag."""
+    previous: str | None = None
+    """The folder of an earlier run, whose model answers the same test rows."""
+    endpoint: Endpoint | None = None
+    """A chat endpoint that answers the same test rows."""
+    prices: Prices | None = None
+    """What tokens and machines cost; null leaves costs blank."""
     prompt: str | None = None
     """Instruction that the prompted baselines put before a text to classify; {labels} stands for the label names."""
     max_rows: int | None = Field(None, ge=1)

@@ -3,7 +3,9 @@
 In: what each system answered on the same held-out rows. Out: one JSON-able dictionary, `verdict.json`:
 
     outcome          "helps", "hurts", "no_difference", or "not_compared" (no baseline)
-    sentence         the outcome in English, with the figures it rests on
+    use              what the sentence says to use: "tuning", "prompting", "retrieval", "both" (tuning with retrieval),
+                     "previous" (an earlier run), "other" (a constant or a classical model); null when undecided
+    sentence         what to use and why, in English, with the figures it rests on
     task, rows, labels, resamples, level (0.95), seed
     main_metric      the metric that the outcome is about
     metrics          {name: {title, description, higher_is_better, percent}}
@@ -12,7 +14,10 @@ In: what each system answered on the same held-out rows. Out: one JSON-able dict
     systems          in the order given, each:
         name, title, description
         metrics          {name: {value, low, high}}; nulls where the system does not give what the metric needs
+        kind             what it stands for, as in `use`
         seconds, seconds_per_row, tokens, tokens_per_row     null where not measured
+        tokens_written_per_row                               of `tokens_per_row`; null where not measured
+        cost_per_thousand                                    of requests, at the stated prices; null without them
         no_answer        rows answered outside the labels (classify), else null
         classes          [{label, precision, recall, f1, support, predicted}]; empty where the task has no labels
         confusion        {rows, columns, counts} (classify), else null; the column "(no answer)" is there when needed
@@ -22,6 +27,10 @@ In: what each system answered on the same held-out rows. Out: one JSON-able dict
         p_adjusted       p after Holm's correction over the baselines of this metric
         test             "McNemar, exact" or "paired bootstrap"
         only_tuned_right, only_baseline_right      rows where just one is right; null for the bootstrap
+    together         the same rows for tuning with retrieval less every other system, tuning alone included, on the main
+                     metric; empty where there were no documents
+    left_out         systems that were asked for and gave no answers: name, title, reason
+    costs            prices (as stated, or null) and a sentence on what they cover
     mistakes         the tuned model's worst, at most ten: id, text, expected, predicted, confidence (or null),
                      remark (for people; "" where the answers say it all)
     confusions       the tuned model's commonest: expected, predicted, count, share (of the expected label's rows)
@@ -47,7 +56,7 @@ from luthier.evaluate.metrics import (
     label_names,
 )
 from luthier.evaluate.mistakes import worst_mistakes
-from luthier.evaluate.outcome import TUNED, Measured, judge
+from luthier.evaluate.outcome import TUNED, Contest, Kind, Measured, in_sentence, judge
 from luthier.evaluate.significance import (
     LEVEL,
     RESAMPLES,
@@ -78,6 +87,23 @@ class SystemResult:
     """Read and written, all rows together."""
     description: str = ""
     """ "base model, 8 examples in the prompt" """
+    kind: Kind = "other"
+    """What it stands for in the sentence on top."""
+    tokens_written: int | None = None
+    """Of `tokens`."""
+    cost_per_thousand: float | None = None
+    """Of a thousand requests, at the user's prices."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A system that was asked for and gave no answers."""
+
+    name: str
+    title: str
+    reason: str
+    failed: bool = False
+    """Whether it should have answered: the sentence on top then says that it is missing."""
 
 
 def build_verdict(
@@ -89,6 +115,7 @@ def build_verdict(
     labels: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
+    left_out: Sequence[LeftOut] = (),
 ) -> dict[str, Any]:
     """The verdict, as the head of this file describes it. `labels` adds those that no test row has."""
     chosen = {name: check_metric(name, task) for name in dict.fromkeys([main_metric, *metrics])}
@@ -99,8 +126,24 @@ def build_verdict(
     measured = measure(systems, chosen, known, resamples, seed)
     tuned = next(system for system in systems if system.name == TUNED)
     comparisons = compare(systems, chosen, measured)
+    joined = [system.name for system in systems if system.kind == "both"][:1]
+    together = [row for name in joined for row in compare(systems, {main_metric: chosen[main_metric]}, measured, name)]
+    found = judge(
+        Contest(
+            chosen[main_metric],
+            {system.name: system.title for system in systems},
+            {system.name: "tuning" if system.name == TUNED else system.kind for system in systems},
+            {system.name: measured[system.name, main_metric] for system in systems},
+            [row for row in comparisons if row["metric"] == main_metric],
+            together,
+            rows,
+        )
+    )
+    for each in left_out:
+        if each.failed:
+            found["sentence"] += f" It was not compared with {in_sentence(each.title)}, which gave no answers."
     verdict: dict[str, Any] = {
-        **judge({s.name: s.title for s in systems}, chosen[main_metric], main_metric, measured, comparisons, rows),
+        **found,
         "task": task,
         "rows": rows,
         "labels": known,
@@ -119,6 +162,8 @@ def build_verdict(
         },
         "systems": [describe(system, task, chosen, known, measured) for system in systems],
         "comparisons": comparisons,
+        "together": together,
+        "left_out": [{"name": each.name, "title": each.title, "reason": each.reason} for each in left_out],
         "mistakes": worst_mistakes(tuned.predictions, task),
         "confusions": [],
         "privacy": None,
@@ -158,17 +203,20 @@ def measure(
 
 
 def compare(
-    systems: Sequence[SystemResult], metrics: dict[str, Metric], measured: dict[tuple[str, str], Measured]
+    systems: Sequence[SystemResult],
+    metrics: dict[str, Metric],
+    measured: dict[tuple[str, str], Measured],
+    subject: str = TUNED,
 ) -> list[dict[str, Any]]:
-    """Tuned against every baseline on every metric that both have."""
+    """One system, the tuned one if nothing else is said, against every other on every metric that both have."""
     comparisons = []
     for name, metric in metrics.items():
-        tuned = measured[TUNED, name]
+        own = measured[subject, name]
         found = []
         for system in systems:
             other = measured[system.name, name]
-            if system.name != TUNED and math.isfinite(tuned.point - other.point):
-                found.append({"baseline": system.name, "metric": name, **paired(metric, tuned, other)})
+            if system.name != subject and math.isfinite(own.point - other.point):
+                found.append({"baseline": system.name, "metric": name, **paired(metric, own, other)})
         for comparison, p in zip(found, holm([comparison["p"] for comparison in found]), strict=True):
             comparison["p_adjusted"] = p
         comparisons += found
@@ -220,12 +268,15 @@ def describe(
     row: dict[str, Any] = {
         "name": system.name,
         "title": system.title,
+        "kind": "tuning" if system.name == TUNED else system.kind,
         "description": system.description,
         "metrics": values,
         "seconds": system.seconds,
         "seconds_per_row": None if system.seconds is None else system.seconds / rows,
         "tokens": system.tokens,
         "tokens_per_row": None if system.tokens is None else system.tokens / rows,
+        "tokens_written_per_row": None if system.tokens_written is None else system.tokens_written / rows,
+        "cost_per_thousand": system.cost_per_thousand,
         "no_answer": None,
         "classes": NAME_TABLES[task](system.predictions, labels) if task in NAME_TABLES else [],
         "confusion": None,

@@ -64,7 +64,8 @@ def labelled(tiny: Callable[..., Path]) -> tuple[Network, PromptFormat]:
 def test_prompted_baselines_answer_with_labels(labelled: tuple[Network, PromptFormat], name: str) -> None:
     net, form = labelled
     some = make.examples("classes", count=9)
-    predictions, note = BASELINES[name].run(asked(net, form, some[:5], some[5:]), lambda done: None)
+    answered = BASELINES[name].run(asked(net, form, some[:5], some[5:]), lambda done: None)
+    predictions, note = answered.predictions, answered.note
     assert [p.id for p in predictions] == [e.id for e in some[5:]]
     for prediction in predictions:
         assert prediction.predicted in make.LABELS
@@ -78,7 +79,8 @@ def test_texts_beyond_the_window_are_cut_and_that_is_said(labelled: tuple[Networ
     some = make.examples("classes", count=30)
     endless = replace(some[0], id="endless", fields={"text": "a warm and funny film 🎻 " * 200, "label": "no"})
     test = [*some[5:], endless]
-    predictions, note = BASELINES[name].run(asked(net, form, some[:5], test, shots=2), lambda done: None)
+    answered = BASELINES[name].run(asked(net, form, some[:5], test, shots=2), lambda done: None)
+    predictions, note = answered.predictions, answered.note
     assert len(predictions) == len(test) and predictions[-1].predicted in make.LABELS
     assert "1 texts were cut to fit its window" in note
     if name == "few_shot":
@@ -88,7 +90,8 @@ def test_texts_beyond_the_window_are_cut_and_that_is_said(labelled: tuple[Networ
 def test_few_shot_takes_no_more_examples_than_fit(labelled: tuple[Network, PromptFormat]) -> None:
     net, form = labelled
     some = make.examples("classes", count=30)
-    predictions, note = BASELINES["few_shot"].run(asked(net, form, some[:20], some[20:], shots=20), lambda done: None)
+    answered = BASELINES["few_shot"].run(asked(net, form, some[:20], some[20:], shots=20), lambda done: None)
+    predictions, note = answered.predictions, answered.note
     assert len(predictions) == 10 and "20 were asked for; no more fit its window" in note
 
 
@@ -96,7 +99,8 @@ def test_few_shot_writes_too(tiny: Callable[..., Path]) -> None:
     net = make.network(tiny("gpt2"), "language")
     some = make.examples("language", count=12)
     form = make.prompt_format(net)
-    predictions, _ = BASELINES["few_shot"].run(asked(net, form, some[:6], some[6:]), lambda done: None)
+    answered = BASELINES["few_shot"].run(asked(net, form, some[:6], some[6:]), lambda done: None)
+    predictions = answered.predictions
     assert [p.expected for p in predictions] == [e.fields["messages"][-1]["content"] for e in some[6:]]
 
 
@@ -104,15 +108,17 @@ def test_several_labels_are_found_in_the_answer(tiny: Callable[..., Path]) -> No
     net = make.network(tiny("llama"), "language")
     form = choose_format("classify", net.tokenizer, make.LABELS, True, 128)
     some = make.examples("classes", multi_label=True, count=8)
-    for name in (name for name, baseline in BASELINES.items() if "classify" in baseline.forms):
-        predictions, _ = BASELINES[name].run(asked(net, form, some[:5], some[5:], shots=1), lambda done: None)
+    for name in (name for name, row in BASELINES.items() if "classify" in row.forms and not row.section):
+        answered = BASELINES[name].run(asked(net, form, some[:5], some[5:], shots=1), lambda done: None)
+        predictions = answered.predictions
         assert all(isinstance(p.predicted, list) and set(p.predicted) <= set(make.LABELS) for p in predictions)
 
 
 def test_majority_is_the_commonest_label_of_the_training_split(labelled: tuple[Network, PromptFormat]) -> None:
     net, form = labelled
     some = make.examples("classes", count=7)  # no, yes, maybe, no, yes, maybe, no
-    predictions, note = BASELINES["majority"].run(asked(net, form, some, some[:2]), lambda done: None)
+    answered = BASELINES["majority"].run(asked(net, form, some, some[:2]), lambda done: None)
+    predictions, note = answered.predictions, answered.note
     assert [p.predicted for p in predictions] == ["no", "no"] and "3 of 7" in note
 
 

@@ -44,7 +44,7 @@ def test_helps() -> None:
     assert verdict["outcome"] == "helps"
     assert verdict["rival"] == "few_shot"
     assert verdict["rows_needed"] is None
-    assert verdict["sentence"].startswith("Tuning helps: 7")
+    assert verdict["sentence"].startswith("Use tuning: it has 7")
     for part in (
         "accuracy against 6",
         "the best alternative (few-shot prompting), +1",
@@ -57,8 +57,7 @@ def test_helps() -> None:
 def test_hurts() -> None:
     verdict = verdict_of(0.5, 0.7)
     assert verdict["outcome"] == "hurts"
-    assert verdict["sentence"].startswith("Tuning hurts: ")
-    assert verdict["sentence"].endswith("Use few-shot prompting instead.")
+    assert verdict["sentence"].startswith("Do not use this tuning: it has 5")
 
 
 def test_no_difference_says_how_many_rows_would_settle_it() -> None:
@@ -177,7 +176,7 @@ def test_generation_where_a_lower_figure_is_better_and_a_baseline_has_none() -> 
     verdict = build_verdict("generate", systems, ["exact_match", "perplexity"], "perplexity")
     json.dumps(verdict, allow_nan=False)
     assert verdict["outcome"] == "helps"
-    assert verdict["sentence"].startswith("Tuning helps: perplexity 2.")
+    assert verdict["sentence"].startswith("Use tuning: it has perplexity 2.")
     assert verdict["systems"][2]["metrics"]["perplexity"] == {"value": None, "low": None, "high": None}
     assert [row["baseline"] for row in verdict["comparisons"] if row["metric"] == "perplexity"] == ["zero_shot"]
     assert verdict["mistakes"][0]["predicted"] == "other"

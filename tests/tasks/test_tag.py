@@ -141,7 +141,8 @@ def test_word_lookup_gives_each_word_its_commonest_tag(tiny: Callable[..., Path]
     train = [example("Ann met Bo", "B-P O B-P"), example("Ann Ann x", "O O B-P"), example("x y", "O O")]
     net = make.network(tiny("llama"), "tags")
     asked = Asked(None, make.prompt_format(net), train, [example("x Ann Bo new", "O O O O")], 1, None, 8, None)
-    (prediction,), note = BASELINES["word_lookup"].run(asked, lambda done: None)
+    answered = BASELINES["word_lookup"].run(asked, lambda done: None)
+    (prediction,), note = answered.predictions, answered.note
     assert prediction.predicted == ["B-P", "O", "B-P", "O"] and "5 words" in note
 
 
