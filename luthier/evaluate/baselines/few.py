@@ -17,8 +17,8 @@ from luthier.evaluate.baselines.shots import balanced
 from luthier.evaluate.baselines.wording import Shown, conversation, question
 from luthier.evaluate.lookup import Index, Vectors, cosine
 from luthier.evaluate.metrics import METRICS, score
+from luthier.evaluate.metrics.texts import count_loss
 from luthier.evaluate.predict import Advance
-from luthier.evaluate.texts import count_loss
 from luthier.prompts import tokenise
 from luthier.records import Example, Prediction
 
