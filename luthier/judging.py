@@ -126,7 +126,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
 
 def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, progress: Progress) -> dict[str, Finding]:
     """What the examinations of `evaluate:` that fit the task find, by name."""
-    from luthier.evaluate.metrics import METRICS
+    from luthier.evaluate.metrics import metric_named
     from luthier.evaluate.predict import predict
 
     settings = prepared.recipe.evaluate
@@ -137,7 +137,7 @@ def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, pro
     evidence = Evidence(
         task=prepared.metric_task,
         main_metric=prepared.metrics[0],
-        metric=METRICS[prepared.metrics[0]],
+        metric=metric_named(prepared.metrics[0]),
         labels=prepared.data.labels,
         splits=prepared.data.splits,
         test=test_examples(prepared),

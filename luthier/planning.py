@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,15 @@ class Prepared:
 
     @property
     def metrics(self) -> list[str]:
-        return self.recipe.evaluate.metrics or list(default_metrics(self.recipe.task, self.data.multi_label))
+        """By name, a function of the user's by its own; the first is the main one."""
+        from luthier.evaluate.metrics.custom import short_name
+
+        chosen = self.recipe.evaluate.metrics
+        return (
+            [short_name(name) for name in chosen]
+            if chosen
+            else list(default_metrics(self.recipe.task, self.data.multi_label))
+        )
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""
@@ -140,6 +149,7 @@ def prepare(
             chosen = rows if rows is not None else parsed.data
             data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
             check_splits(data, problems)
+            problems += check_columns(parsed, source, data)
     except UserError as error:
         problems += error.problems
     named = parsed.chosen_objective.more_data()
@@ -191,16 +201,31 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
     """Metrics, baselines and examinations that are not known or do not fit."""
     from luthier.evaluate.baselines import BASELINES
     from luthier.evaluate.metrics import METRICS as KNOWN
+    from luthier.evaluate.metrics import bring
 
     form = TASKS[recipe.task].form
     fitting = [n for n, m in KNOWN.items() if form in m.tasks or (form == "classify" and "multi-label" in m.tasks)]
     problems = []
     where = source.place(("evaluate", "metrics"))
-    problems += [
-        Problem(f"metric '{name}' is not known for this task", where, nearest(name, fitting))
-        for name in recipe.evaluate.metrics or ()
-        if name not in fitting
-    ]
+    try:
+        own = [
+            name for name in bring(recipe.evaluate.metrics or (), recipe.evaluate.embedder, base) if name not in KNOWN
+        ]
+    except UserError as error:
+        own = []
+        problems += error.problems
+    for name in recipe.evaluate.metrics or ():
+        if ":" in name:
+            continue
+        if name not in fitting:
+            problems.append(Problem(f"metric '{name}' is not known for this task", where, nearest(name, fitting)))
+        elif KNOWN[name].library and find_spec(KNOWN[name].library) is None:
+            what = f"metric '{name}' needs `{KNOWN[name].library}`"
+            problems.append(Problem(what, where, "pip install 'luthier[texts]'"))
+        elif name == "embedding_similarity" and recipe.evaluate.embedder is None:
+            mend = "name one: evaluate.embedder: sentence-transformers/all-MiniLM-L6-v2"
+            problems.append(Problem(f"metric '{name}' needs an embedding model", where, mend))
+    fitting += own
     chosen = recipe.train.select_by
     if chosen is not None and chosen not in (*fitting, "loss"):
         where = source.place(("train", "select_by"))
@@ -217,6 +242,20 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
         where = source.place(("evaluate", name))
         problems += [replace(each, where=each.where or where) for each in examination.misfits(form, base)]
     return problems
+
+
+def check_columns(recipe: Recipe, source: Source, data: Dataset) -> list[Problem]:
+    """Metrics that need a column which the data has not."""
+    from luthier.evaluate.metrics import METRICS as KNOWN
+
+    found = []
+    for name in recipe.evaluate.metrics or ():
+        column = KNOWN[name].column if name in KNOWN else ""
+        if column and column not in data.facts["columns"]:
+            what = f"metric '{name}' needs a column `{column}`, and the data has none"
+            mend = f"say which it is: data.columns: {{..., {column}: COLUMN}}"
+            found.append(Problem(what, source.place(("evaluate", "metrics")), mend))
+    return found
 
 
 def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:

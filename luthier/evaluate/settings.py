@@ -13,7 +13,10 @@ class EvaluateSettings(Settings):
     """How the tuned model is judged on the untouched test split."""
 
     metrics: list[str] | None = None
-    """Metrics to report; the first decides. The default depends on the task."""
+    """Metrics to report; the first decides. A function of your own is written as file.py:function. The default depends
+    on the task."""
+    embedder: str | None = None
+    """The embedding model (folder, hub or `pypi:` name) of the metric embedding_similarity."""
     baselines: list[str] | None = None
     """What tuning must beat, such as majority, tfidf, zero_shot, few_shot. The default is the task's own that fit the
     model. Those that a section asks for (documents, previous, endpoint) come on top."""

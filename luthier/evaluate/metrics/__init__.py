@@ -7,11 +7,12 @@ and all of them together are `METRICS`. The user's own functions and those that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from luthier.errors import UserError, nearest
-from luthier.evaluate.metrics import labels, numbers, overlap, preferences, probabilities, tags, texts
+from luthier.evaluate.metrics import custom, labels, numbers, overlap, preferences, probabilities, tags, texts
 from luthier.evaluate.metrics.base import (
     CLASSIFY,
     GENERATE,
@@ -42,6 +43,9 @@ METRICS: dict[str, Metric] = {
     **numbers.METRICS,
     **preferences.METRICS,
 }
+METRICS[custom.EMBEDDING_SIMILARITY] = custom.embedding_similarity(None, Path())
+BROUGHT: dict[str, Metric] = {}
+"""Those that the recipe at hand brought: the user's functions by their names, metrics with a model of its own."""
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
@@ -54,28 +58,53 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
 """What a recipe that names no metric gets; the first is the main one."""
 
 
+def bring(names: Sequence[str], embedder: str | None, base: Path) -> list[str]:
+    """Make the metrics that a recipe brings known to `metric_named`; returns all by the names they go by from here.
+
+    Raises:
+        UserError: a function that is not there, or one that is called like another metric.
+    """
+    BROUGHT.clear()
+    for name in names:
+        short = custom.short_name(name)
+        if custom.is_own(name):
+            if short in METRICS or short in BROUGHT:
+                raise UserError(
+                    f"'{name}' is called like another metric", where=custom.WHERE, mend="rename the function"
+                )
+            BROUGHT[short] = custom.own_metric(name, base)
+        elif name == custom.EMBEDDING_SIMILARITY:
+            BROUGHT[name] = custom.embedding_similarity(embedder, base)
+    return [custom.short_name(name) for name in names]
+
+
+def metric_named(name: str) -> Metric:
+    return BROUGHT[name] if name in BROUGHT else METRICS[name]
+
+
 def score(predictions: Sequence[Prediction], metric: str | Metric, labels: Sequence[str] | None = None) -> float:
     """The metric over all rows; NaN where the predictions do not carry what it needs."""
     if not predictions:
         raise UserError("no rows to score", mend="give the test split at least one row")
-    chosen = METRICS[metric] if isinstance(metric, str) else metric
+    chosen = metric_named(metric) if isinstance(metric, str) else metric
     rows = chosen.count(predictions, labels if labels is not None else label_names(predictions))
     return float(chosen.value(rows.sum(axis=0, keepdims=True, dtype=np.float64))[0])
 
 
 def check_metric(name: str, task: str) -> Metric:
     """The metric of that name, or a `UserError` that offers the nearest one that fits the task."""
-    fitting = [known for known, metric in METRICS.items() if task in metric.tasks]
-    if name not in METRICS:
+    known = METRICS | BROUGHT
+    fitting = [each for each, metric in known.items() if task in metric.tasks]
+    if name not in known:
         raise UserError(f"unknown metric '{name}'", where="evaluate.metrics", mend=nearest(name, fitting))
     if name not in fitting:
-        made_for = " and ".join(METRICS[name].tasks)
+        made_for = " and ".join(known[name].tasks)
         raise UserError(
             f"metric '{name}' is for {made_for}, and this task is {task}",
             where="evaluate.metrics",
             mend=f"use one of: {', '.join(fitting)}",
         )
-    return METRICS[name]
+    return known[name]
 
 
 __all__ = [
@@ -95,11 +124,13 @@ __all__ = [
     "TASKS",
     "Array",
     "Metric",
+    "bring",
     "check_metric",
     "class_table",
     "confusion_matrix",
     "is_right",
     "label_names",
+    "metric_named",
     "names",
     "score",
     "type_table",
