@@ -74,12 +74,8 @@ class Prepared:
         """By name, a function of the user's by its own; the first is the main one."""
         from luthier.evaluate.metrics.custom import short_name
 
-        chosen = self.recipe.evaluate.metrics
-        return (
-            [short_name(name) for name in chosen]
-            if chosen
-            else list(default_metrics(self.recipe.task, self.data.multi_label))
-        )
+        names = self.recipe.evaluate.metrics or default_metrics(self.recipe.task, self.data.multi_label)
+        return [short_name(name) for name in names]
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""
@@ -208,9 +204,8 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
     problems = []
     where = source.place(("evaluate", "metrics"))
     try:
-        own = [
-            name for name in bring(recipe.evaluate.metrics or (), recipe.evaluate.embedder, base) if name not in KNOWN
-        ]
+        brought = bring(recipe.evaluate.metrics or (), recipe.evaluate.embedder, base)
+        own = [name for name in brought if name not in KNOWN]
     except UserError as error:
         own = []
         problems += error.problems

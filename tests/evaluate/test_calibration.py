@@ -168,7 +168,8 @@ def test_whom_to_answer() -> None:
 
 def test_a_whole_run_stores_its_calibration_and_every_use_applies_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
     rows = [
-        {"text": " ".join(sentence(n, 40)), "label": ("good", "bad")[(n * n // 3 + n % 7 // 6) % 2]} for n in range(900)
+        {"text": " ".join([*sentence(n, 40), str(n)]), "label": ("good", "bad")[(n * n // 3 + n % 7 // 6) % 2]}
+        for n in range(900)
     ]
     data = {"validation_fraction": 0.2, "test_fraction": 0.2}
     run = whole_run(tmp_path, tiny("bert"), "classify", rows, data=data, selection="full")
@@ -209,7 +210,9 @@ def test_a_whole_run_stores_its_calibration_and_every_use_applies_it(tiny: Calla
 
 
 def test_too_few_validation_rows_are_told(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    rows = [{"text": " ".join(sentence(n, 40)), "label": ("good", "bad")[n * n // 3 % 2]} for n in range(300)]
+    rows = [
+        {"text": " ".join([*sentence(n, 40), str(n)]), "label": ("good", "bad")[n * n // 3 % 2]} for n in range(300)
+    ]
     data = {"validation_fraction": 0.1, "test_fraction": 0.3}
     run = whole_run(tmp_path, tiny("bert"), "classify", rows, data=data, selection="head")
     assert not (run.model_folder / FILE).exists()
