@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from luthier.evaluate.alternatives import Documents, Endpoint, Prices
-from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Examination, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Examination, Judge, Latency
 from luthier.settings import Settings
 
 
@@ -42,6 +42,8 @@ class EvaluateSettings(Settings):
     """Longest generated answer in tokens."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
+    judge: Judge | None = None
+    """Another model that compares the tuned model's answers with the untouched model's."""
     calibration: Calibration | None = Calibration()
     """Whether probabilities mean what they say, and their scaling, fitted on validation rows and stored with the model;
     null to leave it out, and probabilities raw."""

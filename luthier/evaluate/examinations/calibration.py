@@ -30,6 +30,16 @@ class Calibration(Examination):
 
     title: ClassVar[str] = "Calibration"
     forms: ClassVar[tuple[Form, ...]] = ("classify",)
+    figures: ClassVar[tuple[str, ...]] = (
+        "ece",
+        "log_loss",
+        "brier",
+        "ece_raw",
+        "log_loss_raw",
+        "brier_raw",
+        "conformal_coverage",
+        "conformal_set_size",
+    )
 
     methods: tuple[Literal["temperature", "vector", "isotonic"], ...] = ("temperature",)
     """Scalings to try; the one of lowest log loss in cross-validation on validation rows is stored with the model, if
