@@ -14,7 +14,7 @@ from luthier.engine.generate import choose, generate
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import Shown, conversation, labels_in
 from luthier.evaluate.costs import Usage, usage_of
-from luthier.evaluate.predict import Advance, predict, predict_answers, preference, worth_of_answers
+from luthier.evaluate.predict import Advance, further, predict, predict_answers, preference, worth_of_answers
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
 from luthier.records import Comparison, Example, Prediction
 

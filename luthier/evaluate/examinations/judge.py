@@ -193,10 +193,8 @@ def found(pairs: Sequence[Pair], model: str, resamples: int, seed: int) -> Findi
             percent=True,
         ),
     }
-    details = {
-        "outside": outside,
-        "equal": len(pairs) - len([p for p in pairs if p.tuned.predicted != p.base.predicted]),
-    }
+    equal = sum(pair.tuned.predicted == pair.base.predicted for pair in pairs)
+    details = {"outside": outside, "equal": equal}
     blocks = [outcomes(pairs)]
     lost = [pair for pair in judged if pair.verdicts == ("base", "base")][:SHOWN]
     shown = [Passage(f"{pair.tuned.text} - tuned: {pair.tuned.predicted}", f"{pair.base.predicted}") for pair in lost]
