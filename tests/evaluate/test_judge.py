@@ -95,10 +95,11 @@ def test_replies_outside_the_form_are_counted_and_left_out() -> None:
     assert "no verdict" in nothing.sentence and not nothing.figures
 
 
+FORMS = {"A": "tuned", " b.": "base", "**A**": "tuned", "Tie": "tie", "T": "tie", "Answer B": "base"}
+
+
 @pytest.mark.parametrize(
-    ("reply", "expected"),
-    [("A", "tuned"), (" b.", "base"), ("**A**", "tuned"), ("Tie", "tie"), ("T", "tie"), ("Answer B", "base")]
-    + [("", None), ("AB", None), ("A is better than B", None)],
+    ("reply", "expected"), [*FORMS.items(), ("", None), ("AB", None), ("A is better than B", None)]
 )
 def test_forms_of_replies(reply: str, expected: str | None) -> None:
     assert verdict(reply, True) == expected
@@ -121,9 +122,8 @@ def test_a_whole_run_is_judged_and_one_whose_judge_fails_still_ends(
     assert "secret" not in "".join(file.read_text() for file in run.folder.glob("*.json*"))
     with judging(longer, status=401) as (url, _):
         again = run.evaluate([f"evaluate.judge.url={url}"])
-    assert (
-        "gave no verdict" in again["findings"]["judge"]["sentence"] and "401" in again["findings"]["judge"]["sentence"]
-    )
+    sentence = again["findings"]["judge"]["sentence"]
+    assert "gave no verdict" in sentence and "401" in sentence
 
 
 def test_what_cannot_work_is_told_before_any_model_is_loaded(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def answers(asked: Asked, shown: Sequence[Shown], note: str, advance: Advance) -
         predictions, usage, remark = _labels(asked, shown, advance)
     else:
         rows = [
-            replace(example, fields=conversation(asked, example, each))
+            replace(example, fields={**further(example), **conversation(asked, example, each)})
             for example, each in zip(asked.test, shown, strict=True)
         ]
         # A prompt may be longer than training rows were, and the likelihood of its answer is wanted all the same.
