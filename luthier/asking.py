@@ -83,6 +83,8 @@ class Alternatives:
         from luthier.evaluate.baselines import BASELINES
 
         asked = self.asked(self.saved.network, self.saved.prompt_format)
+        if asked.window is not None:
+            asked = replace(asked, window=asked.window - self.prepared.recipe.chosen_selection.extra_tokens)
         return self.run([name for name in self.names if BASELINES[name].tuned], asked)
 
     def others(self) -> list[SystemResult]:

@@ -22,6 +22,8 @@ from luthier.models.network import Network
 BATCH_TOKENS = 1024
 """Most tokens (padding counted) run at once; larger batches are no faster on two cores."""
 BATCH_ROWS = 32
+HELD_TOKENS = 16384
+"""Most tokens of a batch whose keys and values are held, the shared start counted for every row."""
 
 
 @dataclass
@@ -126,7 +128,7 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while order:
         longest = len(prompts[order[0]]) - start + room
-        size = max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))
+        size = max(1, min(BATCH_ROWS, BATCH_TOKENS // longest, HELD_TOKENS // (before + longest)))
         indices = order[:size]
         if prefix and not padding_is_free:  # none may stand between the prefix and a prompt
             indices = [index for index in indices if len(prompts[index]) == len(prompts[order[0]])]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from luthier.settings import Settings
@@ -48,7 +46,7 @@ class Endpoint(Settings):
     """Further tries after a timeout, a lost connection, or status 408, 409, 429 or 5xx."""
     wait_seconds: float = Field(1.0, gt=0)
     """Wait before the first further try; doubled each time, and longer where the endpoint asks for it."""
-    parameters: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0})
+    parameters: dict[str, bool | int | float | str | None] = Field(default_factory=lambda: {"temperature": 0})
     """Laid over each request, such as `{temperature: 0, seed: 1}`; null leaves a parameter out."""
 
 

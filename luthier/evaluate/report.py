@@ -73,7 +73,7 @@ def render_report(report: ReportData) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(minus=minus, short=short, labels=labels, duration=duration)
+    environment.filters.update(minus=minus, short=short, labels=labels, duration=duration, money=money)
     environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
     template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     return template.render(view(report))
@@ -94,6 +94,7 @@ def view(report: ReportData) -> dict[str, Any]:
         "against": {row["baseline"]: row for row in main},
         "titles": {system["name"]: system["title"] for system in verdict["systems"]},
         "has_time": any(system["seconds_per_row"] is not None for system in verdict["systems"]),
+        "has_cost": any(system["cost_per_thousand"] is not None for system in verdict["systems"]),
         "has_tokens": any(system["tokens_per_row"] is not None for system in verdict["systems"]),
         "forest": forest(verdict),
         "curves": curves(report),
@@ -251,6 +252,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def money(cost: float | None) -> str:
+    """Two digits after the point, or the first two that are not zero; the currency is the user's."""
+    if cost is None:
+        return "–"
+    return f"{cost:,.2f}" if cost >= 1 or cost == 0 else f"{cost:.2g}"
 
 
 def recipe_text(resolved: Mapping[str, Any]) -> str:

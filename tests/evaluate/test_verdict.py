@@ -57,7 +57,7 @@ def test_helps() -> None:
 def test_hurts() -> None:
     verdict = verdict_of(0.5, 0.7)
     assert verdict["outcome"] == "hurts"
-    assert verdict["sentence"].startswith("Do not use this tuning: it has 5")
+    assert verdict["sentence"].startswith("Do not use this tuning: it has 47")
 
 
 def test_no_difference_says_how_many_rows_would_settle_it() -> None:

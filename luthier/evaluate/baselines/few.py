@@ -9,17 +9,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from luthier.engine.classify import negative_log_likelihoods
 from luthier.evaluate.baselines.base import Answered, Asked
 from luthier.evaluate.baselines.classical import looked_at
-from luthier.evaluate.baselines.prompted import JOINTS, answers, prompt_tokens, room_left
+from luthier.evaluate.baselines.prompted import (
+    JOINTS,
+    answers,
+    conversations,
+    prompt_tokens,
+    reference_losses,
+    room_left,
+)
 from luthier.evaluate.baselines.shots import balanced
-from luthier.evaluate.baselines.wording import Shown, conversation, question
+from luthier.evaluate.baselines.wording import Shown, question
 from luthier.evaluate.lookup import Index, Vectors, cosine
 from luthier.evaluate.metrics import metric_named, score
 from luthier.evaluate.metrics.texts import count_loss
 from luthier.evaluate.predict import Advance
-from luthier.prompts import tokenise
 from luthier.records import Example, Prediction
 
 COUNTS = (0, 1, 2, 4, 8, 16)
@@ -106,13 +111,8 @@ def _tried(trial: Asked, examples: Sequence[Example]) -> float:
 
 def _likelihoods(trial: Asked, examples: Sequence[Example]) -> list[Prediction]:
     """How likely the references are after these examples; nothing is written."""
-    assert trial.network is not None
-    shown = Shown(tuple(examples))
-    rows = [replace(example, fields=conversation(trial, example, shown)) for example in trial.test]
-    roomy = replace(trial.prompt_format, max_length=trial.window or 2**20)
-    made = tokenise(rows, trial.network.tokenizer, roomy).rows
-    losses = dict(zip((row.id for row in made), negative_log_likelihoods(trial.network, made), strict=True))
-    return [Prediction(row.id, "", "", "", loss=losses[row.id][0], loss_tokens=losses[row.id][1]) for row in made]
+    losses = reference_losses(trial, conversations(trial, [Shown(tuple(examples))] * len(trial.test)))
+    return [Prediction(each, "", "", "", loss=loss, loss_tokens=tokens) for each, (loss, tokens) in losses.items()]
 
 
 def retrieved_shots(asked: Asked, advance: Advance) -> Answered:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from luthier.engine.continuations import likelihoods_of_ends
 from luthier.engine.generate import choose, generate
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import Shown, conversation, labels_in
 from luthier.evaluate.costs import Usage, usage_of
-from luthier.evaluate.predict import Advance, further, predict, predict_answers, preference, worth_of_answers
-from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row
-from luthier.records import Comparison, Example, Prediction
+from luthier.evaluate.predict import Advance, further, predict, preference, worth_of_answers
+from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row, stop_ids, tokenise
+from luthier.records import Comparison, Example, Prediction, Row
 
 NEW_TOKENS_FOR_LABELS = 32
 JOINTS = 8
@@ -43,24 +44,67 @@ def answers(asked: Asked, shown: Sequence[Shown], note: str, advance: Advance) -
     assert asked.network is not None
     asked.network.model.eval()
     started = time.perf_counter()
-    if asked.prompt_format.form == "classify":
-        predictions, usage, remark = _labels(asked, shown, advance)
-    else:
-        rows = [
-            replace(example, fields={**further(example), **conversation(asked, example, each)})
-            for example, each in zip(asked.test, shown, strict=True)
-        ]
-        # A prompt may be longer than training rows were, and the likelihood of its answer is wanted all the same.
-        roomy = replace(asked.prompt_format, max_length=asked.window or NO_END)
-        made = predict_answers(asked.network, rows, roomy, asked.max_new_tokens, advance)
-        usage, remark = usage_of(asked.network.tokenizer, roomy, rows, made), ""
-        predictions = [replace(p, text=q) for p, q in zip(made, _questions(asked.test), strict=True)]
+    ask = _labels if asked.prompt_format.form == "classify" else _written
+    predictions, usage, remark = ask(asked, shown, advance)
     return Answered(predictions, note + remark, usage, time.perf_counter() - started)
 
 
-def _questions(test: Sequence[Example]) -> list[str]:
-    """The turn before each answer, without passages: what all systems were asked."""
-    return [e.fields["messages"][-2]["content"] if len(e.fields["messages"]) > 1 else "" for e in test]
+def _written(asked: Asked, shown: Sequence[Shown], advance: Advance) -> tuple[list[Prediction], Usage, str]:
+    assert asked.network is not None
+    network, form = asked.network, roomy(asked)
+    rows = conversations(asked, shown)
+    prompts = [list(prompt_row(row.fields, network.tokenizer, form).tokens) for row in rows]
+    stops = stop_ids(network.tokenizer, form)
+    written = generate(network, prompts, max_new_tokens=asked.max_new_tokens, stop_ids=stops, progress=advance)
+    losses = reference_losses(asked, rows)
+    made = []
+    for example, answer in zip(asked.test, written, strict=True):
+        loss, tokens = losses.get(example.id, (None, 0))
+        *turns, reference = example.fields["messages"]
+        text = turns[-1]["content"] if turns else ""  # without passages: what all systems were asked
+        expected = reference["content"].strip()
+        made.append(
+            Prediction(
+                example.id,
+                expected,
+                answer.text.strip(),
+                text,
+                loss=loss,
+                loss_tokens=tokens,
+                fields=further(example),
+            )
+        )
+    usage = Usage(sum(map(len, prompts)), sum(len(answer.tokens) + answer.finished for answer in written))
+    return made, usage, ""
+
+
+def conversations(asked: Asked, shown: Sequence[Shown]) -> list[Example]:
+    """The test rows with what their prompts show."""
+    pairs = zip(asked.test, shown, strict=True)
+    return [replace(example, fields=conversation(asked, example, each)) for example, each in pairs]
+
+
+def roomy(asked: Asked) -> PromptFormat:
+    """The prompt format for rows that may be longer than those of training."""
+    return replace(asked.prompt_format, max_length=asked.window or NO_END)
+
+
+def reference_losses(asked: Asked, rows: Sequence[Example]) -> dict[str, tuple[float, int]]:
+    """How likely each row's own answers are (nats, tokens), by its id; those of the examples before it don't count."""
+    assert asked.network is not None
+    own = {e.id: sum(message["role"] == "assistant" for message in e.fields["messages"]) for e in asked.test}
+    made = [last_answers(row, own[row.id]) for row in tokenise(rows, asked.network.tokenizer, roomy(asked)).rows]
+    return dict(zip((row.id for row in made), likelihoods_of_ends(asked.network, made), strict=True))
+
+
+def last_answers(row: Row, answers: int) -> Row:
+    """The row with weight on the last so many answers alone; they are runs of tokens that carry weight."""
+    weight = list(row.token_streams["weight"])
+    begins = [n for n, value in enumerate(weight) if value and (n == 0 or not weight[n - 1])]
+    if len(begins) <= answers:
+        return row
+    kept = begins[-answers]
+    return replace(row, token_streams={**row.token_streams, "weight": [0.0] * kept + weight[kept:]})
 
 
 def _labels(asked: Asked, shown: Sequence[Shown], advance: Advance) -> tuple[list[Prediction], Usage, str]:
