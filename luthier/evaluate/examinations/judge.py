@@ -81,7 +81,7 @@ class Judge(Examination):
     """Further tries after a timeout, a lost connection, or status 408, 409, 425, 429 or 5xx."""
     wait_seconds: float = Field(1.0, gt=0)
     """Wait before the first further try; doubled each time."""
-    parameters: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0})
+    parameters: dict[str, bool | int | float | str | None] = Field(default_factory=lambda: {"temperature": 0})
     """Laid over each request; null leaves a parameter out."""
 
     def rows(self, evidence: Evidence) -> int:
