@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luthier.evaluate.metrics.base import Array, ratio
 from luthier.evaluate.significance import percentiles, resampled_sums
@@ -105,7 +106,7 @@ def folded(mean: Array, deviation: Array) -> Array:
     return np.where(deviation > 0, inner, np.abs(mean))
 
 
-def plain_if_calibrated(confidence: Array, place: Array, bins: int, seed: int) -> Array:
+def plain_if_calibrated(confidence: Array, place: NDArray[np.int64], bins: int, seed: int) -> Array:
     """Plain errors of labels drawn from the confidences: what chance alone makes of a calibrated model."""
     random = np.random.default_rng(seed)
     weight = np.eye(bins)[place]

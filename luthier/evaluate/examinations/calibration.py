@@ -270,5 +270,7 @@ def label_sets(evidence: Evidence, fitted: Fitted) -> tuple[str, dict[str, Figur
         f" Label sets made to hold the right label {goal:.0%} of the time do so in {share(float(hit.mean()), covered)} "
         f"of the test rows, with {sizes.mean():.2f} labels on average."
     )
+    if covered[1] < goal:
+        sentence += " That is less often than stated: validation rows, which chose the checkpoint too, were easier."
     note = f"Split conformal prediction ({fitted.sets.kind.upper()}); a set always holds the likeliest label."
     return sentence, figures, Table("Label sets.", ["labels in the set", "rows", "hold the right one"], rows, note)

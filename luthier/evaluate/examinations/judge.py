@@ -81,7 +81,7 @@ class Judge(Examination):
     """Further tries after a timeout, a lost connection, or status 408, 409, 425, 429 or 5xx."""
     wait_seconds: float = Field(1.0, gt=0)
     """Wait before the first further try; doubled each time."""
-    parameters: dict[str, bool | int | float | str | None] = Field(default_factory=lambda: {"temperature": 0})
+    parameters: dict[str, bool | int | float | str | None] = {"temperature": 0}  # noqa: RUF012 - copied by pydantic
     """Laid over each request; null leaves a parameter out."""
 
     def rows(self, evidence: Evidence) -> int:
@@ -188,7 +188,8 @@ def found(pairs: Sequence[Pair], model: str, resamples: int, seed: int) -> Findi
         "judge_agreement": Figure(
             "rows where both orders got the same verdict",
             agreed / len(judged) if judged else None,
-            *(between if judged else (None, None)),
+            between[0] if judged else None,
+            between[1] if judged else None,
             higher_is_better=True,
             percent=True,
         ),
@@ -215,7 +216,7 @@ def win_interval(scores: Array, resamples: int, seed: int) -> tuple[float, float
 
 
 def outcomes(pairs: Sequence[Pair]) -> Table:
-    names = {
+    names: dict[tuple[Verdict | None, Verdict | None], str] = {
         ("tuned", "tuned"): "tuned wins in both orders",
         ("base", "base"): "untouched wins in both orders",
         ("tie", "tie"): "tie in both orders, or the same answer",
@@ -223,7 +224,7 @@ def outcomes(pairs: Sequence[Pair]) -> Table:
         ("base", "tuned"): "whichever comes second",
     }
     counts = Counter(
-        "a reply outside the form" if None in pair.verdicts else names.get(pair.verdicts, "a tie in one order alone")  # type: ignore[call-overload]
+        "a reply outside the form" if None in pair.verdicts else names.get(pair.verdicts, "a tie in one order alone")
         for pair in pairs
     )
     ordered = [*names.values(), "a tie in one order alone", "a reply outside the form"]
