@@ -23,7 +23,7 @@ BLOCKS = 6
 def entries(options: argparse.Namespace) -> list[Entry]:
     chosen: dict[str, dict[str, Any]] = {"head": {"head": {}}}
     chosen |= {f"last {blocks}": {"last_layers": {"layers": blocks}} for blocks in range(1, BLOCKS + 1)}
-    chosen |= {"full": {"full": {}}, "lora": {"lora": {}}}
+    chosen |= {"full": {"full": {}}, "lora": {"lora": {"rank": 8, "alpha": 16}}}
     train = {"epochs": options.epochs}
     if options.learning_rate:
         train["learning_rate"] = options.learning_rate

@@ -25,6 +25,13 @@ class Documents(Settings):
     them by words (BM25)."""
 
 
+Parameter = bool | int | float | str | None
+
+
+def temperature_zero() -> dict[str, Parameter]:
+    return {"temperature": 0}
+
+
 class Endpoint(Settings):
     """Any OpenAI-compatible chat endpoint, asked in the words of the zero-shot baseline. Test rows are sent to it."""
 
@@ -46,7 +53,7 @@ class Endpoint(Settings):
     """Further tries after a timeout, a lost connection, or status 408, 409, 429 or 5xx."""
     wait_seconds: float = Field(1.0, gt=0)
     """Wait before the first further try; doubled each time, and longer where the endpoint asks for it."""
-    parameters: dict[str, bool | int | float | str | None] = Field(default_factory=lambda: {"temperature": 0})
+    parameters: dict[str, Parameter] = Field(default_factory=temperature_zero)
     """Laid over each request, such as `{temperature: 0, seed: 1}`; null leaves a parameter out."""
 
 

@@ -116,6 +116,8 @@ def test_the_number_of_examples_is_the_one_that_does_best_on_validation(net: Net
     found = BASELINES["few_shot"].run(here, nothing)
     said = re.search(r"with (\d+) training examples in its prompt \(best of ([\d, ]+) on (\d+) validation", found.note)
     assert said is not None and said[3] == "20"
+    few = BASELINES["few_shot"].run(replace(here, validation=some[59:39:-1], test=some[77:], answered={}), nothing)
+    assert "on 3 validation rows" in few.note
     counts = [int(count) for count in said[2].split(", ")]
     assert counts == [count for count in COUNTS if count <= counts[-1]]
 

@@ -5,6 +5,7 @@ In: the base model, training and validation splits. Out: answers to the test row
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from luthier.records import Example, Prediction
 
 COUNTS = (0, 1, 2, 4, 8, 16)
 """Numbers of examples that are tried on validation."""
-TRIED_ROWS = {"classify": 100, "generate": 24}
+TRIED_ROWS = {"classify": 64, "generate": 24}
 """Validation rows that each is tried on: answers that are written out take longer than labels."""
 MOST_TOKENS = 2048
 """Of all examples together, where their number is not given."""
@@ -87,7 +88,9 @@ def _long_prompt(asked: Asked) -> int:
 
 def best_on_validation(asked: Asked, examples: Sequence[Example]) -> tuple[list[Example], str]:
     """As many of the examples as score best on validation rows by the main metric, and how that was found."""
-    rows = asked.validation[: min(TRIED_ROWS[asked.prompt_format.form], len(asked.test))]
+    count = min(TRIED_ROWS[asked.prompt_format.form], len(asked.test))
+    # Those of the lowest hashes: a split that was given may be in the order of its labels.
+    rows = heapq.nsmallest(count, asked.validation, key=lambda example: example.id)
     counts = [count for count in COUNTS if count <= len(examples)]
     if not rows or len(counts) < 2:
         return list(examples), ""

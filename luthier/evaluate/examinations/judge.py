@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from luthier.errors import Problem, UserError
-from luthier.evaluate.alternatives import Endpoint
+from luthier.evaluate.alternatives import Endpoint, Parameter, temperature_zero
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.finding import Figure, Finding, Passage, Passages, Table
 from luthier.records import Prediction
@@ -81,7 +81,7 @@ class Judge(Examination):
     """Further tries after a timeout, a lost connection, or status 408, 409, 425, 429 or 5xx."""
     wait_seconds: float = Field(1.0, gt=0)
     """Wait before the first further try; doubled each time."""
-    parameters: dict[str, bool | int | float | str | None] = {"temperature": 0}  # noqa: RUF012 - copied by pydantic
+    parameters: dict[str, Parameter] = Field(default_factory=temperature_zero)
     """Laid over each request; null leaves a parameter out."""
 
     def rows(self, evidence: Evidence) -> int:
