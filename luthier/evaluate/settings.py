@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from luthier.evaluate.alternatives import Documents, Endpoint, Prices
-from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Examination, Judge, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Confidence, Examination, Judge, Latency
 from luthier.settings import Settings
 
 
@@ -47,6 +47,8 @@ class EvaluateSettings(Settings):
     calibration: Calibration | None = Calibration()
     """Whether probabilities mean what they say, and their scaling, fitted on validation rows and stored with the model;
     null to leave it out, and probabilities raw."""
+    confidence: Confidence | None = Confidence()
+    """Whether the model knows which of its written answers are good; null to leave it out."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
 

@@ -215,7 +215,7 @@ def handing_over(predictions: Sequence[Prediction]) -> list[Block]:
         ),
         Curves(
             "Rightness of what is answered",
-            "share of rows answered",
+            "answered",
             "right",
             [Series("surest first", risk_curve(confidence[:, 0], right[:, 0]))],
             percent_across=True,
