@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from luthier.evaluate.examinations import Evidence
-from luthier.evaluate.examinations import confidence as module
-from luthier.evaluate.examinations.confidence import Confidence, confidences
+from luthier.evaluate.examinations.confidence import Confidence, confidences, found
 from luthier.evaluate.metrics import METRICS
 from luthier.evaluate.predict import predict
 from luthier.prompts import choose_format
@@ -58,17 +57,20 @@ def test_confidence_is_the_likelihood_of_the_answer(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize(("knows", "claim"), [(True, "tells better"), (False, "says nothing sure")])
-def test_what_confidence_is_worth(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, knows: bool, claim: str) -> None:
+def test_what_confidence_is_worth(knows: bool, claim: str) -> None:
     """Every other answer is right; confidence follows that, or nothing."""
-    random = np.random.default_rng(0)
-    given = [replace(p, predicted=p.expected if n % 2 else "x") for n, p in enumerate(evidence.predictions)]
-    values = [(n % 2) * 0.5 * knows + 0.4 * random.random() for n in range(60)]
-    monkeypatch.setattr(module, "confidences", lambda *_: values)
-    finding = Confidence().examine(replace(evidence, predictions=given), lambda done: None)
+    right = np.arange(60) % 2.0
+    sure = right * 0.5 * knows + 0.4 * np.random.default_rng(0).random(60)
+    finding = found(sure, right, "exact match", 300, 0)
     gain = finding.figures["confidence_gain"]
     assert claim in finding.sentence
     if knows:
-        assert gain.value == pytest.approx(0.5) and gain.low > 0.3
+        assert gain.value == pytest.approx(0.5) and gain.low is not None and gain.low > 0.3
+
+
+def test_a_whole_model_is_asked(evidence: Evidence) -> None:
+    finding = Confidence().examine(evidence, lambda done: None)
+    assert finding.figures.keys() == {"confidence_gain"} or "too few" in finding.sentence
 
 
 def test_few_rows_are_told(evidence: Evidence) -> None:

@@ -48,73 +48,69 @@ class Confidence(Examination):
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
         import numpy as np
 
-        from luthier.evaluate.metrics import metric_named
-        from luthier.evaluate.metrics.base import mean
-        from luthier.evaluate.significance import percentiles, resampled_sums
-
         count = self.rows(evidence)
         if count < FEWEST:
             return Finding(f"{count} test rows are too few to say what confidence is worth: {FEWEST} are needed.")
-        found = confidences(evidence, evidence.test[:count], evidence.predictions[:count], advance)
-        known = np.array([value is not None for value in found])
-        if known.sum() < FEWEST:
-            return Finding(f"Only {known.sum()} of {count} answers are more than empty: too few to judge confidence.")
-        sure = np.array([value for value in found if value is not None])
-        title, quality = qualities(
-            evidence, [p for p, there in zip(evidence.predictions, known, strict=False) if there]
-        )
-        order = np.argsort(-sure, kind="stable")
-        half = np.zeros(len(sure))
-        half[order[: len(order) // 2]] = 1
-        columns = np.stack([np.ones(len(sure)), quality, half, half * quality], axis=1)
-        total, sums = (
-            columns.sum(axis=0, keepdims=True),
-            resampled_sums([columns], evidence.resamples, evidence.seed)[0],
-        )
-
-        def gain(sums_BK: Array) -> Array:
-            return sums_BK[:, 3] / np.maximum(sums_BK[:, 2], 1) - sums_BK[:, 1] / sums_BK[:, 0]
-
-        value, (low, high) = float(gain(total)[0]), percentiles(gain(sums))
-        everyone = float(mean(columns.sum(axis=0, keepdims=True)[:, :2])[0])
-        claim = "Confidence tells better answers from worse" if low > 0 else "Confidence says nothing sure of answers"
-        sentence = (
-            f"{claim}: the surer half has {title} {100 * (everyone + value):.1f}%, all {len(sure)} rows "
-            f"{100 * everyone:.1f}%, a gain of {100 * value:.1f} points ({100 * low:.1f} to {100 * high:.1f})."
-        )
-        running = np.cumsum(quality[order]) / np.arange(1, len(order) + 1)
-        places = np.unique(np.linspace(max(1, len(order) // 20), len(order), 100).astype(int)).tolist()
-        rows = [answered(share, sure[order], quality[order], evidence) for share in SHARES]
-        metric = metric_named(evidence.main_metric)
-        return Finding(
-            sentence,
-            {
-                "confidence_gain": Figure(
-                    f"gain of {title} when the surer half alone is answered", value, low, high, True, percent=True
-                )
-            },
-            [
-                Table("Answer, or hand over to a person?", ["surest", "confidence of at least", title], rows),
-                Curves(
-                    "Quality of what is answered",
-                    "answered",
-                    title,
-                    [Series("surest first", [(n / len(order), float(running[n - 1])) for n in places])],
-                    percent_across=True,
-                    percent_up=True,
-                ),
-            ],
-            {"judged_by": title, "main_metric": metric.title, "empty_answers": int(count - known.sum())},
-        )
+        predictions = evidence.predictions[:count]
+        values = confidences(evidence, evidence.test[:count], predictions, advance)
+        known = [(p, value) for p, value in zip(predictions, values, strict=True) if value is not None]
+        if len(known) < FEWEST:
+            return Finding(f"Only {len(known)} of {count} answers are more than empty: too few to judge confidence.")
+        title, quality = qualities(evidence, [p for p, _ in known])
+        finding = found(np.array([value for _, value in known]), quality, title, evidence.resamples, evidence.seed)
+        return replace(finding, details={"judged_by": title, "empty_answers": count - len(known)})
 
 
-def answered(share: float, sure: Array, quality: Array, evidence: Evidence) -> list[str]:
+def found(sure: Array, quality: Array, title: str, resamples: int, seed: int) -> Finding:
+    """What confidences are worth to answers of this quality, [N] each."""
+    import numpy as np
+
+    from luthier.evaluate.significance import percentiles, resampled_sums
+
+    order = np.argsort(-sure, kind="stable")
+    half = np.zeros(len(sure))
+    half[order[: len(order) // 2]] = 1
+    columns = np.stack([np.ones(len(sure)), quality, half, half * quality], axis=1)
+
+    def gain(sums_BK: Array) -> Array:
+        return sums_BK[:, 3] / np.maximum(sums_BK[:, 2], 1) - sums_BK[:, 1] / sums_BK[:, 0]
+
+    value = float(gain(columns.sum(axis=0, keepdims=True))[0])
+    low, high = percentiles(gain(resampled_sums([columns], resamples, seed)[0]))
+    everyone = float(quality.mean())
+    claim = "Confidence tells better answers from worse" if low > 0 else "Confidence says nothing sure of answers"
+    sentence = (
+        f"{claim}: the surer half has {title} {100 * (everyone + value):.1f}%, all {len(sure)} rows "
+        f"{100 * everyone:.1f}%, a gain of {100 * value:.1f} points ({100 * low:.1f} to {100 * high:.1f})."
+    )
+    about = f"gain of {title} when the surer half alone is answered"
+    running = np.cumsum(quality[order]) / np.arange(1, len(order) + 1)
+    places = np.unique(np.linspace(max(1, len(order) // 20), len(order), 100).astype(int)).tolist()
+    rows = [answered(share, sure[order], quality[order], resamples, seed) for share in SHARES]
+    return Finding(
+        sentence,
+        {"confidence_gain": Figure(about, value, low, high, higher_is_better=True, percent=True)},
+        [
+            Table("Answer, or hand over to a person?", ["surest", "confidence of at least", title], rows),
+            Curves(
+                "Quality of what is answered",
+                "answered",
+                title,
+                [Series("surest first", [(n / len(order), float(running[n - 1])) for n in places])],
+                percent_across=True,
+                percent_up=True,
+            ),
+        ],
+    )
+
+
+def answered(share: float, sure: Array, quality: Array, resamples: int, seed: int) -> list[str]:
     """One row of the table: who is answered, and how well. Both arrays with the surest first."""
     from luthier.evaluate.metrics.base import mean, one_and
     from luthier.evaluate.significance import percentiles, resampled_sums
 
     count = max(1, round(share * len(sure)))
-    sums = resampled_sums([one_and(quality[:count])], evidence.resamples, evidence.seed)[0]
+    sums = resampled_sums([one_and(quality[:count])], resamples, seed)[0]
     low, high = percentiles(mean(sums))
     shown = f"{100 * quality[:count].mean():.1f}% ({100 * low:.1f} to {100 * high:.1f})"
     return [f"{share:.0%} ({count:,} rows)", f"{sure[count - 1]:.3f}", shown]
