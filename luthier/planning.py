@@ -198,30 +198,29 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
     from luthier.evaluate.baselines import BASELINES
     from luthier.evaluate.metrics import METRICS as KNOWN
     from luthier.evaluate.metrics import bring
+    from luthier.evaluate.metrics.custom import EMBEDDING_SIMILARITY, is_own
 
     form = TASKS[recipe.task].form
     fitting = [n for n, m in KNOWN.items() if form in m.tasks or (form == "classify" and "multi-label" in m.tasks)]
-    problems = []
-    where = source.place(("evaluate", "metrics"))
+    chosen, where = recipe.train.select_by, source.place(("evaluate", "metrics"))
+    names = list(dict.fromkeys([*(recipe.evaluate.metrics or ()), *([chosen] if chosen in fitting else [])]))
+    problems, own = [], []
     try:
-        brought = bring(recipe.evaluate.metrics or (), recipe.evaluate.embedder, base)
-        own = [name for name in brought if name not in KNOWN]
+        own = bring(names, recipe.evaluate.embedder, base)
     except UserError as error:
-        own = []
         problems += error.problems
-    for name in recipe.evaluate.metrics or ():
-        if ":" in name:
+    for name in names:
+        if is_own(name):
             continue
         if name not in fitting:
             problems.append(Problem(f"metric '{name}' is not known for this task", where, nearest(name, fitting)))
         elif KNOWN[name].library and find_spec(KNOWN[name].library) is None:
             what = f"metric '{name}' needs `{KNOWN[name].library}`"
             problems.append(Problem(what, where, "pip install 'luthier[texts]'"))
-        elif name == "embedding_similarity" and recipe.evaluate.embedder is None:
+        elif name == EMBEDDING_SIMILARITY and recipe.evaluate.embedder is None:
             mend = "name one: evaluate.embedder: sentence-transformers/all-MiniLM-L6-v2"
             problems.append(Problem(f"metric '{name}' needs an embedding model", where, mend))
-    fitting += own
-    chosen = recipe.train.select_by
+    fitting = list(dict.fromkeys([*fitting, *own]))
     if chosen is not None and chosen not in (*fitting, "loss"):
         where = source.place(("train", "select_by"))
         problems.append(Problem(f"'{chosen}' is not known for this task", where, nearest(chosen, [*fitting, "loss"])))

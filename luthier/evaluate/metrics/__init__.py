@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
 }
 METRICS[custom.EMBEDDING_SIMILARITY] = custom.embedding_similarity(None, Path())
 BROUGHT: dict[str, Metric] = {}
-"""Those that the recipe at hand brought: the user's functions by their names, metrics with a model of its own."""
+"""Those that recipes brought, the latest of each name: the user's functions, metrics with a model of its own."""
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     CLASSIFY: ("accuracy", "balanced_accuracy", "precision", "recall", "f1"),
     MULTI_LABEL: ("micro_f1", "accuracy", "f1", "precision", "recall"),
@@ -64,18 +64,17 @@ def bring(names: Sequence[str], embedder: str | None, base: Path) -> list[str]:
     Raises:
         UserError: a function that is not there, or one that is called like another metric.
     """
-    BROUGHT.clear()
-    for name in names:
-        short = custom.short_name(name)
+    called = [custom.short_name(name) for name in names]
+    for name, short in zip(names, called, strict=True):
         if custom.is_own(name):
-            if short in METRICS or short in BROUGHT:
+            if short in METRICS or called.count(short) > 1:
                 raise UserError(
                     f"'{name}' is called like another metric", where=custom.WHERE, mend="rename the function"
                 )
             BROUGHT[short] = custom.own_metric(name, base)
         elif name == custom.EMBEDDING_SIMILARITY:
             BROUGHT[name] = custom.embedding_similarity(embedder, base)
-    return [custom.short_name(name) for name in names]
+    return called
 
 
 def metric_named(name: str) -> Metric:
