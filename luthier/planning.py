@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.judged_against import check_alternatives, check_sections, read_documents
+from luthier.judged_by import check_columns, check_metrics
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
@@ -196,34 +196,9 @@ def must_be_fetched(path: str, local: Path) -> bool:
 def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
     """Metrics, baselines and examinations that are not known or do not fit."""
     from luthier.evaluate.baselines import BASELINES
-    from luthier.evaluate.metrics import METRICS as KNOWN
-    from luthier.evaluate.metrics import bring
-    from luthier.evaluate.metrics.custom import EMBEDDING_SIMILARITY, is_own
 
     form = TASKS[recipe.task].form
-    fitting = [n for n, m in KNOWN.items() if form in m.tasks or (form == "classify" and "multi-label" in m.tasks)]
-    chosen, where = recipe.train.select_by, source.place(("evaluate", "metrics"))
-    names = list(dict.fromkeys([*(recipe.evaluate.metrics or ()), *([chosen] if chosen in fitting else [])]))
-    problems, own = [], []
-    try:
-        own = bring(names, recipe.evaluate.embedder, base)
-    except UserError as error:
-        problems += error.problems
-    for name in names:
-        if is_own(name):
-            continue
-        if name not in fitting:
-            problems.append(Problem(f"metric '{name}' is not known for this task", where, nearest(name, fitting)))
-        elif KNOWN[name].library and find_spec(KNOWN[name].library) is None:
-            what = f"metric '{name}' needs `{KNOWN[name].library}`"
-            problems.append(Problem(what, where, "pip install 'luthier[texts]'"))
-        elif name == EMBEDDING_SIMILARITY and recipe.evaluate.embedder is None:
-            mend = "name one: evaluate.embedder: sentence-transformers/all-MiniLM-L6-v2"
-            problems.append(Problem(f"metric '{name}' needs an embedding model", where, mend))
-    fitting = list(dict.fromkeys([*fitting, *own]))
-    if chosen is not None and chosen not in (*fitting, "loss"):
-        where = source.place(("train", "select_by"))
-        problems.append(Problem(f"'{chosen}' is not known for this task", where, nearest(chosen, [*fitting, "loss"])))
+    problems = check_metrics(recipe, source, base)
     fits = [name for name, baseline in BASELINES.items() if form in baseline.forms]
     problems += check_sections(recipe, source)
     where = source.place(("evaluate", "baselines"))
@@ -236,20 +211,6 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
         where = source.place(("evaluate", name))
         problems += [replace(each, where=each.where or where) for each in examination.misfits(form, base)]
     return problems
-
-
-def check_columns(recipe: Recipe, source: Source, data: Dataset) -> list[Problem]:
-    """Metrics that need a column which the data has not."""
-    from luthier.evaluate.metrics import METRICS as KNOWN
-
-    found = []
-    for name in recipe.evaluate.metrics or ():
-        column = KNOWN[name].column if name in KNOWN else ""
-        if column and column not in data.facts["columns"]:
-            what = f"metric '{name}' needs a column `{column}`, and the data has none"
-            mend = f"say which it is: data.columns: {{..., {column}: COLUMN}}"
-            found.append(Problem(what, source.place(("evaluate", "metrics")), mend))
-    return found
 
 
 def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:

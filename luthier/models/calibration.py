@@ -51,7 +51,10 @@ class Scaling:
         raw = sigmoid(scores) if self.multi_label else softmax(scores)
         if self.method != "isotonic":
             return raw
-        columns = [np.interp(raw[:, label], *map(np.array, knots)) for label, knots in enumerate(self.knots)]
+        columns = [
+            np.interp(raw[:, label], np.array(before), np.array(after))
+            for label, (before, after) in enumerate(self.knots)
+        ]
         changed = np.stack(columns, axis=1)
         if self.multi_label:
             return changed
