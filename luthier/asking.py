@@ -95,6 +95,7 @@ class Alternatives:
         prompted = [name for name in names if BASELINES[name].prompted]
         with base_network(self.saved, self.prepared, prompted, self.progress) as network:
             results = self.run(prompted, self.asked(network, self.prepared.prompt_format))
+        del network  # an earlier run's model may take its place
         results += self.run([n for n in names if n not in prompted], self.asked(None, self.prepared.prompt_format))
         return sorted(results, key=lambda result: names.index(result.name))
 

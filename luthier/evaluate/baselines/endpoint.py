@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from luthier.errors import UserError
 from luthier.evaluate.alternatives import Endpoint
@@ -84,6 +85,8 @@ def ask_all(
     stopped = threading.Event()
     done = iter(range(1, len(prompts) + 1))
     with requests.Session() as session, ThreadPoolExecutor(settings.parallel) as pool:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=settings.parallel))
         if settings.key_variable is not None:
             session.headers["Authorization"] = f"Bearer {key_of(settings)}"
 
@@ -99,7 +102,11 @@ def ask_all(
         futures = [pool.submit(one, messages) for messages in prompts]
         for future in futures:
             future.add_done_callback(lambda _: advance(next(done, len(prompts))))
-        wait(futures, return_when=FIRST_EXCEPTION)
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:  # interrupted: nothing more is sent
+            stopped.set()
+            raise
         failed = next((future for future in futures if future.done() and future.exception()), None)
         if failed is not None:
             failed.result()
