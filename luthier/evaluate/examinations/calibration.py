@@ -271,6 +271,9 @@ def label_sets(evidence: Evidence, fitted: Fitted) -> tuple[str, dict[str, Figur
         f"of the test rows, with {sizes.mean():.2f} labels on average."
     )
     if covered[1] < goal:
-        sentence += " That is less often than stated: validation rows, which chose the checkpoint too, were easier."
+        sentence += (
+            " That is less often than stated: these test rows are harder than the validation rows that the sets were "
+            "fitted on, by chance or because those chose the checkpoint too."
+        )
     note = f"Split conformal prediction ({fitted.sets.kind.upper()}); a set always holds the likeliest label."
     return sentence, figures, Table("Label sets.", ["labels in the set", "rows", "hold the right one"], rows, note)
