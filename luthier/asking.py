@@ -123,6 +123,7 @@ class Alternatives:
 
     def run(self, names: Sequence[str], asked: Asked) -> list[SystemResult]:
         from luthier.evaluate.baselines import BASELINES
+        from luthier.evaluate.predict import further
 
         results = []
         for name in names:
@@ -138,6 +139,8 @@ class Alternatives:
                 self.leave_out(name, "; ".join(problem.what for problem in error.problems), failed=True)
                 continue
             seconds = time.perf_counter() - started if answered.seconds is None else answered.seconds
+            rows = zip(answered.predictions, self.test, strict=True)  # metrics look at what else the rows hold
+            answered = replace(answered, predictions=[replace(p, fields=further(example)) for p, example in rows])
             results.append(self.result(name, baseline.title, answered, seconds))
         return results
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, class_scores, word_tags
+from luthier.engine.classify import calibrated, class_scores, raw_probabilities, word_tags
 from luthier.engine.generate import Sampling, generate
 from luthier.errors import UserError
 from luthier.evaluate.entities import entities
@@ -30,6 +30,11 @@ class Reply:
     """What the model wrote; of one that labels, the label, or several joined by commas."""
     prompt_tokens: Sequence[int]
     probabilities: dict[str, float] | None = None
+    """Of each label, calibrated where the model is."""
+    raw_probabilities: dict[str, float] | None = None
+    """The same before calibration."""
+    label_set: Sequence[str] | None = None
+    """The labels that hold the right one at the rate that the model's calibration states, where it does."""
     streamed: bool = False
 
     @property
@@ -43,6 +48,10 @@ class Reply:
         answer: dict[str, Any] = {"answer": self.text}
         if self.probabilities is not None:
             answer["probabilities"] = self.probabilities
+        if self.raw_probabilities is not None:
+            answer["raw_probabilities"] = self.raw_probabilities
+        if self.label_set is not None:
+            answer["label_set"] = list(self.label_set)
         if with_prompt:
             answer["prompt_tokens"] = list(self.prompt_tokens)
         return answer
@@ -95,10 +104,17 @@ def label(conversation: Conversation, message: str, on_text: OnText | None) -> R
     """The label or labels of a text."""
     network, prompt_format = conversation.saved.network, conversation.saved.prompt_format
     row = prompt_row({"text": message}, network.tokenizer, prompt_format)
-    (values,) = class_probabilities(network, [row], prompt_format.multi_label)
-    probabilities = dict(zip(prompt_format.labels, values, strict=True))
-    answer = label_answer(probabilities, prompt_format.multi_label)
-    return Reply((", ".join(answer) or "(none)") if prompt_format.multi_label else answer, row.tokens, probabilities)
+    scores_EC = class_scores(network, [row])
+    labels, several, calibration = prompt_format.labels, prompt_format.multi_label, network.calibration
+    probabilities = dict(zip(labels, calibrated(network, scores_EC, several)[0], strict=True))
+    answer = label_answer(probabilities, several)
+    text = (", ".join(answer) or "(none)") if several else answer
+    if calibration is None:
+        return Reply(text, row.tokens, probabilities)
+    raw = dict(zip(labels, raw_probabilities(scores_EC, several)[0], strict=True))
+    return Reply(
+        text, row.tokens, probabilities, raw, calibration.label_set(probabilities) if calibration.sets else None
+    )
 
 
 def reply(conversation: Conversation, message: str, on_text: OnText | None) -> Reply:

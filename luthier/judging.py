@@ -53,6 +53,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     if (comparison := recipe.chosen_objective.comparison) is not None:
         saved.network.comparison = comparison
         saved.network.refer_to(lambda: saved.selection.off(saved.network))
+    calibrate(saved, prepared, run if out is None else None, progress)
     alternatives = Alternatives(saved, prepared, progress)
     tuned = alternatives.tuned()
     joined = alternatives.with_tuned_model()
@@ -125,7 +126,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
 
 def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, progress: Progress) -> dict[str, Finding]:
     """What the examinations of `evaluate:` that fit the task find, by name."""
-    from luthier.evaluate.metrics import METRICS
+    from luthier.evaluate.metrics import metric_named
     from luthier.evaluate.predict import predict
 
     settings = prepared.recipe.evaluate
@@ -136,7 +137,7 @@ def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, pro
     evidence = Evidence(
         task=prepared.metric_task,
         main_metric=prepared.metrics[0],
-        metric=METRICS[prepared.metrics[0]],
+        metric=metric_named(prepared.metrics[0]),
         labels=prepared.data.labels,
         splits=prepared.data.splits,
         test=test_examples(prepared),
@@ -187,6 +188,33 @@ def judge_mixed(saved: Saved, mixed: Mixed, prepared: Prepared, progress: Progre
     )
     progress.say(f"{mixed.name}: {verdict['sentence']}")
     return verdict
+
+
+def calibrate(saved: Saved, prepared: Prepared, run: Run | None, progress: Progress) -> None:
+    """Fit the scaling of label probabilities on validation rows and store it with the model.
+
+    Judged on other data (`run` is None) the model stays as it is; with `evaluate.calibration: null` it is raw.
+    """
+    from luthier.models.calibration import FILE
+
+    settings = prepared.recipe.evaluate.calibration
+    if saved.prompt_format.form != "classify" or run is None:
+        return
+    saved.network.calibration = None
+    (run.model_folder / FILE).unlink(missing_ok=True)
+    if settings is None:
+        return
+    from luthier.evaluate.scaling import FEWEST_ROWS, calibration_of
+
+    rows = prepared.data.splits["validation"].first_by_id(settings.fit_rows)
+    if len(rows) < FEWEST_ROWS:
+        progress.say(f"not calibrated: {len(rows)} validation rows, and at least {FEWEST_ROWS} are needed")
+        return
+    with progress.stage("calibrating on validation rows", len(rows)) as tell:
+        saved.network.calibration = calibration_of(
+            saved.network, rows, saved.prompt_format, settings, prepared.recipe.seed, lambda done: tell(done, "")
+        )
+    saved.network.calibration.save(run.model_folder)
 
 
 def tuned_result(saved: Saved, prepared: Prepared, progress: Progress) -> SystemResult:

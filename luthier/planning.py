@@ -15,6 +15,7 @@ from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.judged_against import check_alternatives, check_sections, read_documents
+from luthier.judged_by import check_columns, check_metrics
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
@@ -71,7 +72,11 @@ class Prepared:
 
     @property
     def metrics(self) -> list[str]:
-        return self.recipe.evaluate.metrics or list(default_metrics(self.recipe.task, self.data.multi_label))
+        """By name, a function of the user's by its own; the first is the main one."""
+        from luthier.evaluate.metrics.custom import short_name
+
+        names = self.recipe.evaluate.metrics or default_metrics(self.recipe.task, self.data.multi_label)
+        return [short_name(name) for name in names]
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""
@@ -116,7 +121,7 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
-    problems += [*check_evaluation(parsed, source), *check_privacy(parsed, source)]
+    problems += [*check_evaluation(parsed, source, base), *check_privacy(parsed, source)]
 
     found, facts = None, None
     path = parsed.model.path
@@ -141,6 +146,7 @@ def prepare(
             chosen = rows if rows is not None else parsed.data
             data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
             check_splits(data, problems)
+            problems += check_columns(parsed, source, data)
     except UserError as error:
         problems += error.problems
     named = parsed.chosen_objective.more_data()
@@ -188,24 +194,12 @@ def must_be_fetched(path: str, local: Path) -> bool:
     return path.startswith("pypi:") or not (local.exists() or path.startswith((".", "/", "~")))
 
 
-def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
-    """Metrics and baselines that are not known or do not fit."""
+def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
+    """Metrics, baselines and examinations that are not known or do not fit."""
     from luthier.evaluate.baselines import BASELINES
-    from luthier.evaluate.metrics import METRICS as KNOWN
 
     form = TASKS[recipe.task].form
-    fitting = [n for n, m in KNOWN.items() if form in m.tasks or (form == "classify" and "multi-label" in m.tasks)]
-    problems = []
-    where = source.place(("evaluate", "metrics"))
-    problems += [
-        Problem(f"metric '{name}' is not known for this task", where, nearest(name, fitting))
-        for name in recipe.evaluate.metrics or ()
-        if name not in fitting
-    ]
-    chosen = recipe.train.select_by
-    if chosen is not None and chosen not in (*fitting, "loss"):
-        where = source.place(("train", "select_by"))
-        problems.append(Problem(f"'{chosen}' is not known for this task", where, nearest(chosen, [*fitting, "loss"])))
+    problems = check_metrics(recipe, source, base)
     fits = [name for name, baseline in BASELINES.items() if form in baseline.forms]
     problems += check_sections(recipe, source)
     where = source.place(("evaluate", "baselines"))
@@ -214,6 +208,9 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
         for name in recipe.evaluate.baselines or ()
         if name not in fits
     ]
+    for name, examination in recipe.evaluate.examinations().items():
+        where = source.place(("evaluate", name))
+        problems += [replace(each, where=each.where or where) for each in examination.misfits(form, base)]
     return problems
 
 

@@ -124,5 +124,9 @@ class Prediction:
     """How many tokens `loss` is summed over."""
     loss_bytes: int = 0
     """How many bytes of text (UTF-8) these tokens stand for, where the text is what is predicted."""
+    raw_probabilities: Mapping[str, float] | None = None
+    """The same before calibration, where `probabilities` are calibrated."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else the row holds: `references` (further right answers), `concepts` (words to use)."""
     margin: float | None = None
     """By how much the system values the expected answer above the other one, where it compares answers."""

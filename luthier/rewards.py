@@ -6,7 +6,6 @@ a number; one that fails, or gives none, is told with its row.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError, nearest
+from luthier.functions import find_function
 
 RewardFunction = Callable[[str, str, Mapping[str, Any]], float]
 """(prompt, answer, fields) -> reward. `prompt` is the text of the last turn before the answer, `fields` are the row's
@@ -60,28 +60,13 @@ def find_reward(name: str, base: Path, where: str = "") -> RewardFunction:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    file, colon, function = name.rpartition(":")
-    if not colon:
+    if ":" not in name:
         raise UserError(
             f"no reward function is called '{name}'",
             where=where,
             mend=f"{nearest(name, BUILT_IN)}; one of your own is written as file.py:function",
         )
-    path = base / Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"no such file: {path}", where=where, mend=f"relative paths start from {base.resolve()}")
-    try:
-        spec = importlib.util.spec_from_file_location(f"luthier_rewards_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"can't be imported ({type(error).__name__}: {error})", where=str(path)) from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        names = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise UserError(f"has no function {function!r}", where=str(path), mend=nearest(function, names))
-    return found
+    return find_function(name, base, where)
 
 
 def reward_of(name: str, function: RewardFunction, prompt: str, answer: str, fields: Mapping[str, Any]) -> float:

@@ -22,8 +22,19 @@ INFERENCE_TOKENS = 2048
 def class_probabilities(
     network: Network, rows: Sequence[Row], multi_label: bool, progress: Callable[[int], Any] = lambda done: None
 ) -> list[list[float]]:
-    """Probability of each label for each row, in the order of the rows."""
-    scores_EC = class_scores(network, rows, progress)
+    """Probability of each label for each row, in the order of the rows; calibrated where the model is."""
+    return calibrated(network, class_scores(network, rows, progress), multi_label)
+
+
+def calibrated(network: Network, scores_EC: torch.Tensor, multi_label: bool) -> list[list[float]]:
+    """What label scores mean, by the model's calibration."""
+    if network.calibration is None:
+        return raw_probabilities(scores_EC, multi_label)
+    return network.calibration.scaling.apply(scores_EC.numpy()).tolist()
+
+
+def raw_probabilities(scores_EC: torch.Tensor, multi_label: bool) -> list[list[float]]:
+    """What label scores mean as they come."""
     return (torch.sigmoid(scores_EC) if multi_label else torch.softmax(scores_EC, dim=-1)).tolist()
 
 

@@ -21,7 +21,7 @@ from luthier.evaluate.metrics import (
     is_right,
     names,
 )
-from luthier.evaluate.texts import token_f1, words
+from luthier.evaluate.metrics.texts import token_f1, words
 from luthier.records import Prediction
 
 MOST = 10

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.engine.classify import class_probabilities, class_scores, negative_log_likelihoods, word_tags
+from luthier.engine.classify import calibrated, class_scores, negative_log_likelihoods, raw_probabilities, word_tags
 from luthier.engine.generate import generate
 from luthier.engine.likelihood import answers_of_rows, scores_of_rows
 from luthier.models.network import Network
@@ -33,6 +33,15 @@ def predict(
     return PREDICTORS[prompt_format.form](network, examples, prompt_format, max_new_tokens, advance)
 
 
+OWN = {"text", "label", "messages", "chosen", "rejected", "completion", "desirable", "tokens", "tags", "score"}
+"""Fields that are asked or answered, which a `Prediction` has places for."""
+
+
+def further(example: Example) -> dict[str, Any]:
+    """What else a row holds."""
+    return {name: value for name, value in example.fields.items() if name not in OWN}
+
+
 def predict_labels(
     network: Network,
     examples: Sequence[Example],
@@ -42,9 +51,11 @@ def predict_labels(
 ) -> list[Prediction]:
     """The likeliest label of each text, or all that are likelier than not."""
     rows = tokenise(examples, network.tokenizer, prompt_format).rows
-    probabilities = class_probabilities(network, rows, prompt_format.multi_label, advance)
+    scores_EC = class_scores(network, rows, advance)
+    probabilities = calibrated(network, scores_EC, prompt_format.multi_label)
+    raw = raw_probabilities(scores_EC, prompt_format.multi_label) if network.calibration else [None] * len(rows)
     predictions = []
-    for example, values in zip(examples, probabilities, strict=True):
+    for example, values, before in zip(examples, probabilities, raw, strict=True):
         by_label = dict(zip(prompt_format.labels, values, strict=True))
         predicted = label_answer(by_label, prompt_format.multi_label)
         expected = example.fields["label"]
@@ -55,6 +66,8 @@ def predict_labels(
                 predicted=predicted,
                 text=example.fields["text"],
                 probabilities=by_label,
+                raw_probabilities=dict(zip(prompt_format.labels, before, strict=True)) if before else None,
+                fields=further(example),
                 loss=label_loss(by_label, expected, prompt_format.multi_label),
                 loss_tokens=1,
             )
@@ -101,6 +114,7 @@ def predict_answers(
                 expected=reference["content"].strip(),
                 predicted=answer.text.strip(),
                 text=asked[-1]["content"] if asked else "",
+                fields=further(example),
                 loss=loss,
                 loss_tokens=tokens,
             )
@@ -123,7 +137,15 @@ def predict_scores(
         expected, predicted = example.fields["score"], mean + deviation * value
         error = (predicted - expected) / deviation
         predictions.append(
-            Prediction(example.id, expected, predicted, example.fields["text"], loss=error**2, loss_tokens=1)
+            Prediction(
+                example.id,
+                expected,
+                predicted,
+                example.fields["text"],
+                fields=further(example),
+                loss=error**2,
+                loss_tokens=1,
+            )
         )
     return predictions
 
@@ -149,6 +171,7 @@ def predict_tags(
                 expected=list(example.fields["tags"]),
                 predicted=tags,
                 text=" ".join(words),
+                fields=further(example),
                 loss=sum(each.loss for each in found[number]) if number in found else None,
                 loss_tokens=len(found.get(number, [])),
             )
@@ -176,6 +199,7 @@ def predict_texts(
             expected="",
             predicted="",
             text=example.fields["text"],
+            fields=further(example),
             loss=sums[number][0] if number in first else None,
             loss_tokens=sums[number][1],
             loss_bytes=learned_bytes(example.fields["text"], first[number].tokens, network.tokenizer)
@@ -235,6 +259,7 @@ def preference(example: Example, worth: Sequence[float], with_margin: bool = Tru
         expected=options["chosen"],
         predicted="" if margin == 0 else options["chosen" if margin > 0 else "rejected"],
         text=last_turn(fields["messages"]),
+        fields=further(example),
         loss=math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0) if with_margin else None,
         loss_tokens=1,
         margin=margin if with_margin else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from luthier.evaluate.alternatives import Documents, Endpoint, Prices
-from luthier.evaluate.examinations import EXAMINATIONS, Examination, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Confidence, Examination, Judge, Latency
 from luthier.settings import Settings
 
 
@@ -13,7 +13,10 @@ class EvaluateSettings(Settings):
     """How the tuned model is judged on the untouched test split."""
 
     metrics: list[str] | None = None
-    """Metrics to report; the first decides. The default depends on the task."""
+    """Metrics to report; the first decides. A function of your own is written as file.py:function. The default depends
+    on the task."""
+    embedder: str | None = None
+    """The embedding model (folder, hub or `pypi:` name) of the metric embedding_similarity."""
     baselines: list[str] | None = None
     """What tuning must beat, such as majority, tfidf, zero_shot, few_shot. The default is the task's own that fit the
     model. Those that a section asks for (documents, previous, endpoint) come on top."""
@@ -39,6 +42,13 @@ class EvaluateSettings(Settings):
     """Longest generated answer in tokens."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
+    judge: Judge | None = None
+    """Another model that compares the tuned model's answers with the untouched model's."""
+    calibration: Calibration | None = Calibration()
+    """Whether probabilities mean what they say, and their scaling, fitted on validation rows and stored with the model;
+    null to leave it out, and probabilities raw."""
+    confidence: Confidence | None = Confidence()
+    """Whether the model knows which of its written answers are good; null to leave it out."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class _Beside:
     def __init__(self, network: Network, layer: nn.Module) -> None:
         self._network, self._layer = network, layer
+        self.calibration = None  # the network's own is of other labels
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)

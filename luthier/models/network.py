@@ -26,6 +26,7 @@ from luthier.kernels.attention import Packing
 from luthier.kernels.cross_entropy import head_loss, token_losses
 from luthier.kernels.fast import Family, label_scores, packed_hidden, token_scores
 from luthier.kernels.virtual import Prefix
+from luthier.models.calibration import Calibration
 from luthier.models.describe import Kind, decoder_start, model_kind
 from luthier.models.heads import HEADS
 from luthier.models.pairs import hidden_of_pairs, scaled_for_head
@@ -107,6 +108,8 @@ class Network:
         self.base_fingerprint = base_fingerprint
         self.comparison = Comparison("score" if head == "score" else "mean")
         """How it tells which of two answers it prefers."""
+        self.calibration: Calibration | None = None
+        """What makes its label scores probabilities that come true; softmax or sigmoids alone where None."""
         self.quantisation = quantisation
         """How the linear layers of its blocks are held, where not in its dtype."""
         self._shared: list[tuple[torch.Tensor, torch.Tensor]] | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from luthier import files
 from luthier.errors import UserError
+from luthier.models.calibration import Calibration
 from luthier.models.find import find_model
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
@@ -108,6 +109,8 @@ def _save_beside(network: Network, prompt_format: PromptFormat, folder: Path) ->
     if prompt_format.chat_template is not None:
         network.tokenizer.chat_template = prompt_format.chat_template
     network.tokenizer.save_pretrained(folder)
+    if network.calibration is not None:
+        network.calibration.save(folder)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def load_saved(folder: Path, settings: ModelSettings | None = None) -> Saved:
         _load_adapter(selection.adapter_tensors(network), folder)
     if network.label_layer is not None:
         _load_head(network, folder)
+    network.calibration = Calibration.load(folder, prompt_format.labels)
     network.model.eval()
     heads = {path.name: _beside(network, selection, path) for path in sorted((folder / HEADS).glob("*"))}
     return Saved(network, selection, prompt_format, heads)

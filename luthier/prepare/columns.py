@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.errors import Problem, nearest
-from luthier.prepare.cells import list_of, optional_text, read_turns, text_of
+from luthier.prepare.cells import list_of, listed, optional_text, read_turns, text_of
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import SKIP, RowError, label_text
 from luthier.prepare.preferences import build_pair, build_unpaired
@@ -88,11 +88,13 @@ def build_instruction(values: Values) -> Values:
 
 
 def conversation(values: Values, prompt: Any, prompt_name: str, answer: Any, answer_name: str) -> Values:
-    """Messages from a prompt and an answer, each a text or a list of turns."""
+    """Messages from a prompt and an answer, each a text, a list of turns, or a list of words."""
     system = optional_text(values, "system")
     turns = [{"role": "system", "content": system}] if system else []
     for cell, name, role in ((prompt, prompt_name, "user"), (answer, answer_name, "assistant")):
-        if isinstance(cell, list | tuple):
+        if isinstance(cell, list | tuple) and cell and all(isinstance(each, str) for each in cell):
+            turns.append({"role": role, "content": ", ".join(text_of(each, name) for each in cell)})
+        elif isinstance(cell, list | tuple):
             turns += read_turns(cell, name)
         else:
             turns.append({"role": role, "content": text_of(cell, name)})
@@ -110,23 +112,41 @@ def finish(turns: list[dict[str, str]]) -> Values:
     return {"messages": turns}
 
 
+def with_lists(build: Callable[[Values], Values]) -> Callable[[Values], Values]:
+    """The same with what rows may hold for their metrics: further right answers, words that an answer should use."""
+
+    def built(values: Values) -> Values:
+        found = build(values)
+        for name in LISTS:
+            if values.get(name) is not None:
+                found[name] = [text_of(each, name) for each in listed(values[name], name, "a list of texts")]
+        return found
+
+    return built
+
+
 # ── What each task knows ─────────────────────────────────────────────────────────────────────────────────────────────
 
 TEXT_NAMES = ("sentence", "review", "content", "comment", "tweet", "body", "document")
 LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "label_name", "label_text")
 SCORE_NAMES = ("scores", "rating", "stars", "value", "similarity", "target", "label")
+LISTS: Names = {"references": (), "concepts": ()}
+"""Lists of texts beside a row, which metrics look at; one column may be a prompt as well."""
 SYSTEM: Names = {"system": ("system_prompt",)}
+BESIDE: Names = {**SYSTEM, **LISTS}
 
 CLASSIFY = Convention({"text": TEXT_NAMES, "label": LABEL_NAMES}, build_classify)
 TEXT = Convention({"text": TEXT_NAMES}, build_text)
 SCORED = Convention({"text": TEXT_NAMES, "score": SCORE_NAMES}, build_scored)
 TAGGED = Convention({"tokens": ("words",), "tags": ("ner_tags", "labels", "ner")}, build_tagged)
-MESSAGES = Convention({"messages": ("conversations", "conversation")}, build_messages, SYSTEM)
+MESSAGES = Convention({"messages": ("conversations", "conversation")}, with_lists(build_messages), BESIDE)
 INSTRUCTION = Convention(
-    {"instruction": (), "output": ("response", "completion")}, build_instruction, {"input": ("context",), **SYSTEM}
+    {"instruction": (), "output": ("response", "completion")},
+    with_lists(build_instruction),
+    {"input": ("context",), **BESIDE},
 )
-PROMPT = Convention({"prompt": ("input",), "completion": ("response", "output")}, build_prompt, SYSTEM)
-QUESTION = Convention({"question": ("query",), "answer": ("response",)}, build_question, SYSTEM)
+PROMPT = Convention({"prompt": ("input",), "completion": ("response", "output")}, with_lists(build_prompt), BESIDE)
+QUESTION = Convention({"question": ("query",), "answer": ("response",)}, with_lists(build_question), BESIDE)
 
 PAIR = Convention(
     {"prompt": ("messages", "question", "instruction", "conversations"), "chosen": (), "rejected": ()},
@@ -219,7 +239,8 @@ def match(convention: Convention, given: Columns, table: Table) -> tuple[Columns
     for ours, others in {**convention.needs, **convention.may}.items():
         if ours in columns:
             continue
-        free = [lower[name] for name in (ours, *others) if name in lower and lower[name] not in taken]
+        shared = ours in LISTS
+        free = [lower[name] for name in (ours, *others) if name in lower and (shared or lower[name] not in taken)]
         if free and free[0].casefold() != ours and len(free) > 1 and ours in convention.needs:
             mend = f"say which: `columns: {{{ours}: {free[0]}}}`"
             unclear.append(Problem(f"several columns could be `{ours}`: {', '.join(free)}", table.file, mend))

@@ -19,7 +19,7 @@ from luthier.chat import Conversation
 from luthier.engine.generate import Sampling
 from luthier.errors import UserError
 from luthier.evaluate.metrics import METRICS, score
-from luthier.evaluate.numbers import ranks
+from luthier.evaluate.metrics.numbers import ranks
 from luthier.evaluate.significance import resampled_sums
 from luthier.evaluate.verdict import SystemResult, build_verdict
 from luthier.prepare.read import read_data

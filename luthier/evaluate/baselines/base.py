@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.evaluate.costs import Usage
-from luthier.evaluate.metrics import METRICS
+from luthier.evaluate.metrics import metric_named
 from luthier.evaluate.outcome import Kind
 from luthier.evaluate.predict import Advance
 from luthier.evaluate.settings import EvaluateSettings
@@ -57,7 +57,7 @@ class Asked:
 
     @property
     def higher_is_better(self) -> bool:
-        return METRICS[self.metric].higher_is_better
+        return metric_named(self.metric).higher_is_better
 
 
 @dataclass(frozen=True)

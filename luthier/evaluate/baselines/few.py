@@ -23,9 +23,9 @@ from luthier.evaluate.baselines.prompted import (
 from luthier.evaluate.baselines.shots import balanced
 from luthier.evaluate.baselines.wording import Shown, question
 from luthier.evaluate.lookup import Index, Vectors, cosine
-from luthier.evaluate.metrics import METRICS, score
+from luthier.evaluate.metrics import metric_named, score
+from luthier.evaluate.metrics.texts import count_loss
 from luthier.evaluate.predict import Advance
-from luthier.evaluate.texts import count_loss
 from luthier.records import Example, Prediction
 
 COUNTS = (0, 1, 2, 4, 8, 16)
@@ -104,7 +104,7 @@ def best_on_validation(asked: Asked, examples: Sequence[Example]) -> tuple[list[
 
 def _tried(trial: Asked, examples: Sequence[Example]) -> float:
     """The main metric with these examples; minus infinity, either way, where it says nothing."""
-    if METRICS[trial.metric].count is count_loss:
+    if metric_named(trial.metric).count is count_loss:
         predictions = _likelihoods(trial, examples)
     else:
         predictions = _shown_to_all(trial, examples, "", lambda done: None).predictions

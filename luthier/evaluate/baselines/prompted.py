@@ -15,7 +15,7 @@ from luthier.engine.generate import choose, generate
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import Shown, conversation, labels_in
 from luthier.evaluate.costs import Usage, usage_of
-from luthier.evaluate.predict import Advance, predict, preference, worth_of_answers
+from luthier.evaluate.predict import Advance, further, predict, preference, worth_of_answers
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row, stop_ids, tokenise
 from luthier.records import Comparison, Example, Prediction, Row
 
@@ -63,7 +63,17 @@ def _written(asked: Asked, shown: Sequence[Shown], advance: Advance) -> tuple[li
         *turns, reference = example.fields["messages"]
         text = turns[-1]["content"] if turns else ""  # without passages: what all systems were asked
         expected = reference["content"].strip()
-        made.append(Prediction(example.id, expected, answer.text.strip(), text, loss=loss, loss_tokens=tokens))
+        made.append(
+            Prediction(
+                example.id,
+                expected,
+                answer.text.strip(),
+                text,
+                loss=loss,
+                loss_tokens=tokens,
+                fields=further(example),
+            )
+        )
     usage = Usage(sum(map(len, prompts)), sum(len(answer.tokens) + answer.finished for answer in written))
     return made, usage, ""
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from luthier.evaluate.examinations.base import Evidence, Examination
+from luthier.evaluate.examinations.calibration import Calibration
+from luthier.evaluate.examinations.confidence import Confidence
+from luthier.evaluate.examinations.judge import Judge
 from luthier.evaluate.examinations.latency import Latency
 
 EXAMINATIONS: dict[str, type[Examination]] = {
+    "judge": Judge,
+    "calibration": Calibration,
+    "confidence": Confidence,
     "latency": Latency,
 }
 """By the name of their section in `evaluate:`; the page shows them in this order."""
 
-__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Latency"]
+__all__ = ["EXAMINATIONS", "Calibration", "Confidence", "Evidence", "Examination", "Judge", "Latency"]

@@ -8,14 +8,11 @@ Shape letters: N rows, K things counted, B resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from luthier.evaluate.metrics.base import REGRESS, Array, Metric
 from luthier.records import Prediction
-
-Array = NDArray[np.floating[Any]]
 
 
 def pairs(predictions: Sequence[Prediction]) -> tuple[Array, Array]:
@@ -85,3 +82,50 @@ def ranks(values_N: Array) -> Array:
 def divided(over: Array, under: Array) -> Array:
     """NaN where there is nothing to divide by."""
     return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=np.asarray(under) > 1e-12)
+
+
+METRICS: dict[str, Metric] = {
+    "mae": Metric(
+        "mean absolute error",
+        "mean of how far answers are from the number, in its own unit",
+        (REGRESS,),
+        count_errors,
+        mae,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "rmse": Metric(
+        "root mean squared error",
+        "root of the mean squared distance, in the number's own unit; far misses weigh more",
+        (REGRESS,),
+        count_errors,
+        rmse,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "r2": Metric(
+        "R²",
+        "share of the numbers' spread that answers explain; below zero where the mean does better",
+        (REGRESS,),
+        count_errors,
+        r2,
+        percent=False,
+    ),
+    "pearson": Metric(
+        "Pearson correlation",
+        "how nearly answers and numbers lie on a line",
+        (REGRESS,),
+        count_products,
+        correlation,
+        percent=False,
+    ),
+    "spearman": Metric(
+        "Spearman correlation",
+        "how nearly answers and numbers are in one order; ranks are those among all test rows, in resamples too",
+        (REGRESS,),
+        count_rank_products,
+        correlation,
+        percent=False,
+        by_row=False,
+    ),
+}

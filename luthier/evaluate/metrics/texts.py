@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from luthier.evaluate.numbers import Array
+from luthier.evaluate.metrics.base import GENERATE, LM, Array, Metric, one_and, share
 from luthier.records import Prediction
 from luthier.rewards import same_final_answer
 
@@ -39,15 +39,6 @@ def count_loss(predictions: Sequence[Prediction], labels: Sequence[str]) -> Arra
     """[N, 2]: tokens, loss in nats; NaN for a row that has none."""
     pairs = [(p.loss_tokens, p.loss if p.loss is not None else np.nan) for p in predictions]
     return np.array(pairs, dtype=np.float64)
-
-
-def count_margin(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
-    return one_and([p.margin if p.margin is not None else np.nan for p in predictions])
-
-
-def one_and(values: Sequence[float]) -> Array:
-    """[N, 2]: 1 and the row's value, so that `share` of sums is a mean."""
-    return np.stack([np.ones(len(values)), np.array(values, dtype=np.float64)], axis=1)
 
 
 def words(text: str) -> list[str]:
@@ -83,5 +74,50 @@ def bits_per_byte(sums_BK: Array) -> Array:
         return sums_BK[:, 1] / sums_BK[:, 0] / np.log(2)
 
 
-def mean(sums_BK: Array) -> Array:
-    return sums_BK[:, 1] / sums_BK[:, 0]
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(
+        "exact match",
+        "share of answers equal to the reference, outer white space aside",
+        (GENERATE,),
+        count_exact,
+        share,
+        True,
+    ),
+    "quasi_exact_match": Metric(
+        "quasi-exact match",
+        "share of answers equal to the reference, case, punctuation and articles aside",
+        (GENERATE,),
+        count_quasi_exact,
+        share,
+        True,
+    ),
+    "final_answer": Metric(
+        "right final answers",
+        "share of answers that end in the reference's final number, after #### where it is written so",
+        (GENERATE,),
+        count_final_answer,
+        share,
+        True,
+    ),
+    "token_f1": Metric(
+        "token F1", "mean overlap of words between answer and reference (SQuAD)", (GENERATE,), count_token_f1, share
+    ),
+    "perplexity": Metric(
+        "perplexity",
+        "exponential of the mean loss per reference token; depends on the tokenizer",
+        (GENERATE, LM),
+        count_loss,
+        perplexity,
+        higher_is_better=False,
+        percent=False,
+    ),
+    "bits_per_byte": Metric(
+        "bits per byte",
+        "loss in bits for each byte of text (UTF-8); comparable between tokenizers",
+        (LM,),
+        count_bytes,
+        bits_per_byte,
+        higher_is_better=False,
+        percent=False,
+    ),
+}
