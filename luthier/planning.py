@@ -112,7 +112,7 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
-    problems += [*check_evaluation(parsed, source), *check_privacy(parsed, source)]
+    problems += [*check_evaluation(parsed, source, base), *check_privacy(parsed, source)]
 
     found, facts = None, None
     path = parsed.model.path
@@ -178,8 +178,8 @@ def must_be_fetched(path: str, local: Path) -> bool:
     return path.startswith("pypi:") or not (local.exists() or path.startswith((".", "/", "~")))
 
 
-def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
-    """Metrics and baselines that are not known or do not fit."""
+def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
+    """Metrics, baselines and examinations that are not known or do not fit."""
     from luthier.evaluate.baselines import BASELINES
     from luthier.evaluate.metrics import METRICS as KNOWN
 
@@ -203,6 +203,9 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
         for name in recipe.evaluate.baselines or ()
         if name not in fits
     ]
+    for name, examination in recipe.evaluate.examinations().items():
+        where = source.place(("evaluate", name))
+        problems += [replace(each, where=each.where or where) for each in examination.misfits(form, base)]
     return problems
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from luthier.errors import Problem
 from luthier.records import Example, Prediction
 from luthier.settings import Settings
 from luthier.tasks import Form
@@ -68,6 +69,11 @@ class Examination(Settings):
             UserError: a file or endpoint that the settings name cannot be used.
         """
         raise NotImplementedError
+
+    def misfits(self, form: Form, base: Path) -> list[Problem]:
+        """What is wrong with the settings for examples of this form, as far as can be told before a model is loaded.
+        Relative paths start from `base`."""
+        return []
 
     def rows(self, evidence: Evidence) -> int:
         """How many rows it will look at, for the progress bar."""
