@@ -104,7 +104,9 @@ class _Tree:
 def shared_start(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all of them begin with."""
     low, high = min(map(list, sequences)), max(map(list, sequences))  # what these two share in dictionary order, all do
-    return next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, sequences)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, sequences))
+    )
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:

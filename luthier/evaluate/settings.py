@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.evaluate.examinations import EXAMINATIONS, Examination, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Examination, Forgetting, Latency
 from luthier.settings import Settings
 
 
@@ -28,6 +28,8 @@ class EvaluateSettings(Settings):
     """Bootstrap resamples behind each interval."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
+    forgetting: Forgetting | None = Forgetting()
+    """What the model can do less well than before, by probes put to it before and after; null to leave it out."""
 
     def examinations(self) -> dict[str, Examination]:
         """Those that are asked for, by name, in the order of the page."""

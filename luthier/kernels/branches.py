@@ -18,14 +18,16 @@ import torch
 
 from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
 
+NONE = torch.empty(0, dtype=torch.long)
+
 
 @dataclass(frozen=True)
 class Branched(Packing):
     """A packing of sequences that share tokens; `lengths` are those of the sequences, shared tokens counted in each."""
 
-    index_M: torch.Tensor = torch.empty(0, dtype=torch.long)
+    index_M: torch.Tensor = NONE
     """Which of the N tokens stands at each place of the sequences."""
-    own_N: torch.Tensor = torch.empty(0, dtype=torch.long)
+    own_N: torch.Tensor = NONE
     """A place of the sequences where each of the N tokens stands."""
 
     @classmethod
@@ -42,8 +44,8 @@ class Branched(Packing):
         return Packing(self.lengths, self.device)
 
     @property
-    def places_N(self) -> torch.Tensor:
-        """Each of the N tokens' position in its sequences."""
+    def places(self) -> torch.Tensor:
+        """Each of the N tokens' position in its sequences, [N]."""
         return self.whole.positions[self.own_N]
 
 

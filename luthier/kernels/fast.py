@@ -97,7 +97,7 @@ def speed_up(model: Any) -> Family | None:
 def packed_hidden(model: Any, family: Family, tokens_N: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Last hidden states [N, D] of examples that lie end to end."""
     first = family.first_position(model.config.get_text_config())
-    positions_N = packing.places_N if isinstance(packing, Branched) else packing.positions
+    positions_N = packing.places if isinstance(packing, Branched) else packing.positions
     out = model.base_model(
         input_ids=tokens_N[None],
         attention_mask=NO_MASK.to(tokens_N.device),

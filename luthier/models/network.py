@@ -170,8 +170,7 @@ class Network:
         return self.family is not None and self.prefix is None and not self.virtual_tokens
 
     def hidden_of_branches(self, tokens_N: torch.Tensor, packing: Branched) -> torch.Tensor:
-        """Last hidden states, [N, D], of sequences that begin alike, their shared tokens computed once; for inference.
-        """
+        """Last hidden states, [N, D], of sequences that begin alike, what they share computed once; for inference."""
         assert self.family is not None and self.shares_starts()
         self.running = None
         return packed_hidden(self.model, self.family, tokens_N, packing)

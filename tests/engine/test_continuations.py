@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_what_is_learned_before_a_sequence_counts(tiny: Callable[..., Path], sel
     groups = some_groups(60)
     together = score_continuations(net, groups, likeliest=True)
     alone = [[score_continuations(net, [[each]], likeliest=True)[0][0] for each in group] for group in groups]
-    for left, right in zip(sum(together, []), sum(alone, []), strict=True):
+    for left, right in zip(chain(*together), chain(*alone), strict=True):
         assert left.log_probabilities == pytest.approx(right.log_probabilities, abs=1e-4)
         assert left.likeliest == right.likeliest
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from luthier.evaluate.examinations.base import Evidence, Examination
+from luthier.evaluate.examinations.forgetting import Forgetting
 from luthier.evaluate.examinations.latency import Latency
 
 EXAMINATIONS: dict[str, type[Examination]] = {
     "latency": Latency,
+    "forgetting": Forgetting,
 }
 """By the name of their section in `evaluate:`; the page shows them in this order."""
 
-__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Latency"]
+__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Forgetting", "Latency"]
