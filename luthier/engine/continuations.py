@@ -69,7 +69,9 @@ def score_continuations(
     """
     network.model.eval()
     if not network.shares_starts():
-        return _one_by_one(network, groups, likeliest, progress)
+        scores = iter(score_rows(network, [_row(each) for group in groups for each in group], likeliest))
+        progress(len(groups))
+        return [[next(scores) for _ in group] for group in groups]
     found: list[list[Scores]] = [[] for _ in groups]
     trees = [_Tree.of(group) for group in groups]
     for numbers in _batches([len(tree.tokens) for tree in trees]):
@@ -161,10 +163,9 @@ def _scores(
     return values, best
 
 
-def _one_by_one(
-    network: Network, groups: Sequence[Sequence[Continuation]], likeliest: bool, progress: Callable[[int], Any]
-) -> list[list[Scores]]:
-    """The same without sharing, for models off the kernels and behind learned vectors."""
+@torch.inference_mode()
+def score_rows(network: Network, rows: Sequence[Row], likeliest: bool = False) -> list[Scores]:
+    """Scores of the tokens that carry weight, of each row."""
 
     def of_batch(batch: Batch) -> list[Scores]:
         target_M = batch.token_streams["weight"].nonzero().squeeze(1)
@@ -175,11 +176,15 @@ def _one_by_one(
             scores[sequence][1].extend(best[number : number + 1])
         return [Scores(*each) for each in scores]
 
-    rows = [_row(each) for group in groups for each in group]
-    scores = iter(over_rows(network, rows, of_batch))
-    found = [[next(scores)[0] for _ in group] for group in groups]
-    progress(len(groups))
-    return found
+    return [sum_up(sequences) for sequences in over_rows(network, rows, of_batch)]
+
+
+def sum_up(sequences: Sequence[Scores]) -> Scores:
+    """The scores of all sequences of a row, in turn: those of a target, where its source has none."""
+    if len(sequences) == 1:
+        return sequences[0]
+    values = [value for each in sequences for value in each.log_probabilities]
+    return Scores(values, [best for each in sequences for best in each.likeliest])
 
 
 def _row(each: Continuation) -> Row:

@@ -95,14 +95,10 @@ def ask_cloze(network: Network, probes: Sequence[Probe], prompt_format: PromptFo
 
 
 def ask_pairs(network: Network, probes: Sequence[Probe], prompt_format: PromptFormat) -> list[Outcome]:
-    both = [[("", probe.fields[name]) for name in ("sentence_good", "sentence_bad")] for probe in probes]
-    found = score_continuations(network, encode(network, both))
-    return [
-        Outcome(
-            float(good.sum > bad.sum), answer=probe.fields["sentence_good" if good.sum > bad.sum else "sentence_bad"]
-        )
-        for probe, (good, bad) in zip(probes, found, strict=True)
-    ]
+    names = ("sentence_good", "sentence_bad")
+    found = score_continuations(network, encode(network, [[("", p.fields[name]) for name in names] for p in probes]))
+    likelier = [good.sum > bad.sum for good, bad in found]
+    return [Outcome(float(ok), answer=p.fields[names[not ok]]) for p, ok in zip(probes, likelier, strict=True)]
 
 
 def ask_prose(network: Network, probes: Sequence[Probe], prompt_format: PromptFormat) -> list[Outcome]:

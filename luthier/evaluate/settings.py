@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.evaluate.examinations import EXAMINATIONS, Examination, Forgetting, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Examination, Forgetting, Latency, Memorisation
 from luthier.settings import Settings
 
 
@@ -30,6 +30,8 @@ class EvaluateSettings(Settings):
     """How long one request takes when it comes alone; null to leave it out."""
     forgetting: Forgetting | None = Forgetting()
     """What the model can do less well than before, by probes put to it before and after; null to leave it out."""
+    memorisation: Memorisation | None = Memorisation()
+    """What the model learned by heart and gives away; null to leave it out."""
 
     def examinations(self) -> dict[str, Examination]:
         """Those that are asked for, by name, in the order of the page."""

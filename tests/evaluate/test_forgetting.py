@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from luthier import pipeline
 from luthier.errors import UserError
 from luthier.evaluate.change import drop, mean_drop, not_sure_of_none
 from luthier.evaluate.checkers import keeps, misfit
@@ -124,7 +125,10 @@ def test_checks(answer: str, check: str, settings: dict[str, Any], kept: bool) -
 def test_packs_by_path_and_what_is_no_probe(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    rows = [{"task": "sums", "query": "2+2=", "choices": ["4", "5"], "answer": 0}, {"context": "once upon a", "target": "time"}]
+    rows = [
+        {"task": "sums", "query": "2+2=", "choices": ["4", "5"], "answer": 0},
+        {"context": "once upon a", "target": "time"},
+    ]
     (folder / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert {name: len(each) for name, each in read_packs(["mine", "luthier"], tmp_path, 5).items()} == {
         **{"sums": 1, "mine": 1},
@@ -132,7 +136,9 @@ def test_packs_by_path_and_what_is_no_probe(tmp_path: Path) -> None:
     }
     twice = read_packs(["mine", "mine"], tmp_path, None)
     assert set(twice) == {"sums", "mine", "mine: sums", "mine: mine"}
-    (folder / "test.jsonl").write_text('{"choices": ["a", "b"], "answer": 2}\n{"question": "?"}\n{"instruction": "a", "check": "b"}\n')
+    (folder / "test.jsonl").write_text(
+        '{"choices": ["a", "b"], "answer": 2}\n{"question": "?"}\n{"instruction": "a", "check": "b"}\n'
+    )
     with pytest.raises(UserError) as error:
         read_pack("mine", tmp_path)
     assert ["answer" in error.value.problems[0].what, "no probe" in error.value.problems[1].what] == [True, True]
@@ -192,6 +198,8 @@ def known_text(path: Path) -> None:
 def test_a_reckless_rate_is_caught_and_none_is_not(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """A tiny model learns a language, and is then tuned on rows of another: with a large rate the first is gone."""
     known_text(tmp_path / "known.jsonl")
+    for name in ("first", "reckless", "none"):
+        (tmp_path / name).mkdir()
     first = whole_run(
         tmp_path / "first",
         tiny("llama"),
@@ -201,15 +209,16 @@ def test_a_reckless_rate_is_caught_and_none_is_not(tiny: Callable[..., Path], tm
         train={"epochs": 6, "learning_rate": 3e-3, "max_length": 64},
         evaluate={"forgetting": None},
     )
-    from luthier import pipeline
-
-    learned = pipeline.merge(first.folder, tmp_path / "learned") if hasattr(pipeline, "merge") else first.model_folder
-    other = [{"text": " ".join("zebra quartz vex jump".split()[(n + k) % 4] for k in range(4 + n % 7))} for n in range(120)]
+    learned = pipeline.merge(first.folder, tmp_path / "learned")
+    other = [
+        {"text": " ".join(["zebra", "quartz", "vex", "jump"][(n + k) % 4] for k in range(4 + n % 7))}
+        for n in range(120)
+    ]
     figures = {}
     for name, rate in (("reckless", 3e-2), ("none", 1e-12)):
         run = whole_run(
             tmp_path / name,
-            Path(learned),
+            learned,
             "lm",
             [{"text": f"{row['text']} {n}"} for n, row in enumerate(other)],
             selection="full",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.examinations.forgetting import Forgetting
 from luthier.evaluate.examinations.latency import Latency
+from luthier.evaluate.examinations.memorisation import Memorisation
 
 EXAMINATIONS: dict[str, type[Examination]] = {
     "latency": Latency,
     "forgetting": Forgetting,
+    "memorisation": Memorisation,
 }
 """By the name of their section in `evaluate:`; the page shows them in this order."""
 
-__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Forgetting", "Latency"]
+__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Forgetting", "Latency", "Memorisation"]
