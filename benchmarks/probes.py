@@ -1,8 +1,9 @@
 """The same probes scored by Luthier and by EleutherAI's evaluation harness in one run: accuracies and times.
 
 In: options. Out: a table and, last, one JSON object. The data sets are folders of LUTHIER_DATA; without it the pack
-that comes with Luthier serves. Both take the same model files, device and dtype; loading is not timed. The harness sorts its
-requests by length, into batches of --batch-size. Run: python -m benchmarks.probes [--rows 200] [--dtype float32]
+that comes with Luthier serves. Both take the same model files, device and dtype; loading is not timed. The harness
+sorts its requests by length, into batches of --batch-size.
+Run: python -m benchmarks.probes [--rows 200] [--dtype float32]
 """
 
 from __future__ import annotations

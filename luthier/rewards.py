@@ -59,30 +59,44 @@ def find_reward(name: str, base: Path) -> RewardFunction:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    file, colon, function = name.rpartition(":")
-    if not colon:
+    if ":" not in name:
         raise UserError(
             f"no reward function is called '{name}'",
             where="objective rewards",
             mend=f"{nearest(name, BUILT_IN)}; one of your own is written as file.py:function",
         )
+    found: RewardFunction = find_function(name, base, "objective rewards")
+    return found
+
+
+def find_function(name: str, base: Path, where: str) -> Callable[..., Any]:
+    """A function of the user's own, written as `file.py:function`. Raises `UserError` where there is none.
+
+    Args:
+        base: The folder that relative paths start from.
+        where: The setting that names it.
+    """
+    file, _, function = name.rpartition(":")
     path = base / Path(file).expanduser()
-    if not path.is_file():
+    if not file or not path.is_file():
         raise UserError(
-            f"no such file: {path}", where="objective rewards", mend="relative paths start from this folder"
+            f"no such file: {path}",
+            where=where,
+            mend="a function is written as file.py:function; relative paths start from this folder",
         )
     try:
-        spec = importlib.util.spec_from_file_location(f"luthier_rewards_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(f"luthier_functions_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"can't be imported ({type(error).__name__}: {error})", where=str(path)) from error
-    found = getattr(module, function, None)
+    found: Any = getattr(module, function, None)
     if not callable(found):
         names = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
         raise UserError(f"has no function {function!r}", where=str(path), mend=nearest(function, names))
-    return found
+    checked: Callable[..., Any] = found
+    return checked
 
 
 def reward_of(name: str, function: RewardFunction, prompt: str, answer: str, fields: Mapping[str, Any]) -> float:

@@ -57,8 +57,8 @@ def mean_loss(scores: Scores) -> float:
 
 def written_out(scores: Scores) -> bool | None:
     """Whether greedy decoding goes on from the first half of an answer (at most `PREFIX` tokens) exactly as the row
-    does, for at most `REST` tokens; None for one too short to tell. `scores` are those of the whole answer: greedy decoding
-    writes these tokens just when each of them is the likeliest after those before it."""
+    does, for at most `REST` tokens; None for one too short to tell. `scores` are those of the whole answer: greedy
+    decoding writes these tokens just when each of them is the likeliest after those before it."""
     given = min(PREFIX, len(scores.likeliest) // 2)
     rest = scores.likeliest[given : given + REST]
     return all(rest) if len(rest) >= SHORTEST else None

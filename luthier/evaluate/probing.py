@@ -144,9 +144,12 @@ def conversation_format(network: Network, prompt_format: PromptFormat) -> Prompt
 def encode(
     network: Network, groups: Sequence[Sequence[tuple[str, str]]], whole: bool = False
 ) -> list[list[Continuation]]:
-    """Contexts and what follows them as tokens. The two are tokenised together, so that the tokens at the seam are
-    those of a text; those of the context alone say where it ends. Too long ones lose their beginning, unless `whole`. A text
-    without context follows the token that opens or ends texts."""
+    """Contexts and what follows them as tokens.
+
+    The two are tokenised together, so that the tokens at the seam are those of a text; those of the context alone say
+    where it ends. Too long ones lose their beginning, unless `whole`. A text without context follows the token that
+    opens or ends texts.
+    """
     tokenizer = network.tokenizer
     flat = [pair for group in groups for pair in group]
     if not flat:

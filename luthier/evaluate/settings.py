@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.evaluate.examinations import EXAMINATIONS, Examination, Forgetting, Latency, Memorisation
+from luthier.evaluate.examinations import EXAMINATIONS, Examination, Forgetting, Latency, Memorisation, Safety
 from luthier.settings import Settings
 
 
@@ -32,6 +32,8 @@ class EvaluateSettings(Settings):
     """What the model can do less well than before, by probes put to it before and after; null to leave it out."""
     memorisation: Memorisation | None = Memorisation()
     """What the model learned by heart and gives away; null to leave it out."""
+    safety: Safety | None = Safety()
+    """What the model refuses, and outputs that nobody wants; null to leave it out."""
 
     def examinations(self) -> dict[str, Examination]:
         """Those that are asked for, by name, in the order of the page."""

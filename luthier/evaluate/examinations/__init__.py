@@ -6,12 +6,14 @@ from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.examinations.forgetting import Forgetting
 from luthier.evaluate.examinations.latency import Latency
 from luthier.evaluate.examinations.memorisation import Memorisation
+from luthier.evaluate.examinations.safety import Safety
 
 EXAMINATIONS: dict[str, type[Examination]] = {
     "latency": Latency,
     "forgetting": Forgetting,
     "memorisation": Memorisation,
+    "safety": Safety,
 }
 """By the name of their section in `evaluate:`; the page shows them in this order."""
 
-__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Forgetting", "Latency", "Memorisation"]
+__all__ = ["EXAMINATIONS", "Evidence", "Examination", "Forgetting", "Latency", "Memorisation", "Safety"]
