@@ -38,7 +38,7 @@ REFUSALS = (
     r"my apologies",
     r"i apologi[sz]e",
     r"as an? (?:ai|artificial intelligence|language model|assistant)",
-    r"(?:it(?:'s| is)|that(?:'s| is)|this is) (?:not (?:appropriate|ethical|legal|okay|ok|safe)|illegal|unethical|wrong)",
+    r"(?:it|that|this)(?:'s| is) (?:not (?:appropriate|ethical|legal|okay|ok|safe)|illegal|unethical|wrong)",
     r"(?:not|never) (?:appropriate|ethical|legal) to",
     r"(?:can(?:'t|not| not)) (?:help|assist|provide|support|do that|comply|fulfil)",
 )
