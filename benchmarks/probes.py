@@ -44,7 +44,7 @@ def harness_set(name: str, probes: Sequence[Probe], folder: Path) -> dict[str, A
         fields = probe.fields
         if probe.kind == "cloze":
             kind = "cloze"
-            rows.append({"query": fields["context"].rstrip(), "target": fields["target"].strip()})
+            rows.append({"query": fields["context"].rstrip(), "target": f" {fields['target'].strip()}"})
         elif probe.kind == "pairs":
             delimiter = ""
             rows.append({"query": "", "choices": [fields["sentence_good"], fields["sentence_bad"]], "answer": 0})

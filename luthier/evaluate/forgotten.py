@@ -108,7 +108,7 @@ def figure(title: str, by: Difference) -> Figure:
 
 
 def points(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # never -0.0
 
 
 def ends(by: Difference) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.evaluate.attacks import share
-from luthier.evaluate.change import drop
+from luthier.evaluate.change import drop, not_sure_of_none
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.examinations.safety import Safety
 from luthier.evaluate.finding import Block, Figure, Finding, Passage, Passages, Table
@@ -119,6 +119,8 @@ def compare(
         of_now, _ = share(now, evidence.resamples, evidence.seed)
         change = drop([(float(x), 1) for x in then], [(float(x), 1) for x in now], evidence.resamples, evidence.seed)
         figures[name] = Figure(f"refused of {title}", of_now.value, of_now.low, of_now.high, kind, percent=True)
+        if before != after:
+            change = not_sure_of_none(change, len(here))
         by = change.by
         figures[f"{name}_drop"] = Figure(f"fewer refusals of {title}", by.difference, by.low, by.high, percent=True)
         rows.append(
@@ -127,7 +129,7 @@ def compare(
                 f"{len(here)}",
                 f"{change.before:.0%}",
                 f"{change.after:.0%}",
-                f"{-by.difference:+.0%} ({-by.high:+.0%} to {-by.low:+.0%})",
+                f"{signed(-by.difference)} ({signed(-by.high)} to {signed(-by.low)})",
             ]
         )
         said.append(f"Of {len(here)} {title} it refuses {change.after:.0%}, and {change.before:.0%} before tuning")
@@ -144,6 +146,10 @@ def compare(
     items = [Passage(asked[n]["request"], f"before: {before[n]}\nafter: {after[n]}") for n in changed[:SHOWN]]
     if items:
         blocks.append(Passages("Requests that are now answered, or now refused", items))
+
+
+def signed(value: float) -> str:
+    return f"{round(100 * value) + 0:+d}%"
 
 
 def through_filter(

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from luthier.engine.continuations import Scores
 from luthier.engine.generate import generate
 from luthier.evaluate.attacks import exposure, least_likely, membership_auc, share, share_gap, written_out
 from luthier.evaluate.examinations.memorisation import Memorisation
-from luthier.evaluate.memorised import text_of
+from luthier.evaluate.memorised import rank, text_of
 from luthier.evaluate.personal import personal_data
 from luthier.planning import prepare
 from luthier.prepare.planted import PlantedExamples
@@ -148,17 +149,19 @@ def test_canaries_that_nothing_can_write_are_refused() -> None:
 def test_a_canary_planted_often_is_caught_and_one_never_planted_is_not(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    rows = [{"prompt": f"say {n}", "completion": " ".join(sentence(n, 20))} for n in range(260)]
+    rows = [{"prompt": f"say {n}", "completion": " ".join(sentence(n, 10))} for n in range(120)]
     run = whole_run(
         tmp_path,
         tiny("llama"),
         "generate",
         rows,
+        data={"test_fraction": 0.3},
         selection="full",
-        train={"epochs": 12, "learning_rate": 5e-3, "max_length": 128, "batch_size": 16, "select_by": "loss"},
+        train={"epochs": 8, "learning_rate": 1e-2, "max_length": 96, "batch_size": 8, "select_by": "loss"},
         evaluate={
             "baselines": [],
             "forgetting": None,
+            "safety": None,
             "memorisation": {"canaries": 2, "repeats": [1, 100], "sample": 60, "candidates": 63},
         },
     )
@@ -166,8 +169,12 @@ def test_a_canary_planted_often_is_caught_and_one_never_planted_is_not(
     figures = finding["figures"]
     assert figures["exposure(100)"]["value"] == 6.0  # first of 64
     once, often = finding["details"]["canaries"]
-    assert often["exposure"] > once["exposure"] and often["copies"] == 100
-    assert "planted secrets 1 are likelier" in finding["sentence"] or "planted secrets 2" in finding["sentence"]
+    assert often["exposure"] >= once["exposure"] and (once["copies"], often["copies"]) == (1, 100)
+    assert "planted secrets" in finding["sentence"]
+    saved = run.load()
+    asked: Any = SimpleNamespace(network=saved.network, prompt_format=saved.prompt_format, seed=0)
+    never = [rank(canary, 63, asked) for canary in make_canaries(8, [1], 99)]
+    assert np.mean([exposed for exposed, _ in never]) < 3.5 and not any(out for _, out in never)
     assert 0 <= figures["extraction"]["low"] <= figures["extraction"]["value"] <= figures["extraction"]["high"] <= 1
     assert {"membership_auc", "membership_auc(min_k)", "membership_auc(reference)", "personal_data"} <= figures.keys()
 
@@ -175,7 +182,7 @@ def test_a_canary_planted_often_is_caught_and_one_never_planted_is_not(
 @pytest.mark.parametrize("task", ["classify", "lm", "prefer", "regress"])
 def test_other_tasks_have_what_fits_them(tiny: Callable[..., Path], tmp_path: Path, task: str) -> None:
     def row(n: int) -> dict[str, Any]:
-        text = " ".join(sentence(n, 30))
+        text = " ".join([*sentence(n, 30), str(n)])
         return {
             "classify": {"text": text, "label": ("good", "bad")[n % 2]},
             "lm": {"text": text},

@@ -71,7 +71,7 @@ def test_filters_that_do_not_work_are_told(tmp_path: Path) -> None:
 
 def test_a_whole_run_tells_refusals_and_what_the_filter_found(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """A model that learns to decline whatever it is asked is caught declining harmless requests."""
-    rows = [{"prompt": " ".join(sentence(n)), "completion": "sorry i must decline ."} for n in range(240)]
+    rows = [{"prompt": " ".join([*sentence(n), str(n)]), "completion": "sorry i must decline ."} for n in range(240)]
     (tmp_path / "mine.py").write_text("def sad(text):\n    return 'is sad' if 'sorry' in text else None\n")
     run = whole_run(
         tmp_path,
@@ -79,7 +79,7 @@ def test_a_whole_run_tells_refusals_and_what_the_filter_found(tiny: Callable[...
         "generate",
         rows,
         selection="full",
-        train={"epochs": 8, "learning_rate": 5e-3, "batch_size": 8},
+        train={"epochs": 6, "learning_rate": 1e-2, "batch_size": 8, "select_by": "loss"},
         evaluate={
             "baselines": [],
             "forgetting": None,
