@@ -40,20 +40,21 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         device=job["device"],
         backend="causal",
     )
-    seconds = 0.0
+    seconds = busy = 0.0
     ask = model.loglikelihood
 
     def timed(requests: Any, **more: Any) -> Any:
-        nonlocal seconds
-        started = time.perf_counter()
+        nonlocal seconds, busy
+        started, worked = time.perf_counter(), time.process_time()
         answers = ask(requests, **more)
         seconds += time.perf_counter() - started
+        busy += time.process_time() - worked
         return answers
 
     model.loglikelihood = timed
     found = {}
     for name, each in job["sets"].items():
-        seconds = 0.0
+        seconds = busy = 0.0
         task = {
             "task": name.replace(" ", "_"),
             "dataset_path": "json",
@@ -66,7 +67,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         figures = results["results"][task["task"]]
         found[name] = {key.partition(",")[0]: value for key, value in figures.items() if key.startswith("acc")}
         found[name] = {key: value for key, value in found[name].items() if not key.endswith("stderr")}
-        found[name]["seconds"] = seconds
+        found[name] |= {"seconds": seconds, "processor_seconds": busy}
     return found
 
 
