@@ -51,6 +51,8 @@ AXOLOTL = Environment("axolotl", "0.21.0", same=(), python="3.12")
 
 LM_EVAL = Environment("lm_eval", "0.4.13", ("datasets",))
 """EleutherAI's harness, for the same probes in the same run."""
+SETFIT = Environment("setfit", "1.2.0", ("transformers<5", "scikit-learn"), same=("torch",))
+"""Wants transformers below 5."""
 
 
 class NotInstalledError(Exception):

@@ -243,7 +243,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int | None:
 
 
 def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
-    from luthier.evaluate.summary import table
+    from luthier.evaluate.summary import findings, table
 
     if as_json:
         print(json.dumps(verdict, ensure_ascii=False))
@@ -251,6 +251,8 @@ def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
     print(f"\n{table(verdict)}\n\n{verdict['sentence']}")
     if verdict.get("privacy"):
         print(verdict["privacy"]["sentence"])
+    for line in findings(verdict):
+        print(line)
 
 
 def run_chat(arguments: argparse.Namespace) -> int | None:
