@@ -6,11 +6,11 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luthier import files
+from luthier import canaries, files
 from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
@@ -21,6 +21,7 @@ from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
 from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
+from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import origin_of
 from luthier.prepare.weights import WEIGHT
@@ -147,6 +148,7 @@ def prepare(
             data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
             check_splits(data, problems)
             problems += check_columns(parsed, source, data)
+            data = with_canaries(parsed, data)
     except UserError as error:
         problems += error.problems
     named = parsed.chosen_objective.more_data()
@@ -187,6 +189,16 @@ def prepare(
     return Prepared(
         parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix, documents
     )
+
+
+def with_canaries(recipe: Recipe, data: Dataset) -> Dataset:
+    """The data with made-up secrets among the training rows, where `evaluate.memorisation` asks for them."""
+    wanted, form = recipe.evaluate.memorisation, TASKS[recipe.task].form
+    if wanted is None or not wanted.canaries or form not in canaries.FORMS or not len(data.splits["train"]):
+        return data
+    like = data.splits["train"][0].fields
+    made = canaries.make_canaries(wanted.canaries, wanted.repeats, recipe.seed)
+    return plant(data, [(canaries.fields_of(c, c.secret, form, like), c.copies) for c in made], "canary")
 
 
 def must_be_fetched(path: str, local: Path) -> bool:

@@ -1,79 +1,192 @@
-"""How likely the ends of rows are that begin alike, the common beginning computed once.
+"""How likely a model finds what follows a given start, where several continuations share that start.
 
-In: rows, such as one prompt with many examples before each of many questions. Out: the negative log-likelihood of each
-row's tokens that carry weight.
+In: groups of sequences as token ids, each with the place from which its tokens count. Out: for each sequence the
+log-probability of those tokens, and whether each is the one that greedy decoding would write.
 
-Shape letters: E rows in the batch, T tokens of the longest rest, M tokens that carry weight, D hidden size.
+Shape letters: N tokens, shared ones once; M tokens that are scored.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 
-from luthier.engine.batching import BATCH_ROWS, BATCH_TOKENS, HELD_TOKENS, sees_everything, shared_start
-from luthier.engine.classify import negative_log_likelihoods
+from luthier.engine.likelihood import INFERENCE_TOKENS, over_rows
+from luthier.kernels.branches import Branched
 from luthier.models.network import Network
-from luthier.records import Row
+from luthier.records import Batch, Row
 
-WORTH_SHARING = 32
-"""Tokens from which on a common beginning is worth a pass of its own."""
+SCORES_AT_ONCE = 512
+"""Tokens whose scores over the vocabulary are held at once."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Token ids, and from which of them on they are scored; at least 1, as nothing comes before the first."""
+
+    tokens: Sequence[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of the scored tokens of one sequence."""
+
+    log_probabilities: Sequence[float]
+    """In nats, one a token."""
+    likeliest: Sequence[bool]
+    """Whether no other token is likelier in its place; empty where that was not asked."""
+
+    @property
+    def sum(self) -> float:
+        """Log-probability of all of them, in nats."""
+        return sum(self.log_probabilities)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether greedy decoding from the start writes exactly these tokens."""
+        return all(self.likeliest)
 
 
 @torch.inference_mode()
-def likelihoods_of_ends(network: Network, rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """What `negative_log_likelihoods` gives, in a fraction of the time where rows begin alike."""
-    if not rows:
-        return []
-    first_weighted = min(next((n for n, w in enumerate(row.token_streams["weight"]) if w), 1) for row in rows)
-    start = min(shared_start([row.tokens for row in rows]), first_weighted - 1)
-    longest = max(len(row.tokens) for row in rows)
-    simple = network.prefix is None and not network.virtual_tokens and not any(row.parts for row in rows)
-    shares = simple and network.kind == "decoder" and network.takes_positions() and sees_everything(network, longest)
-    if start < WORTH_SHARING or not shares:
-        return negative_log_likelihoods(network, rows)
+def score_continuations(
+    network: Network,
+    groups: Sequence[Sequence[Continuation]],
+    *,
+    likeliest: bool = False,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> list[list[Scores]]:
+    """Scores of each sequence of each group.
+
+    Args:
+        groups: What the sequences of a group have in common at their beginning is computed once.
+        likeliest: Whether to ask for `Scores.likeliest`, which takes the scores of the whole vocabulary.
+        progress: Called with the number of groups scored since the last call.
+    """
     network.model.eval()
-    head = torch.tensor([list(rows[0].tokens[:start])], device=network.device)
-    held = network.model.base_model(input_ids=head, use_cache=True).past_key_values
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].tokens))
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    while order:
-        width = len(rows[order[0]].tokens) - start
-        size = max(1, min(BATCH_ROWS, BATCH_TOKENS // width, HELD_TOKENS // (start + width)))
-        indices, order = order[:size], order[size:]
-        for index, value in zip(indices, _batch(network, [rows[i] for i in indices], start, held), strict=True):
-            found[index] = value
+    if not network.shares_starts():
+        scores = iter(score_rows(network, [_row(each) for group in groups for each in group], likeliest))
+        progress(len(groups))
+        return [[next(scores) for _ in group] for group in groups]
+    found: list[list[Scores]] = [[] for _ in groups]
+    trees = [_Tree.of(group) for group in groups]
+    for numbers in _batches([len(tree.tokens) for tree in trees]):
+        chosen = [trees[number] for number in numbers]
+        scores = iter(_score_trees(network, chosen, likeliest))
+        for number in numbers:
+            found[number] = [next(scores) for _ in groups[number]]
+        progress(len(numbers))
     return found
 
 
-def _batch(network: Network, rows: Sequence[Row], start: int, held: object) -> list[tuple[float, int]]:
-    """The same of rows that fit at once; rests are padded on the right."""
-    device = network.device
-    rests = [list(row.tokens[start:]) for row in rows]
-    width = max(map(len, rests))
-    filler = network.tokenizer.pad_token_id or 0
-    tokens_ET = torch.tensor([rest + [filler] * (width - len(rest)) for rest in rests], device=device)
-    padded = [[*row.token_streams["weight"][start:], *[0.0] * (start + width - len(row.tokens))] for row in rows]
-    weight_ET = torch.tensor(padded, device=device)
-    mask = [[1] * (start + len(rest)) + [0] * (width - len(rest)) for rest in rests]
-    memory = copy.deepcopy(held)
-    memory.batch_repeat_interleave(len(rows))  # type: ignore[attr-defined]
-    hidden_ETD = network.model.base_model(
-        input_ids=tokens_ET,
-        attention_mask=torch.tensor(mask, device=device),
-        position_ids=torch.arange(start, start + width, device=device).expand(len(rows), -1),
-        past_key_values=memory,
-        use_cache=True,
-    ).last_hidden_state
-    row_M, place_M = weight_ET.nonzero(as_tuple=True)
-    losses = [
-        torch.nn.functional.cross_entropy(
-            network.token_logits(hidden_ETD[row, place - 1]).float(), tokens_ET[row, place], reduction="none"
-        )
-        for row, place in zip(row_M.split(512), place_M.split(512), strict=True)
-    ]
-    sums_E = torch.zeros(len(rows), device=device).index_add(0, row_M, torch.cat(losses))
-    counts_E = torch.bincount(row_M, minlength=len(rows))
-    return list(zip(sums_E.tolist(), counts_E.tolist(), strict=True))
+@dataclass(frozen=True)
+class _Tree:
+    """A group with each shared token once."""
+
+    tokens: list[int]
+    paths: list[list[int]]
+    """Each sequence as numbers of `tokens`."""
+    starts: list[int]
+
+    @classmethod
+    def of(cls, group: Sequence[Continuation]) -> _Tree:
+        shared = shared_start([each.tokens for each in group]) if len(group) > 1 else 0
+        tokens, paths = list(group[0].tokens[:shared]), []
+        for each in group:
+            rest = each.tokens[shared:]
+            paths.append([*range(shared), *range(len(tokens), len(tokens) + len(rest))])
+            tokens.extend(rest)
+        return cls(tokens, paths, [each.start for each in group])
+
+
+def shared_start(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    low, high = min(map(list, sequences)), max(map(list, sequences))  # what these two share in dictionary order, all do
+    return next(
+        (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, sequences))
+    )
+
+
+def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of groups, largest first, each batch of no more tokens than run at once, or of one group."""
+    batch: list[int] = []
+    filled = 0
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        if batch and filled + sizes[number] > INFERENCE_TOKENS:
+            yield batch
+            batch, filled = [], 0
+        batch.append(number)
+        filled += sizes[number]
+    if batch:
+        yield batch
+
+
+def _score_trees(network: Network, trees: Sequence[_Tree], likeliest: bool) -> list[Scores]:
+    """Scores of all sequences of the trees, in turn."""
+    tokens: list[int] = []
+    paths: list[list[int]] = []
+    for tree in trees:
+        paths += [[len(tokens) + number for number in path] for path in tree.paths]
+        tokens += tree.tokens
+    starts = [max(1, start) for tree in trees for start in tree.starts]
+    token_N = torch.tensor(tokens, device=network.device)
+    packing = Branched.of_sequences(paths, network.device)
+    hidden_ND = network.hidden_of_branches(token_N, packing)
+    # A shared token is scored once: a step is a token and the one before it.
+    steps = {step: None for path, start in zip(paths, starts, strict=True) for step in pairwise(path[start - 1 :])}
+    before_M, at_M = torch.tensor(list(steps), dtype=torch.long, device=network.device).reshape(-1, 2).T
+    value_M, best_M = _scores(network, hidden_ND[before_M], token_N[at_M], likeliest)
+    place = {step: number for number, step in enumerate(steps)}
+    found = []
+    for path, start in zip(paths, starts, strict=True):
+        places = [place[step] for step in pairwise(path[start - 1 :])]
+        found.append(Scores([value_M[each] for each in places], [best_M[each] for each in places] if likeliest else ()))
+    return found
+
+
+def _scores(
+    network: Network, hidden_MD: torch.Tensor, target_M: torch.Tensor, likeliest: bool
+) -> tuple[list[float], list[bool]]:
+    """Log-probability of each target, and whether it is the likeliest token."""
+    if not likeliest:
+        return (-network.token_losses(hidden_MD, target_M)).tolist(), []
+    values: list[float] = []
+    best: list[bool] = []
+    for hidden, target in zip(hidden_MD.split(SCORES_AT_ONCE), target_M.split(SCORES_AT_ONCE), strict=True):
+        logits_MV = network.token_logits(hidden).float()
+        values += (-torch.nn.functional.cross_entropy(logits_MV, target, reduction="none")).tolist()
+        best += (logits_MV.argmax(dim=-1) == target).tolist()
+    return values, best
+
+
+@torch.inference_mode()
+def score_rows(network: Network, rows: Sequence[Row], likeliest: bool = False) -> list[Scores]:
+    """Scores of the tokens that carry weight, of each row."""
+
+    def of_batch(batch: Batch) -> list[Scores]:
+        target_M = batch.token_streams["weight"].nonzero().squeeze(1)
+        values, best = _scores(network, network.hidden(batch)[target_M - 1], batch.tokens_N[target_M], likeliest)
+        scores: list[tuple[list[float], list[bool]]] = [([], []) for _ in range(len(batch))]
+        for number, sequence in enumerate(batch.example_N[target_M].tolist()):
+            scores[sequence][0].append(values[number])
+            scores[sequence][1].extend(best[number : number + 1])
+        return [Scores(*each) for each in scores]
+
+    return [sum_up(sequences) for sequences in over_rows(network, rows, of_batch)]
+
+
+def sum_up(sequences: Sequence[Scores]) -> Scores:
+    """The scores of all sequences of a row, in turn: those of a target, where its source has none."""
+    if len(sequences) == 1:
+        return sequences[0]
+    values = [value for each in sequences for value in each.log_probabilities]
+    return Scores(values, [best for each in sequences for best in each.likeliest])
+
+
+def _row(each: Continuation) -> Row:
+    start = max(1, each.start)
+    return Row("", list(each.tokens), {"weight": [0.0] * start + [1.0] * (len(each.tokens) - start)})

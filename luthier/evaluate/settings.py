@@ -5,7 +5,17 @@ from __future__ import annotations
 from pydantic import Field
 
 from luthier.evaluate.alternatives import Documents, Endpoint, Prices
-from luthier.evaluate.examinations import EXAMINATIONS, Calibration, Confidence, Examination, Judge, Latency
+from luthier.evaluate.examinations import (
+    EXAMINATIONS,
+    Calibration,
+    Confidence,
+    Examination,
+    Forgetting,
+    Judge,
+    Latency,
+    Memorisation,
+    Safety,
+)
 from luthier.settings import Settings
 
 
@@ -51,6 +61,12 @@ class EvaluateSettings(Settings):
     """Whether the model knows which of its written answers are good; null to leave it out."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
+    forgetting: Forgetting | None = Forgetting()
+    """What the model can do less well than before, by probes put to it before and after; null to leave it out."""
+    memorisation: Memorisation | None = Memorisation()
+    """What the model learned by heart and gives away; null to leave it out."""
+    safety: Safety | None = Safety()
+    """What the model refuses, and outputs that nobody wants; null to leave it out."""
 
     def examinations(self) -> dict[str, Examination]:
         """Those that are asked for, by name, in the order of the page."""

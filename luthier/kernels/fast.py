@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
+from luthier.kernels.branches import Branched, attention_of_branches, rotary_attention_of_branches
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
 from luthier.kernels.norm import rms_norm
@@ -96,10 +97,11 @@ def speed_up(model: Any) -> Family | None:
 def packed_hidden(model: Any, family: Family, tokens_N: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Last hidden states [N, D] of examples that lie end to end."""
     first = family.first_position(model.config.get_text_config())
+    positions_N = packing.places if isinstance(packing, Branched) else packing.positions
     out = model.base_model(
         input_ids=tokens_N[None],
         attention_mask=NO_MASK.to(tokens_N.device),
-        position_ids=packing.positions[None] + first,
+        position_ids=positions_N[None] + first,
         use_cache=False,
         packing=packing,
     )
@@ -167,7 +169,9 @@ def _attention_forward(
         heads_NXD = torch.cat([module.q_norm(query), module.k_norm(key), value], dim=1)
     dropout = module.attention_dropout if module.training else 0.0
     how = AttentionSettings(module.scaling, module.is_causal, _window(module), dropout)
-    if packing.prefix is not None:
+    if isinstance(packing, Branched):
+        out_NHD = rotary_attention_of_branches(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
+    elif packing.prefix is not None:
         out_NHD = rotary_attention_behind_prefix(
             heads_NXD, cosine_ND, sine_ND, query_heads, packing, how, module.layer_idx
         )
@@ -194,6 +198,8 @@ def _attention_of_transformers(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     how = AttentionSettings(scaling or query.shape[-1] ** -0.5, causal, kwargs.get("sliding_window") or 0, dropout)
     query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if isinstance(packing, Branched):
+        return attention_of_branches(query_NHD, key_NKD, value_NKD, packing, how)[None], None
     if packing.prefix is not None:
         return attention_behind_prefix(query_NHD, key_NKD, value_NKD, packing, how, module.layer_idx)[None], None
     return attention(query_NHD, key_NKD, value_NKD, packing, how)[None], None

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
+from luthier.kernels.branches import Branched
 from luthier.kernels.cross_entropy import head_loss, token_losses
 from luthier.kernels.fast import Family, label_scores, packed_hidden, token_scores
 from luthier.kernels.virtual import Prefix
@@ -188,6 +189,16 @@ class Network:
             out = self.model.base_model(input_ids=tokens_ET, use_cache=False, **self._seen(mask_ET))
             hidden_MD = out.last_hidden_state[mask_ET.bool()]
         return hidden_MD if own_M is None else hidden_MD[own_M]
+
+    def shares_starts(self) -> bool:
+        """Whether `hidden_of_branches` can be asked: a model on the kernels, with nothing learned before a sequence."""
+        return self.family is not None and self.prefix is None and not self.virtual_tokens
+
+    def hidden_of_branches(self, tokens_N: torch.Tensor, packing: Branched) -> torch.Tensor:
+        """Last hidden states, [N, D], of sequences that begin alike, what they share computed once; for inference."""
+        assert self.family is not None and self.shares_starts()
+        self.running = None
+        return packed_hidden(self.model, self.family, tokens_N, packing)
 
     def _behind_virtual_tokens(self, batch: Batch) -> tuple[Batch, torch.Tensor | None]:
         """The batch as the model runs it, without streams, and which of its tokens are the batch's own (None: all)."""

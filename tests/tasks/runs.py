@@ -15,6 +15,9 @@ from luthier.runs import Run
 
 WORDS = "the film was a warm funny dull plot cast acting shines two hours of waste".split()  # noqa: SIM905
 
+FEW: dict[str, Any] = {"forgetting": {"probes": 5}, "safety": {"requests": 2}}
+"""Of what is asked beside the task, so that many runs go by quickly."""
+
 
 def sentence(number: int, most: int = 12) -> list[str]:
     """Words that depend on the number alone."""
@@ -29,7 +32,7 @@ def whole_run(folder: Path, model: Path, task: str, rows: Sequence[dict[str, Any
         "data": {"source": str(data), **more.pop("data", {})},
         "task": task,
         "train": {"epochs": 1, "learning_rate": 5e-3, **more.pop("train", {})},
-        "evaluate": {"resamples": 200, "max_new_tokens": 6, **more.pop("evaluate", {})},
+        "evaluate": {"resamples": 200, "max_new_tokens": 6, **FEW, **more.pop("evaluate", {})},
         **more,
     }
     run = pipeline.train(recipe, out=folder / "run")

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from luthier.engine.continuations import likelihoods_of_ends
 from luthier.engine.generate import choose, generate
+from luthier.engine.shared_prompt import likelihoods_of_ends
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import Shown, conversation, labels_in
 from luthier.evaluate.costs import Usage, usage_of

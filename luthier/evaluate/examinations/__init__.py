@@ -5,15 +5,32 @@ from __future__ import annotations
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.examinations.calibration import Calibration
 from luthier.evaluate.examinations.confidence import Confidence
+from luthier.evaluate.examinations.forgetting import Forgetting
 from luthier.evaluate.examinations.judge import Judge
 from luthier.evaluate.examinations.latency import Latency
+from luthier.evaluate.examinations.memorisation import Memorisation
+from luthier.evaluate.examinations.safety import Safety
 
 EXAMINATIONS: dict[str, type[Examination]] = {
     "judge": Judge,
     "calibration": Calibration,
     "confidence": Confidence,
     "latency": Latency,
+    "forgetting": Forgetting,
+    "memorisation": Memorisation,
+    "safety": Safety,
 }
 """By the name of their section in `evaluate:`; the page shows them in this order."""
 
-__all__ = ["EXAMINATIONS", "Calibration", "Confidence", "Evidence", "Examination", "Judge", "Latency"]
+__all__ = [
+    "EXAMINATIONS",
+    "Calibration",
+    "Confidence",
+    "Evidence",
+    "Examination",
+    "Forgetting",
+    "Judge",
+    "Latency",
+    "Memorisation",
+    "Safety",
+]
