@@ -14,12 +14,14 @@ from luthier import files
 from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
+from luthier.evaluate.conditions import conditions
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
 from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.read import Dataset, read_data
+from luthier.prepare.slices import unique_slices
 from luthier.prepare.sources import origin_of
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
@@ -67,7 +69,13 @@ class Prepared:
 
     @property
     def metrics(self) -> list[str]:
-        return self.recipe.evaluate.metrics or list(default_metrics(self.recipe.task, self.data.multi_label))
+        """Those of the recipe, or the task's own; the first is the main one, and those of `ship_if` come last."""
+        from luthier.evaluate.metrics import METRICS
+
+        chosen = self.recipe.evaluate.metrics or list(default_metrics(self.recipe.task, self.data.multi_label))
+        asked = [condition.figure for condition in conditions(self.recipe.ship_if)]
+        fitting = [name for name in asked if name in METRICS and self.metric_task in METRICS[name].tasks]
+        return list(dict.fromkeys([*chosen, *fitting]))
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""
@@ -80,7 +88,9 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """What a checkpoint must agree with: everything that decides the weights."""
-        resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
+        resolved = {
+            key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate", "ship_if")
+        }
         chosen_by = self.recipe.train.select_by or self.metrics[0]
         beside = [rows.fingerprint for rows in self.more.values()]
         beside += [mixed.tokenised["train"].rows.fingerprint for mixed in self.mix]
@@ -112,7 +122,11 @@ def prepare(
     for note in source.notes:
         progress.say(f"note: {note}")
     mistyped = bool(problems)
-    problems += [*check_evaluation(parsed, source), *check_privacy(parsed, source)]
+    problems += [
+        *check_evaluation(parsed, source),
+        *check_examinations(parsed, source, base),
+        *check_privacy(parsed, source),
+    ]
 
     found, facts = None, None
     path = parsed.model.path
@@ -135,8 +149,11 @@ def prepare(
         fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
         if not (mistyped and fetched and rows is None):
             chosen = rows if rows is not None else parsed.data
-            data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
+            data = read_data(
+                chosen, parsed.task, base=base, settings=parsed.data, progress=progress, slices=parsed.slices
+            )
             check_splits(data, problems)
+            problems += unique_slices(parsed.slices, data.splits["test"].first_by_id(parsed.evaluate.max_rows))
     except UserError as error:
         problems += error.problems
     named = parsed.chosen_objective.more_data()
@@ -146,6 +163,7 @@ def prepare(
         problems += wrong
     mixed, wrong = read_mix(parsed, base, progress) if not mistyped else ([], [])
     problems += wrong
+    problems += check_gate(parsed, source, facts, data)
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
 
@@ -204,6 +222,30 @@ def check_evaluation(recipe: Recipe, source: Source) -> list[Problem]:
         if name not in fits
     ]
     return problems
+
+
+def check_examinations(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
+    """What the examinations' settings say of themselves."""
+    form = TASKS[recipe.task].form
+    return [
+        replace(problem, where=source.place(("evaluate", name, *filter(None, problem.where.split(".")))))
+        for name, examination in recipe.evaluate.examinations().items()
+        for problem in examination.misfits(base, form)
+    ]
+
+
+def check_gate(recipe: Recipe, source: Source, facts: ModelFacts | None, data: Dataset | None) -> list[Problem]:
+    """Conditions of `ship_if` that name nothing this run can measure."""
+    from luthier.evaluate.gate import figure_problem
+
+    task = metric_task(recipe.task, bool(data and data.multi_label))
+    writes = facts is None or made("language", facts) is not None
+    return [
+        Problem(wrong.what, source.place(("ship_if", place)), wrong.mend)
+        for place, text in enumerate(recipe.ship_if)
+        for condition in conditions([text])
+        if (wrong := figure_problem(condition, recipe.task, task, recipe.evaluate, writes, recipe.privacy is not None))
+    ]
 
 
 def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:

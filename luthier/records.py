@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+NOT_GIVEN = "(not given)"
+"""The slice of rows whose cell is empty."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of the user's data, in the task's own fields."""
@@ -27,6 +31,8 @@ class Example:
     place: str
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
+    slices: Mapping[str, str] = field(default_factory=dict)
+    """What its scores are told apart by: the values of the columns that `evaluate.fairness.slices` names."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.evaluate.examinations import EXAMINATIONS, Examination, Latency
+from luthier.evaluate.examinations import EXAMINATIONS, Errors, Examination, Fairness, Latency
 from luthier.settings import Settings
 
 
@@ -26,6 +26,12 @@ class EvaluateSettings(Settings):
     """Longest generated answer in tokens."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
+    previous: str | None = None
+    """An earlier run's folder to compare with."""
+    fairness: Fairness | None = Fairness()
+    """For whom it works less well: scores by slice, names and pronouns swapped; null to leave it out."""
+    errors: Errors | None = Errors()
+    """What its mistakes have in common, and which rows to look at; null to leave it out."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
 

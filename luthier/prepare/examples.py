@@ -1,8 +1,8 @@
 """Clean examples on the disk: written once, read one at a time.
 
 In: examples as they are cleaned. Out: `Examples`, a sequence for each split that holds hardly more in memory than its
-rows' numbers. Arrays: `examples` (a line of JSON each: place, fields, and a weight other than 1), `ends` (where each
-line ends), `ids`.
+rows' numbers. Arrays: `examples` (a line of JSON each: place, fields, a weight other than 1 or slices), `ends` (where
+each line ends), `ids`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class ExampleWriter:
         self.end = 0
 
     def add(self, example: Example) -> None:
-        weight = [] if example.weight == 1 else [example.weight]
-        line = json.dumps([example.place, example.fields, *weight], ensure_ascii=False)
+        weight = [] if example.weight == 1 and not example.slices else [example.weight]
+        slices = [dict(example.slices)] if example.slices else []
+        line = json.dumps([example.place, example.fields, *weight, *slices], ensure_ascii=False)
         self.lines.append(line.encode() + b"\n")
         self.ids.append(bytes.fromhex(example.id))
         if len(self.lines) == AT_ONCE:
@@ -78,10 +79,10 @@ class Examples(Sequence[Example]):
 
     def _read(self, row: int) -> Example:
         start = int(self.ends[row - 1]) if row else 0
-        place, fields, *weight = json.loads(self.lines[start : int(self.ends[row])].tobytes())
+        place, fields, *more = json.loads(self.lines[start : int(self.ends[row])].tobytes())
         label = fields.get("label")
         if isinstance(label, list):
             fields["label"] = tuple(label)
         elif self.multi_label and label is not None:
             fields["label"] = (label,)
-        return Example(self.ids[row : row + 1].tobytes().hex(), fields, place, *weight)
+        return Example(self.ids[row : row + 1].tobytes().hex(), fields, place, *more)

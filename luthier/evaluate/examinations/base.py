@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from luthier.errors import Problem
 from luthier.records import Example, Prediction
 from luthier.settings import Settings
 from luthier.tasks import Form
@@ -51,6 +52,8 @@ class Evidence:
     """Where the tuned model is saved; what its users need beside the weights goes there."""
     resamples: int
     seed: int
+    previous: Path | None = None
+    """The folder of an earlier run (`evaluate.previous`)."""
 
 
 class Examination(Settings):
@@ -60,6 +63,17 @@ class Examination(Settings):
     """The heading on the page."""
     forms: ClassVar[tuple[Form, ...]]
     """The forms of examples it can look into; for others it is left out."""
+    figures: ClassVar[tuple[str, ...]] = ()
+    """The names of the figures it finds, by which `ship_if` is checked before any work."""
+
+    def gives(self, form: Form) -> tuple[str, ...]:
+        """The same, where they depend on its settings or on the form of examples."""
+        return self.figures
+
+    def misfits(self, base: Path, form: Form) -> list[Problem]:
+        """What is wrong with its settings, as far as it can be known before any work; relative paths start from
+        `base`."""
+        return []
 
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
         """What is found. `advance` is told how many rows are done.
