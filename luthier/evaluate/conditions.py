@@ -1,6 +1,7 @@
-"""The conditions of `ship_if:` as they are written. In: a line, or what YAML made of it. Out: a `Condition`, or a problem.
+"""The conditions of `ship_if:` as they are written.
 
-This module is read with the recipe, so it imports nothing heavy; `gate.py` judges.
+In: a line, or what YAML made of it. Out: a `Condition`, or a problem. This module is read with the recipe, so it
+imports nothing heavy; `gate.py` judges.
 """
 
 from __future__ import annotations

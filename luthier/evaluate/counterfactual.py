@@ -16,7 +16,7 @@ from luthier.evaluate.metrics import names
 from luthier.evaluate.outcome import show_value
 from luthier.evaluate.slices import wilson
 from luthier.evaluate.swaps import Swap, swapped
-from luthier.records import Prediction
+from luthier.records import Example, Prediction
 
 if TYPE_CHECKING:
     from luthier.evaluate.examinations.fairness import Fairness
@@ -46,7 +46,7 @@ def finding(settings: Fairness, evidence: Evidence, advance: Callable[[int], Any
     """Empty where the settings leave it out; a figure without a value where no row can be swapped."""
     if not settings.swapped_rows:
         return Finding("")
-    chosen = []
+    chosen: list[tuple[Example, Prediction, Swap]] = []
     for example, prediction in zip(evidence.test, evidence.predictions, strict=True):
         if len(chosen) < settings.swapped_rows and (swap := swapped(example.fields["text"])):
             chosen.append((replace(example, fields={**example.fields, "text": swap.text}), prediction, swap))

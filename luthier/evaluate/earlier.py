@@ -16,8 +16,8 @@ from luthier.errors import UserError
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.finding import Block, Figure, Passage, Passages
 from luthier.evaluate.metrics import CLASSIFY, GENERATE, MULTI_LABEL, PREFER, TAG, is_right
+from luthier.evaluate.outcome import show_p
 from luthier.evaluate.significance import two_sided_binomial
-from luthier.evaluate.outcome import show_p, show_value
 from luthier.evaluate.slices import wilson
 from luthier.records import Prediction
 
@@ -69,8 +69,9 @@ def read_earlier(evidence: Evidence) -> Earlier | None:
     other = sum(then.predicted != now.predicted for then, now in common)
     low, high = wilson(len(lost), len(common))
     sentence = (
-        f"Against the earlier run, on {len(common):,} rows of both, {other:,} answers are other ones: {gained:,} are right "
-        f"now that were wrong, {len(lost):,} are wrong that were right ({show_p(two_sided_binomial(gained, len(lost)))})."
+        f"Against the earlier run, on {len(common):,} rows of both, {other:,} answers are other ones: {gained:,} are "
+        f"right now that were wrong, {len(lost):,} are wrong that were right "
+        f"({show_p(two_sided_binomial(gained, len(lost)))})."
     )
     shown = [Passage(f"{now.expected}: then {then.predicted}, now {now.predicted}", now.text) for then, now in lost]
     blocks: list[Block] = [Passages("Right in the earlier run, wrong now", shown[:MOST_SHOWN])] if shown else []

@@ -1,4 +1,4 @@
-"""The errors examination's work: mistakes in clusters, rows ready for relabelling, and what changed since an earlier run.
+"""The errors examination's work: mistakes in clusters, rows ready for relabelling, what changed since an earlier run.
 
 In: its settings and the evidence. Out: the finding, with `errors.jsonl`: id, text, expected, predicted, confidence, why
 it is here, and an empty `new_label`.

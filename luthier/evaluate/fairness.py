@@ -124,7 +124,7 @@ AUTOMATIC_SLICES: dict[str, Callable[[Sequence[str], Evidence, int], list[Dimens
 
 
 def metric_of(dimension: Dimension, evidence: Evidence) -> Metric:
-    """The main metric; within one label there is nothing to average over, and the share of right answers stands for it."""
+    """The main metric; within one label the share of right answers stands for it."""
     return METRICS["accuracy"] if dimension.name == "label" and not dimension.named else evidence.metric
 
 
@@ -158,7 +158,9 @@ def slices_finding(gaps: Sequence[Gap], ps: dict[str, float], settings: Fairness
             ("odds", "equalised odds difference", gap.odds),
         ):
             if found:
-                figures[f"{kind}({name})"] = Figure(f"{words} by {name}", **found, percent=True)
+                figures[f"{kind}({name})"] = Figure(
+                    f"{words} by {name}", found["value"], found["low"], found["high"], percent=True
+                )
             elif gap.dimension.named and evidence.prompt_format.form in LABEL_GAPS:
                 figures[f"{kind}({name})"] = Figure(f"{words} by {name}", None, percent=True)
         blocks += drawn(gap, ps.get(name), metric)
@@ -192,7 +194,8 @@ def slices_sentence(gaps: Sequence[Gap], ps: dict[str, float], settings: Fairnes
         if gap.dimension.named and (small := [each for each in gap.slices if not each.judged]):
             listed = ", ".join(f"{each.name} ({each.rows})" for each in small[:5]) + (", ..." if len(small) > 5 else "")
             sentences.append(
-                f"Too few rows to judge by {gap.dimension.name} (under {settings.least_rows}, or all others are): {listed}."
+                f"Too few rows to judge by {gap.dimension.name} (under {settings.least_rows}, "
+                f"or all others are): {listed}."
             )
     return " ".join(sentences)
 

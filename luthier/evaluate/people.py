@@ -10,8 +10,9 @@ from typing import Literal
 Language = Literal["en", "es"]
 
 PEOPLE: dict[Language, str] = {
-    "en": """he/she himself/herself man/woman men/women boy/girl boys/girls father/mother fathers/mothers dad/mom dads/moms
-        daddy/mommy papa/mama son/daughter sons/daughters brother/sister brothers/sisters husband/wife husbands/wives
+    "en": """he/she himself/herself man/woman men/women boy/girl boys/girls father/mother fathers/mothers dad/mom
+        dads/moms daddy/mommy papa/mama son/daughter sons/daughters brother/sister brothers/sisters husband/wife
+        husbands/wives
         boyfriend/girlfriend boyfriends/girlfriends uncle/aunt uncles/aunts nephew/niece nephews/nieces
         grandfather/grandmother grandpa/grandma grandson/granddaughter stepfather/stepmother gentleman/lady
         gentlemen/ladies king/queen prince/princess actor/actress actors/actresses waiter/waitress waiters/waitresses
@@ -37,7 +38,8 @@ TITLES: dict[Language, dict[str, str]] = {
 MEN: dict[Language, str] = {
     "en": """James John Robert Michael William David Richard Joseph Thomas Charles Daniel Matthew Anthony Steven Paul
         Andrew Joshua Kenneth Kevin Brian George Edward Ronald Timothy Jason Jeffrey Ryan Jacob Gary Nicholas Eric
-        Jonathan Stephen Larry Justin Scott Brandon Benjamin Samuel Gregory Alexander Patrick Raymond Jack Dennis Jerry""",
+        Jonathan Stephen Larry Justin Scott Brandon Benjamin Samuel Gregory Alexander Patrick Raymond Jack Dennis
+        Jerry""",
     "es": """José Juan Luis Carlos Francisco Antonio Manuel Jesús Javier Pedro Miguel Alejandro Rafael Fernando Sergio
         Jorge Alberto Diego Pablo Andrés Ricardo Eduardo Roberto Enrique Raúl Óscar Álvaro Rubén Iván Mario Adrián
         Víctor Ignacio Gonzalo""",
@@ -52,12 +54,14 @@ WOMEN: dict[Language, str] = {
         Yolanda Fernanda""",
 }
 """Common given names; each man's has the woman's at the same place."""
-NOT_A_NOUN = """a an the and or but if so as than that because while when where who which what why how about above after against
-    at before behind below between by down during for from in into of off on onto out over through to under until up
+NOT_A_NOUN = """a an the and or but if so as than that because while when where who which what why how
+    about above after against at before behind below between by down during for from in into of off on onto out over
+    through to under until up
     with without again ago away back here there now then today tonight tomorrow yesterday too very well i you he she it
     we they me him us them my your his its our their is was were are be been has had have will would can could may might
     must should do does did not never always often just only also even still already soon yet this these those
-    all both each some any no more most nothing something everything go come know feel think look leave be see make do"""
+    all both each some any no more most nothing something everything go come know feel think look leave be see make
+    do"""
 """Words that no possessive stands before: after them "her" is "him", and "his" is "hers"."""
 ENGLISH = "the and of is was to in it this that with for not you i my on are be his her she"
 SPANISH = "el la los las de que y en un una es no con por para su se lo del al muy más pero como mi"

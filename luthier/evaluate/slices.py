@@ -86,8 +86,9 @@ def compare_slices(
 ) -> Gap:
     """Every slice's score, and the gap of the worst one.
 
-    The gap's interval holds at its level whichever slice is truly the worst: its upper end is the largest of the slices'
-    own upper ends, and its lower end the largest of their lower ends, each taken at a level that makes up for picking
+    The gap's interval holds at its level whichever slice is truly the worst: its upper end is the largest of the
+    slices' own upper ends, and its lower end the largest of their lower ends, each taken at a level that makes up
+    for picking
     among S slices (TAIL / (S - 1)). p is of the largest gap over its own spread when rows are dealt to slices anew.
     """
     table_NK = np.asarray(table_NK)

@@ -53,7 +53,9 @@ def finding(settings: Fairness, evidence: Evidence) -> Finding:
     network = evidence.network
     if network.head != "language" or network.kind != "decoder":
         return Finding("Stereotype probes were left out: they need a model that writes and does nothing else.")
-    sentences, figures, details = [], {}, {}
+    sentences: list[str] = []
+    figures: dict[str, Figure] = {}
+    details: dict[str, Any] = {}
     for path in settings.stereotypes:
         rows = read_probes(evidence.base_path / Path(path).expanduser())
         said, found, more = winobias(network, rows) if rows[0].keys() >= PAIRED else bbq(network, rows, evidence)

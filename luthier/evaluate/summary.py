@@ -29,3 +29,17 @@ def table(verdict: Mapping[str, Any]) -> str:
             )
         )
     return columns(lines)
+
+
+def gate_lines(gate: Mapping[str, Any]) -> str:
+    """Whether the model may ship, and each condition with its reason."""
+    head = "It ships: every condition of ship_if is met." if gate["ships"] else "It does not ship:"
+    return "\n".join(
+        [
+            head,
+            *(
+                f"  {'met' if row['met'] else 'NOT MET'}  {row['condition']}: {row['reason']}"
+                for row in gate["conditions"]
+            ),
+        ]
+    )

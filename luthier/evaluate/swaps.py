@@ -1,6 +1,7 @@
-"""The same text about a person of the other gender: names, pronouns and words for people swapped, in English or Spanish.
+"""The same text about a person of the other gender: names, pronouns and words for people swapped.
 
-In: a text. Out: its counterpart and which way it was turned, or None where it says nothing of a person's gender.
+In: a text in English or Spanish. Out: its counterpart and which way it was turned, or None where it says nothing of
+a person's gender.
 
 "her" is his or him, and "his" is her or hers: which one, the next word tells (before a noun it is a possessive). That
 rule is right for most sentences and not for all ("I told her stories"). In Spanish the article before a swapped noun

@@ -1,7 +1,8 @@
 """For whom the model works less well, and what of a person's gender changes its answers.
 
-In: the tuned model's answers, the columns that rows are told apart by. Out: scores by slice and the gap of the worst to
-the rest; how many answers change when names and pronouns are swapped; how a model that writes answers stereotype probes.
+In: the tuned model's answers, the columns that rows are told apart by. Out: scores by slice and the gap of the
+worst to the rest; how many answers change when names and pronouns are swapped; how a model that writes answers
+stereotype probes.
 """
 
 from __future__ import annotations
