@@ -27,7 +27,7 @@ from tests.common.test_objectives import FAMILIES
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists())]
-WITH_RUN = ("models.md", "runs.md", "tuning.md", "verdict.md")
+WITH_RUN = ("models.md", "runs.md", "shipping.md", "tuning.md", "verdict.md")
 """Pages that go on from a recipe and a finished run, those of first-run.md."""
 WITH_RECIPE = ("recipe.md", "data.md", "privacy.md")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

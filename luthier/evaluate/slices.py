@@ -218,7 +218,8 @@ def parity_and_odds(
 
     For each label: the largest less the smallest share of rows that get it (parity), and the same of the true and the
     false positive rate, whichever is larger (odds). The label where that is largest counts, so with two labels both
-    equal fairlearn's. Intervals: percentile bootstrap, rows drawn within slices.
+    equal fairlearn's. Rows are drawn within slices. The largest of several shares is drawn too large, so the upper end
+    is the percentile (on the wide side, as a gate wants it) and the lower end the reflected one (the basic bootstrap).
 
     Args:
         counts_NK: As `count_labels` gives it, K = 3C.
@@ -234,8 +235,8 @@ def parity_and_odds(
     rows_S = np.array([len(table) for table in tables], dtype=float)
     made = []
     for point, values_B in zip(rates(points, rows_S), rates(drawn, rows_S), strict=True):
-        low, high = percentiles(values_B)
-        made.append({"value": float(point[0]), "low": low, "high": high})
+        value, (_, high) = float(point[0]), percentiles(values_B)
+        made.append({"value": value, "low": max(0.0, 2 * value - high), "high": max(value, high)})
     return made[0], made[1]
 
 
