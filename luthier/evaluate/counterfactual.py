@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.examinations.fairness import Fairness
 
 FLIPS = "counterfactual_flips"
-TITLE = "answers that change when names and pronouns are swapped"
+TITLE = "share of answers that change when names and pronouns are swapped"
 SMALL_CHANGE = 0.1
 """A number counts as changed when it moves by more than this share of the training scores' deviation."""
 MOST_SHOWN = 5
@@ -61,7 +61,8 @@ def finding(settings: Fairness, evidence: Evidence, advance: Callable[[int], Any
         advance(len(pairs))
     if not pairs:
         sentence = "No test row names a person's gender, so nothing could be swapped."
-        return Finding(sentence, {FLIPS: Figure(TITLE, None, percent=True)})
+        why = "no test row names a person's gender"
+        return Finding(sentence, {FLIPS: Figure(TITLE, None, percent=True, why=why)})
     flips = sum(pair.flipped for pair in pairs)
     low, high = wilson(flips, len(pairs))
     sentence = (

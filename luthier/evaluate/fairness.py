@@ -149,10 +149,13 @@ def corrected_ps(gaps: Sequence[Gap]) -> dict[str, float]:
 
 def slices_finding(gaps: Sequence[Gap], ps: dict[str, float], settings: Fairness, evidence: Evidence) -> Finding:
     figures, blocks, details = {}, [], {}
+    too_few = f"no slice has {settings.least_rows} test rows or more beside as many others"
     for gap in gaps:
         metric, name = metric_of(gap.dimension, evidence), gap.dimension.name
         title = f"gap in {metric.title} by {gap.dimension.title.partition(' (')[0]}"
-        figures[f"gap({name})"] = Figure(title, gap.value, gap.low, gap.high, percent=metric.percent)
+        figures[f"gap({name})"] = Figure(
+            title, gap.value, gap.low, gap.high, percent=metric.percent, why="" if gap.worst else too_few
+        )
         for kind, words, found in (
             ("parity", "demographic parity difference", gap.parity),
             ("odds", "equalised odds difference", gap.odds),
@@ -162,7 +165,7 @@ def slices_finding(gaps: Sequence[Gap], ps: dict[str, float], settings: Fairness
                     f"{words} by {name}", found["value"], found["low"], found["high"], percent=True
                 )
             elif gap.dimension.named and evidence.prompt_format.form in LABEL_GAPS:
-                figures[f"{kind}({name})"] = Figure(f"{words} by {name}", None, percent=True)
+                figures[f"{kind}({name})"] = Figure(f"{words} by {name}", None, percent=True, why=too_few)
         blocks += drawn(gap, ps.get(name), metric)
         details[name] = as_details(gap, ps.get(name))
     return Finding(
@@ -218,7 +221,7 @@ def drawn(gap: Gap, p: float | None, metric: Metric) -> list[Block]:
         )
         more = f" The {MOST_SLICES} worst of {len(finite)}." if len(finite) > MOST_SLICES else ""
         blocks.append(Intervals(title, rows, metric.percent, f"95% intervals.{more}{tested}"))
-    if small := [each for each in gap.slices if not each.judged]:
+    if (gap.worst or gap.dimension.named) and (small := [each for each in gap.slices if not each.judged]):
         shown = [
             (each.name, f"{each.rows:,}", show_value(each.value, metric.percent))
             for each in sorted(small, key=lambda each: -each.rows)[:MOST_SLICES]

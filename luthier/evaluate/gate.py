@@ -77,7 +77,7 @@ def find_figure(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
     for finding in verdict.get("findings", {}).values():
         if name in finding["figures"]:
             figure = finding["figures"][name]
-            return {**figure, "why": finding["sentence"]}
+            return {**figure, "why": figure.get("why") or finding["sentence"]}
     if name == EPSILON and verdict.get("privacy"):
         return {"title": "epsilon", "value": verdict["privacy"]["epsilon"], "low": None, "high": None} | PLAIN
     return {"why": "no figure of this name was found in this run"}
