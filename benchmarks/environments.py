@@ -49,6 +49,9 @@ LLAMA_FACTORY = Environment("llamafactory", "0.9.5", ("torch>=2.14,<2.15",), sam
 AXOLOTL = Environment("axolotl", "0.21.0", same=(), python="3.12")
 """Wants transformers 5.20.1, a torch below 2.15, and Python 3.12 or newer."""
 
+SETFIT = Environment("setfit", "1.2.0", ("transformers<5", "scikit-learn"), same=("torch",))
+"""Wants transformers below 5."""
+
 
 class NotInstalledError(Exception):
     """Why an environment cannot be had, in one line."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contestants import QUIET, ROOT
+from benchmarks.environments import Environment, NotInstalledError, python_of
 from benchmarks.job import IGNORED
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Entry:
     peer: Mapping[str, Any] | None = None
     """`trainer`: whose it is, `learns`: what (a PEFT configuration, or parts of parameters' names); None for none."""
     peer_name: str = ""
-    rewards: Sequence[str] = ()
-    """The metric, where it is a reward: functions that say what an answer is worth."""
+    environment: Environment | None = None
+    """Of the peer, where it cannot live in Luthier's."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ def run_entry(entry: Entry, folder: Path, with_peer: bool = True) -> Line:
     (folder / "entry.json").write_text(json.dumps({"recipe": entry.recipe, "peer": entry.peer}))
     steps = [["benchmarks.method_run", "ours", str(folder)]]
     if entry.peer and with_peer:
-        steps += [["benchmarks.peers.method", str(folder)], ["benchmarks.method_run", "judge", str(folder)]]
+        peer = "benchmarks.peers.setfit" if entry.environment else "benchmarks.peers.method"
+        steps += [[peer, str(folder)], ["benchmarks.method_run", "judge", str(folder)]]
     failed = ""
     for step in steps:
-        if failed := run_step(step, folder):
-            failed = f"{entry.peer_name if 'peers' in step[0] else 'Luthier'}: {failed}"
+        theirs = "peers" in step[0]
+        if failed := run_step(step, folder, entry.environment if theirs else None):
+            failed = f"{entry.peer_name if theirs else 'Luthier'}: {failed}"
             break
     if not (folder / "ours.json").exists():
         return Line(entry.name, failed=failed)
@@ -70,10 +73,14 @@ def run_entry(entry: Entry, folder: Path, with_peer: bool = True) -> Line:
     return Line(entry.name, figures, failed)
 
 
-def run_step(arguments: Sequence[str], folder: Path) -> str:
+def run_step(arguments: Sequence[str], folder: Path, environment: Environment | None) -> str:
     """Run one part in a process of its own; returns the end of what it said if it failed."""
+    try:
+        python = str(python_of(environment))
+    except NotInstalledError as error:
+        return str(error)
     with (folder / "log.txt").open("a") as log:
-        command = [sys.executable, "-m", *arguments]
+        command = [python, "-m", *arguments]
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | QUIET, check=False)
     return (folder / "log.txt").read_text().strip().splitlines()[-1] if done.returncode else ""
 

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environments import SETFIT
 from benchmarks.method_run import Entry, Line, run_entry
 from benchmarks.rows import REVIEWS, REVIEWS_SECTION, source_of
 from benchmarks.train_speed import MINILM, SMOLLM
@@ -40,7 +41,8 @@ def recipe(
 
 
 def reviews(selection: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    return recipe("rotten_tomatoes", 1000, 1066, selection=dict(selection), **more)
+    train = {"epochs": 3} | more.pop("train", {})
+    return recipe("rotten_tomatoes", 800, 1066, selection=dict(selection), train=train, **more)
 
 
 def small_reviews(selection: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,11 +71,11 @@ def selections() -> list[Entry]:
     blocks = [f"layer.{number}." for number in range(2, 6)]
     added = ["oscar-worthy", "cliché-ridden"]
     return [
-        Entry("full", reviews({"full": {}}), trainer(None), TRAINER),
+        Entry("full", reviews({"full": {}}, train={"learning_rate": 1e-4}), trainer(None), TRAINER),
         Entry("last_layers", reviews({"last_layers": {"layers": 4}}), trainer([*blocks, "pooler"]), TRAINER),
-        Entry("head", reviews({"head": {}}), trainer(["pooler"]), TRAINER),
-        Entry("bias", reviews({"bias": {}}), trainer(["bias", "pooler"]), TRAINER),
-        Entry("norms", reviews({"norms": {}}), trainer(["LayerNorm", "pooler"]), TRAINER),
+        Entry("head", reviews({"head": {}}), trainer([]), TRAINER),
+        Entry("bias", reviews({"bias": {}}), trainer(["bias"]), TRAINER),
+        Entry("norms", reviews({"norms": {}}), trainer(["LayerNorm"]), TRAINER),
         Entry("lora", reviews({"lora": {}}), peft(**LORA), PEFT_TRAINER),
         Entry("lora, rslora", reviews({"lora": {"rslora": True}}), peft(**LORA, use_rslora=True), PEFT_TRAINER),
         Entry("lora, dora", reviews({"lora": {"dora": True}}), peft(**LORA, use_dora=True), PEFT_TRAINER),
@@ -135,6 +137,9 @@ def objectives(made: Path) -> list[Entry]:
         Entry(
             "contrastive, 8 rows a label",
             recipe("banking77", 616, 1500, objective={"contrastive": {}}, **full, **few),
+            head,
+            "SetFit",
+            SETFIT,
         ),
         Entry("regress", scored_reviews(), lora, PEFT_TRAINER),
         Entry("tag, wnut17", recipe("wnut17", 1500, 1000, "tag", **tags), head, TRAINER),

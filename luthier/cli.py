@@ -254,7 +254,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int | None:
 
 
 def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
-    from luthier.evaluate.summary import gate_lines, table
+    from luthier.evaluate.summary import findings, gate_lines, table
 
     if as_json:
         print(json.dumps(verdict, ensure_ascii=False))
@@ -262,6 +262,8 @@ def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
     print(f"\n{table(verdict)}\n\n{verdict['sentence']}")
     if verdict.get("privacy"):
         print(verdict["privacy"]["sentence"])
+    for line in findings(verdict):
+        print(line)
     if verdict.get("gate"):
         print(f"\n{gate_lines(verdict['gate'])}")
 

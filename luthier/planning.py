@@ -285,7 +285,7 @@ def wrong_for_pairs(selection: Selection, facts: ModelFacts) -> Problem | None:
         return None
     others = [name for name, kind in SELECTIONS.items() if facts.kind in kind.kinds]
     what = "added tokens are" if facts.kind in selection.kinds else "this selection is"
-    mend = f"use selection: {' or '.join(others)}, without added tokens"
+    mend = f"use selection: {' or '.join(others)}" + (", without added tokens" if selection.added_tokens() else "")
     return Problem(f"{what} not for {article(facts.kind)} ({facts.model_type})", "selection", mend)
 
 
@@ -309,25 +309,37 @@ def not_for_pairs(recipe: Recipe, source: Source) -> list[Problem]:
     return problems + ([Problem(what, source.place(("mix",)), "leave it out")] if recipe.mix else [])
 
 
-def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
-    """What the model's own files say against this recipe."""
-    if not can_learn(recipe.chosen_objective, facts):
-        form = TASKS[recipe.task].form
+def refusals(
+    selection: Selection, objective: Objective, task: str, facts: ModelFacts, path: str = "the model"
+) -> list[Problem]:
+    """Why this selection and this objective can't work together on such a model, and what works instead; empty where
+    they can. Each problem's place is a key of the recipe. The support matrix (docs/support.md) lists what this says.
+
+    Args:
+        path: The model as the message calls it.
+    """
+    found = []
+    if not can_learn(objective, facts):
+        form = TASKS[task].form
         kindred = [name for name, kind in OBJECTIVES.items() if form in kind.forms and can_learn(kind, facts)]
         able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
         others = [f"objective: {' or '.join(kindred)}"] if kindred else [f"task: {' or '.join(able)}"] if able else []
-        kinds = [kind for kind in recipe.chosen_objective.kinds if kind in HEADS[recipe.chosen_objective.head].made]
-        problems.append(
-            Problem(
-                f"{found.path} is {article(facts.kind)} ({facts.model_type}), which can't do task: {recipe.task}",
-                source.place(("model",)),
-                f"use {' or '.join(ADVICE[kind] for kind in kinds)}"
-                + (f", or {' or '.join(others)}" if others else ""),
-            )
-        )
+        kinds = [kind for kind in objective.kinds if kind in HEADS[objective.head].made]
+        what = f"{path} is {article(facts.kind)} ({facts.model_type}), which can't do task: {task}"
+        use = f"use {' or '.join(ADVICE[kind] for kind in kinds)}" + (f", or {' or '.join(others)}" if others else "")
+        if facts.kind in kinds:
+            what = f"{path} is of a family ({facts.model_type}) that has no head for task: {task} in transformers"
+            use = f"use a model of another family, or {' or '.join(others)}"
+        found.append(Problem(what, "model", use))
+    refused = wrong_for_pairs(selection, facts) or selection.refusal(facts, objective.head)
+    return found + ([refused] if refused else [])
+
+
+def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
+    """What the model's own files say against this recipe."""
     selection = recipe.chosen_selection
-    if refusal := wrong_for_pairs(selection, facts) or selection.refusal(facts, recipe.chosen_objective.head):
-        problems.append(replace(refusal, where=source.place(tuple(refusal.where.split(".")))))
+    refused = refusals(selection, recipe.chosen_objective, recipe.task, facts, found.path)
+    problems += [replace(each, where=source.place(tuple(each.where.split(".")))) for each in refused]
     if facts.kind == "encoder-decoder":
         problems += not_for_pairs(recipe, source)
     room = facts.window - selection.extra_tokens if facts.window else None

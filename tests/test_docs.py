@@ -22,7 +22,6 @@ import pytest
 
 from luthier import cli, recipe_reference, yaml_reader
 from luthier.recipe import Recipe, read_recipe
-from tests.common.test_objectives import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -284,10 +283,3 @@ def test_files_and_keys_that_the_tables_name(folder: Path) -> None:
     assert set(re.findall(r"`(\w+)`", compared)) == {"comparisons", *verdict["comparisons"][0]}
     table = between("data.md", "keys of data_facts: checked against a real one", "end of keys")
     assert first_column(table) == facts.keys()
-
-
-def test_families_that_models_md_says_are_tested() -> None:
-    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    for kind, head in (("Decoders", "language"), ("Encoders", "classes")):
-        (line,) = re.findall(rf"^{kind}: (.+)\.$", text, re.MULTILINE)
-        assert set(re.findall(r"`(\w+)`", line)) <= set(FAMILIES[head])

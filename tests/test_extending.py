@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from luthier.selection import SELECTIONS
 from luthier.tune.objectives import OBJECTIVES, Context
 from tests import tiny as make
-from tests.common import test_objectives, test_selections
+from tests.common import cells, support, test_objectives, test_selections
 from tests.common.test_objectives import case as case
 from tests.common.test_selections import tuned as tuned
 from tests.test_docs import ROOT, blocks
@@ -67,3 +68,12 @@ def test_the_new_objective_learns_with_several_labels(tiny: Callable[..., Path])
     test_objectives.assert_close(
         test_objectives.gradients(learner, [rows[:3], rows[3:]]), test_objectives.gradients(learner, [rows])
     )
+
+
+def test_both_show_up_in_the_support_matrix_by_themselves(tiny: Callable[..., Path]) -> None:
+    both = {("focal", "bert"), ("lm", "mpt")}
+    chosen = [group for group in cells.groups() if (group.objective, group.family) in both]
+    page = support.page({each: cells.outcomes(each, tiny(each.family, layers=cells.LAYERS)) for each in chosen})
+    assert "## `focal`\n" in page and "## `lm`\n" in page
+    rows = re.findall(r"^\|.*`full`.*$", page, re.MULTILINE)
+    assert len(rows) == 2 and all("`attention`" in row and "yes" in row for row in rows)

@@ -117,7 +117,7 @@ def clusters_of(mistakes: Sequence[int], most: int, evidence: Evidence) -> list[
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [prediction.text for prediction in evidence.predictions]
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=0.3, token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=0.5, token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
     try:
         table = vectorizer.fit_transform(texts)
     except ValueError:  # no word is in two texts

@@ -1,4 +1,4 @@
-"""The verdict as a table for the terminal. In: the verdict. Out: text."""
+"""The verdict for the terminal: a table, and a line for each finding. In: the verdict. Out: text."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def table(verdict: Mapping[str, Any]) -> str:
             )
         )
     return columns(lines)
+
+
+def findings(verdict: Mapping[str, Any]) -> list[str]:
+    """One line for each examination."""
+    return [f"{finding['title']}: {finding['sentence']}" for finding in verdict.get("findings", {}).values()]
 
 
 def gate_lines(gate: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ In: what each system answered on the same held-out rows. Out: one JSON-able dict
     mistakes         the tuned model's worst, at most ten: id, text, expected, predicted, confidence (or null),
                      remark (for people; "" where the answers say it all)
     confusions       the tuned model's commonest: expected, predicted, count, share (of the expected label's rows)
+    findings         (added by whoever examines the model) {name: what `Finding.as_json` gives}
     privacy          null, or what the caller knows of differential privacy in training: epsilon, delta, sentence, ...
 """
 

@@ -37,6 +37,9 @@ class TokenEmbedding(Wrapped):
         slots_W[self.indices] = torch.arange(len(self.indices), device=base.weight.device)
         self.register_buffer("slots", slots_W, persistent=False)
         self.register_buffer("start", start_KD, persistent=False)
+        self.has_gap = bool((slots_W[base.num_embeddings :] < 0).any())
+        """Whether the tokenizer had tokens that the table has no rows for: they stand for nothing (zeros, as in the
+        merged table), and can come up where answers are drawn."""
 
     @property
     def current(self) -> torch.Tensor:
@@ -46,7 +49,10 @@ class TokenEmbedding(Wrapped):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         slot = self.slots[tokens]
         is_new = slot >= 0
-        known = self.base(tokens.masked_fill(is_new, 0))
+        beyond = tokens >= self.base.num_embeddings
+        known = self.base(tokens.masked_fill(is_new | beyond if self.has_gap else is_new, 0))
+        if self.has_gap:
+            known = known.masked_fill(beyond[..., None], 0.0)
         new = nn.functional.embedding(slot.clamp(min=0), self.current)
         scale = getattr(self.base, "embed_scale", None)  # Gemma's table multiplies what it gives
         new = new if scale is None else new * torch.as_tensor(scale, dtype=new.dtype, device=new.device)

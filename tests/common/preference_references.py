@@ -50,7 +50,7 @@ def gain(net: Network, start: Network, part: Part) -> torch.Tensor:
 
 
 def at_the_start(net: Network) -> Network:
-    return make.network(net.folder or Path(), net.head)
+    return make.fresh(net.folder or Path(), net.head)
 
 
 def reference_dpo(net: Network, rows: Sequence[Row]) -> torch.Tensor:

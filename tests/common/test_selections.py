@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,11 @@ from tests import tiny as make
 
 FAMILIES = [
     *(("classes", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
-    *(("tags", family) for family in ("llama", "gpt2", "bert", "roberta", "xlnet", "distilbert")),
-    *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mistral", "mpt")),
+    *(("tags", family) for family in ("bert", "gpt2")),
+    *(("language", family) for family in ("llama", "gpt2", "qwen3", "gemma3", "mpt")),
     *(("pooled", family) for family in ("bert", "gpt2")),
 ]
+"""Every way that blocks are built, under some head of each kind; test_support.py has the other families and heads."""
 CASES = [(name, head, family) for name in SELECTIONS for head, family in FAMILIES]
 CASES += [
     (name, "language", family)
@@ -58,12 +60,24 @@ class Tuned:
     adapted: torch.Tensor
     """Output after the steps."""
 
+    @cached_property
+    def base_output(self) -> torch.Tensor:
+        """The base model's output, under the head as it is after the steps."""
+        if not self.net.new_parameters:
+            return self.before
+        base = make.fresh(self.net.folder or Path(), self.net.head, self.selection.quantisation)
+        ours = dict(self.net.model.named_parameters())
+        theirs = dict(base.model.named_parameters())
+        for name in self.net.new_parameters:
+            theirs[name].data.copy_(ours[name].data)
+        return make.output(base, self.plain_rows)
+
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def tuned(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Tuned:
     name, head, family = request.param
     selection = make.small(name)
-    net = make.network(tiny(family), head, quantisation=selection.quantisation)
+    net = make.fresh(tiny(family), head, selection.quantisation)
     if refused := selection.refusal(describe_model(tiny(family)), head):
         with pytest.raises(UserError) as told:
             selection.apply(net)
@@ -116,23 +130,11 @@ def test_a_label_head_always_learns(tuned: Tuned) -> None:
 def test_off_is_the_base_model_and_on_again_is_not(tuned: Tuned) -> None:
     with tuned.selection.off(tuned.net):
         off = make.output(tuned.net, tuned.plain_rows)
-    expected = expected_off(tuned)
+    expected = tuned.base_output
     assert torch.equal(known(off, expected), expected)
     assert torch.equal(make.output(tuned.net, tuned.rows), tuned.adapted)
     parameters = dict(tuned.net.model.named_parameters())
     assert all(tuned.optimizer.parameters[name] is parameters[name] for name in tuned.optimizer.parameters)
-
-
-def expected_off(tuned: Tuned) -> torch.Tensor:
-    """The base model's output, under the head as it is now."""
-    if not tuned.net.new_parameters:
-        return tuned.before
-    base = make.network(tuned.net.folder or Path(), tuned.net.head, quantisation=tuned.selection.quantisation)
-    ours = dict(tuned.net.model.named_parameters())
-    theirs = dict(base.model.named_parameters())
-    for name in tuned.net.new_parameters:
-        theirs[name].data.copy_(ours[name].data)
-    return make.output(base, tuned.plain_rows)
 
 
 def test_save_load_gives_the_same_output(tuned: Tuned, tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_save_load_gives_the_same_output(tuned: Tuned, tmp_path: Path) -> None:
     assert {name: parameter.requires_grad for name, parameter in saved.network.model.named_parameters()} == mask
     assert make.prompt_format(saved.network) == prompt_format, "the template travels with the tokenizer"
     with saved.selection.off(saved.network):
-        off, expected = make.output(saved.network, tuned.plain_rows), expected_off(tuned)
+        off, expected = make.output(saved.network, tuned.plain_rows), tuned.base_output
         assert torch.equal(known(off, expected), expected), "off is the base, not the tuned"
     assert torch.equal(make.output(saved.network, tuned.rows), tuned.adapted)
 
@@ -162,5 +164,5 @@ def test_merge_equals_adapted(tuned: Tuned) -> None:
         return
     tuned.selection.merge(tuned.net)
     torch.testing.assert_close(make.output(tuned.net, tuned.rows), tuned.adapted, rtol=1e-5, atol=1e-5)
-    base = make.network(tuned.net.folder or Path(), tuned.net.head)
+    base = make.loaded(tuned.net.folder or Path(), tuned.net.head)
     assert [name for name, _ in tuned.net.model.named_parameters()] == [n for n, _ in base.model.named_parameters()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,19 @@ def test_rows_are_cut_with_the_added_tokens_and_again_without(tiny: Tiny) -> Non
         for selection in ("lora", {"tokens": {"add": ["what is"]}}, "lora")
     ]
     assert lengths[1] < lengths[0] == lengths[2]
+
+
+def test_a_tokenizer_longer_than_the_table(tiny: Tiny) -> None:
+    """Its last token has no row: it stands for nothing, merged or not, and is drawn now and then."""
+    net = make.network(tiny("qwen2"), "language")
+    gap, tokens = len(net.model.get_input_embeddings().weight), Tokens(add=ADDED)
+    assert len(net.tokenizer) == gap + 1
+    tokens.apply(net)
+    rows = [replace(row, tokens=[*row.tokens[:-1], gap]) for row in make.rows(net)]
+    before = make.output(net, rows)
+    assert torch.isfinite(before).all()
+    tokens.merge(net)
+    torch.testing.assert_close(make.output(net, rows), before, rtol=1e-5, atol=1e-5)
 
 
 def test_pieces_are_those_of_before(tiny: Tiny) -> None:

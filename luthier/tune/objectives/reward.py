@@ -42,11 +42,13 @@ class Reward(Objective):
         return Comparison("score")
 
     def begin(self, context: Context) -> Learner:
+        network = context.network
         if not self.centring:  # a difference of scores says nothing of what is added to both
-            named = context.network.model.named_parameters()
-            context.network.indifferent_parameters |= {
-                name for name, parameter in named if name.endswith("bias") and parameter.shape == (1,)
+            network.indifferent_parameters |= {
+                n for n, p in network.model.named_parameters() if n.endswith("bias") and p.shape == (1,)
             }
+            if network.kind == "decoder":  # whose head is one layer, right after the last norm
+                network.indifferent_parameters |= {n for n in network.parameters_after_blocks() if n.endswith("bias")}
         return super().begin(context)
 
     def weight(self, batch: Batch) -> float:
