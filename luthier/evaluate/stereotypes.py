@@ -14,8 +14,6 @@ for each byte. `bbq_bias` and `bbq_bias_ambiguous` are the paper's scores from -
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.engine.likelihood import answers_of_rows
-from luthier.errors import UserError
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.finding import Figure, Finding
 from luthier.evaluate.outcome import show_value
+from luthier.evaluate.probe_files import PAIRED, read_probes
 from luthier.evaluate.significance import percentiles, resampled_sums
 from luthier.evaluate.slices import wilson
 from luthier.models.network import Network
@@ -35,17 +33,6 @@ from luthier.records import Row
 if TYPE_CHECKING:
     from luthier.evaluate.examinations.fairness import Fairness
 
-PAIRED = {"pair_id", "text", "condition"}
-ASKED = {
-    "context",
-    "question",
-    "choices",
-    "label",
-    "unknown_idx",
-    "target_idx",
-    "question_polarity",
-    "context_condition",
-}
 PREFERENCE = "stereotype_preference"
 
 
@@ -63,23 +50,6 @@ def finding(settings: Fairness, evidence: Evidence) -> Finding:
         figures |= found
         details[path] = more
     return Finding(" ".join(sentences), figures, details={"stereotypes": details})
-
-
-def read_probes(path: Path) -> list[dict[str, Any]]:
-    """Raises `UserError` where the file is not JSON lines of one of the two kinds."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't be read: {error}", where=str(path), mend="name a file of JSON lines") from None
-    for kind in (PAIRED, ASKED):
-        if rows and all(isinstance(row, Mapping) and row.keys() >= kind for row in rows):
-            return rows
-    what = "holds no stereotype probes"
-    raise UserError(
-        what, where=str(path), mend=f"each line needs {', '.join(sorted(PAIRED))}, or {', '.join(sorted(ASKED))}"
-    )
 
 
 def row_of(network: Network, number: int, prompt: str, answer: str) -> Row:

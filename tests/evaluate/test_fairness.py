@@ -264,3 +264,12 @@ def test_only_common_rows_are_compared_and_that_is_said(tmp_path: Path) -> None:
         comparing.compare(runs)
     with pytest.raises(UserError, match="two runs or more"):
         comparing.compare(runs[:1])
+
+
+def test_probe_files_are_checked_before_work(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"pair_id": 1, "text": "a", "condition": "pro"}\n')
+    bad.write_text('{"text": "a"}\n')
+    (tmp_path / "broken.jsonl").write_text("{")
+    wrong = Fairness(stereotypes=["good.jsonl", "bad.jsonl", "gone.jsonl", "broken.jsonl"]).misfits(tmp_path, "lm")
+    assert ["holds no stereotype probes" in each.what or "can't be read" in each.what for each in wrong] == [True] * 3

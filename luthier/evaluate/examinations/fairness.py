@@ -16,6 +16,7 @@ from pydantic import Field
 from luthier.errors import Problem
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.finding import Finding
+from luthier.evaluate.probe_files import probe_problem
 from luthier.tasks import Form
 
 SWAPPED: tuple[Form, ...] = ("classify", "regress")
@@ -59,11 +60,8 @@ class Fairness(Examination):
         if self.stereotypes and form not in WRITES:
             what = f"stereotype probes are for models that write, and examples of this task are of the form {form}"
             return [Problem(what, "stereotypes", "leave it out, or use task: generate, chat or lm")]
-        return [
-            Problem(f"no such file: {path}", "stereotypes", "name a file of JSON lines (.jsonl or .jsonl.gz)")
-            for path in self.stereotypes
-            if not (base / Path(path).expanduser()).is_file()
-        ]
+        found = [probe_problem(base / Path(path).expanduser()) for path in self.stereotypes]
+        return [Problem(f"{each.where} {each.what}", "stereotypes", each.mend) for each in found if each]
 
     def rows(self, evidence: Evidence) -> int:
         return min(self.swapped_rows, len(evidence.test)) if evidence.prompt_format.form in SWAPPED else 0
