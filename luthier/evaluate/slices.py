@@ -148,7 +148,7 @@ def permutation_p(table_NK: Array, codes_N: Array, metric: Metric, slices: int, 
 def gaps_of(codes_BN: Array, table_NK: Array, total_K: Array, metric: Metric, slices: int) -> Array:
     """The rest's score less each slice's, [B, S]."""
     ones_BSN = (codes_BN[:, None, :] == np.arange(slices)[:, None]).astype(np.float32)
-    sums = (ones_BSN @ table_NK).astype(float).reshape(-1, table_NK.shape[1])
+    sums = (ones_BSN.reshape(-1, len(table_NK)) @ table_NK).astype(float)  # one large product, not B small ones
     return (metric.value(total_K - sums) - metric.value(sums)).reshape(len(codes_BN), slices)
 
 
@@ -218,8 +218,9 @@ def parity_and_odds(
 
     For each label: the largest less the smallest share of rows that get it (parity), and the same of the true and the
     false positive rate, whichever is larger (odds). The label where that is largest counts, so with two labels both
-    equal fairlearn's. Rows are drawn within slices. The largest of several shares is drawn too large, so the upper end
-    is the percentile (on the wide side, as a gate wants it) and the lower end the reflected one (the basic bootstrap).
+    equal fairlearn's. For odds, only labels count that each slice has rows enough with and without. Rows are drawn
+    within slices. The largest of several shares is drawn too large, so the upper end is the percentile (on the wide
+    side, as a gate wants it) and the lower end the reflected one (the basic bootstrap).
 
     Args:
         counts_NK: As `count_labels` gives it, K = 3C.
@@ -233,15 +234,20 @@ def parity_and_odds(
     points = [table.sum(axis=0, keepdims=True, dtype=float) for table in tables]
     drawn = [resampled_sums([table], resamples, 1000 * seed + code)[0] for code, table in enumerate(tables)]
     rows_S = np.array([len(table) for table in tables], dtype=float)
-    made = []
-    for point, values_B in zip(rates(points, rows_S), rates(drawn, rows_S), strict=True):
+    expected_SC = np.stack([parts(point)[2][0] for point in points])
+    known_C = ((expected_SC >= least_rows) & (rows_S[:, None] - expected_SC >= least_rows)).all(axis=0)
+    made: list[dict[str, float]] = []
+    for point, values_B in zip(rates(points, rows_S, known_C), rates(drawn, rows_S, known_C), strict=True):
+        if not np.isfinite(point).all():
+            made.append({})
+            continue
         value, (_, high) = float(point[0]), percentiles(values_B)
         made.append({"value": value, "low": max(0.0, 2 * value - high), "high": max(value, high)})
     return made[0], made[1]
 
 
-def rates(sums: Sequence[Array], rows_S: Array) -> tuple[Array, Array]:
-    """Parity and odds differences of each resample, [B] each."""
+def rates(sums: Sequence[Array], rows_S: Array, known_C: Array) -> tuple[Array, Array]:
+    """Parity and odds differences of each resample, [B] each; odds over the known labels, NaN where there is none."""
     shares, true, false = [], [], []
     for sums_BK, rows in zip(sums, rows_S, strict=True):
         both, predicted, expected = parts(sums_BK)
@@ -251,6 +257,8 @@ def rates(sums: Sequence[Array], rows_S: Array) -> tuple[Array, Array]:
 
     def widest(values: Sequence[Array]) -> Array:
         stacked_SBC = np.stack(values)
-        return (stacked_SBC.max(axis=0) - stacked_SBC.min(axis=0)).max(axis=1)
+        spread_BC: Array = stacked_SBC.max(axis=0) - stacked_SBC.min(axis=0)
+        return spread_BC.max(axis=1) if spread_BC.shape[1] else np.full(len(spread_BC), np.nan)
 
-    return widest(shares), np.maximum(widest(true), widest(false))
+    some = [[each[:, known_C] for each in rate] for rate in (true, false)]
+    return widest(shares), np.maximum(widest(some[0]), widest(some[1]))
