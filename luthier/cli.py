@@ -1,6 +1,6 @@
 """The command line: one sub-command a stage. Parse, call, print; a stage is imported when it is asked for.
 
-Exit codes: 0 done, 2 something the user can mend, 130 interrupted (and resumable).
+Exit codes: 0 done, 1 `ship` refused by the gate, 2 something the user can mend, 130 interrupted (and resumable).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
 from luthier.tasks import TASKS
 from luthier.version import __version__
 
-USER_ERROR, INTERRUPTED = 2, 130
+REFUSED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,6 +133,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", nargs="*", metavar="RUN", help="a folder of runs to list, or two runs to compare")
     sub.add_argument("--json", action="store_true")
 
+    sub = command("compare", run_compare, "Set the results of two or more runs side by side, row by row.")
+    sub.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; the first is what the others are held against"
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = command("ship", run_ship, "Copy a run's model for its users, if it meets the recipe's ship_if.")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("--to", metavar="FOLDER", help="folder to write (default: shipped/NAME)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
     sub = command("merge", run_merge, "Write a run's model as plain weights for from_pretrained.")
     sub.add_argument("run", help="run folder")
     sub.add_argument("out", help="folder to write")
@@ -243,7 +254,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int | None:
 
 
 def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
-    from luthier.evaluate.summary import findings, table
+    from luthier.evaluate.summary import findings, gate_lines, table
 
     if as_json:
         print(json.dumps(verdict, ensure_ascii=False))
@@ -253,6 +264,8 @@ def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
         print(verdict["privacy"]["sentence"])
     for line in findings(verdict):
         print(line)
+    if verdict.get("gate"):
+        print(f"\n{gate_lines(verdict['gate'])}")
 
 
 def run_chat(arguments: argparse.Namespace) -> int | None:
@@ -329,6 +342,30 @@ def run_runs(arguments: argparse.Namespace) -> int | None:
     lines = [run.summary() for run in found]
     print(json.dumps(lines, ensure_ascii=False) if arguments.json else show_list(lines, folder))
     return None
+
+
+def run_compare(arguments: argparse.Namespace) -> int | None:
+    from luthier import comparing
+
+    compared = comparing.compare(arguments.runs)
+    print(json.dumps(compared, ensure_ascii=False) if arguments.json else comparing.show(compared))
+    return None
+
+
+def run_ship(arguments: argparse.Namespace) -> int | None:
+    from luthier.shipping import ship
+
+    shipped = ship(arguments.run, arguments.to)
+    if arguments.json:
+        folder = None if shipped.folder is None else str(shipped.folder)
+        print(json.dumps({"ships": shipped.ships, "folder": folder, "gate": shipped.gate}, ensure_ascii=False))
+    elif shipped.ships:
+        print(f"shipped: {shipped.folder}")
+    else:
+        print(f"{arguments.run} does not ship:", file=sys.stderr)
+        for refusal in shipped.refusals:
+            print(f"  {refusal}", file=sys.stderr)
+    return None if shipped.ships else REFUSED
 
 
 def run_merge(arguments: argparse.Namespace) -> int | None:

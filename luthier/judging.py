@@ -36,6 +36,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     The model is read back from its files, so what is judged is what will be used.
     """
     from luthier.evaluate.card import CardData, files_of, write_card
+    from luthier.evaluate.gate import judge_gate
     from luthier.evaluate.report import ReportData, write_report
     from luthier.evaluate.verdict import build_verdict
 
@@ -77,6 +78,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
     if beside:
         verdict["beside"] = beside
     verdict["findings"] = {name: finding.as_json(EXAMINATIONS[name].title) for name, finding in findings.items()}
+    verdict["gate"] = judge_gate(recipe.ship_if, verdict)
     files.write_json(folder / VERDICT, verdict)
     for finding in findings.values():
         for name, rows in finding.files.items():
@@ -150,6 +152,7 @@ def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, pro
         model_folder=run.model_folder,
         resamples=settings.resamples,
         seed=prepared.recipe.seed,
+        previous=None if settings.previous is None else prepared.base / Path(settings.previous).expanduser(),
     )
     findings = {}
     for name, examination in settings.examinations().items():

@@ -105,7 +105,9 @@ def train(
 def another(prepared: Prepared, run: Run) -> str:
     """What differs from what the run was started with, in words."""
     now, then = flatten(prepared.recipe.resolved()), flatten(run.resolved)
-    changed = [key for key in {**now, **then} if now.get(key) != then.get(key) and not key.startswith("evaluate.")]
+    changed = [
+        key for key in {**now, **then} if now.get(key) != then.get(key) and not key.startswith(("evaluate.", "ship_if"))
+    ]
     parts = [f"another recipe ({', '.join(sorted(changed)[:8])})"] if changed else []
     if prepared.found.fingerprint != run.manifest["model"]["fingerprint"]:
         parts.append("another base model (its files differ)")
@@ -213,11 +215,11 @@ def evaluate(
         raise UserError("has no tuned model yet", where=str(opened.folder), mend=mend)
     for override in overrides:
         section = override.partition(".")[0]
-        if section != "evaluate" and not (section == "data" and out is not None):
+        if section != "evaluate" and not section.startswith("ship_if") and not (section == "data" and out is not None):
             raise UserError(
                 f"{override!r} would judge something else than this run",
                 where="command line",
-                mend="override evaluate.* only, or data.* together with --out FOLDER",
+                mend="override evaluate.* and ship_if only, or data.* together with --out FOLDER",
             )
     if out is not None and Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / VERDICT).exists():
         raise UserError("holds other files", where=str(out), mend="name a new folder, or one with an earlier verdict")

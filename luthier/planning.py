@@ -14,6 +14,7 @@ from luthier import canaries, files
 from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
+from luthier.evaluate.conditions import conditions
 from luthier.judged_against import check_alternatives, check_sections, read_documents
 from luthier.judged_by import check_columns, check_metrics
 from luthier.mixing import Mixed, prepare_mix, read_mix
@@ -23,6 +24,7 @@ from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, read_data
+from luthier.prepare.slices import unique_slices
 from luthier.prepare.sources import origin_of
 from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
@@ -73,11 +75,15 @@ class Prepared:
 
     @property
     def metrics(self) -> list[str]:
-        """By name, a function of the user's by its own; the first is the main one."""
+        """Those of the recipe, or the task's own, a function of the user's by its own name; the first is the main one,
+        and those of `ship_if` come last."""
+        from luthier.evaluate.metrics import METRICS
         from luthier.evaluate.metrics.custom import short_name
 
         names = self.recipe.evaluate.metrics or default_metrics(self.recipe.task, self.data.multi_label)
-        return [short_name(name) for name in names]
+        asked = [condition.figure for condition in conditions(self.recipe.ship_if)]
+        fitting = [name for name in asked if name in METRICS and self.metric_task in METRICS[name].tasks]
+        return list(dict.fromkeys([*map(short_name, names), *fitting]))
 
     def estimate(self) -> Estimate:
         """Memory and time that this run needs."""
@@ -90,7 +96,9 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """What a checkpoint must agree with: everything that decides the weights."""
-        resolved = {key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate")}
+        resolved = {
+            key: value for key, value in self.recipe.resolved().items() if key not in ("title", "evaluate", "ship_if")
+        }
         chosen_by = self.recipe.train.select_by or self.metrics[0]
         beside = [rows.fingerprint for rows in self.more.values()]
         beside += [mixed.tokenised["train"].rows.fingerprint for mixed in self.mix]
@@ -145,9 +153,12 @@ def prepare(
         fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
         if not (mistyped and fetched and rows is None):
             chosen = rows if rows is not None else parsed.data
-            data = read_data(chosen, parsed.task, base=base, settings=parsed.data, progress=progress)
+            data = read_data(
+                chosen, parsed.task, base=base, settings=parsed.data, progress=progress, slices=parsed.slices
+            )
             check_splits(data, problems)
             problems += check_columns(parsed, source, data)
+            problems += unique_slices(parsed.slices, data.splits["test"].first_by_id(parsed.evaluate.max_rows))
             data = with_canaries(parsed, data)
     except UserError as error:
         problems += error.problems
@@ -162,6 +173,7 @@ def prepare(
     problems += wrong
     if data is not None:
         problems += check_alternatives(parsed, source, data, base)
+    problems += check_gate(parsed, source, facts, data)
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
 
@@ -221,9 +233,25 @@ def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem
         if name not in fits
     ]
     for name, examination in recipe.evaluate.examinations().items():
-        where = source.place(("evaluate", name))
-        problems += [replace(each, where=each.where or where) for each in examination.misfits(form, base)]
+        for each in examination.misfits(form, base):
+            own = not each.where or each.where in type(examination).model_fields  # a key of its own, or a file
+            keys = ("evaluate", name, each.where) if each.where else ("evaluate", name)
+            problems.append(replace(each, where=source.place(keys)) if own else each)
     return problems
+
+
+def check_gate(recipe: Recipe, source: Source, facts: ModelFacts | None, data: Dataset | None) -> list[Problem]:
+    """Conditions of `ship_if` that name nothing this run can measure."""
+    from luthier.evaluate.gate import figure_problem
+
+    task = metric_task(recipe.task, bool(data and data.multi_label))
+    writes = facts is None or made("language", facts) is not None
+    return [
+        Problem(wrong.what, source.place(("ship_if", place)), wrong.mend)
+        for place, text in enumerate(recipe.ship_if)
+        for condition in conditions([text])
+        if (wrong := figure_problem(condition, recipe.task, task, recipe.evaluate, writes, recipe.privacy is not None))
+    ]
 
 
 def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:

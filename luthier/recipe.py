@@ -22,6 +22,7 @@ from luthier import yaml_reader
 from luthier.batches import BatchSettings
 from luthier.choice import Choice, choice
 from luthier.errors import Problem, UserError, at, keys_of, nearest
+from luthier.evaluate.conditions import ConditionText, syntax_problem
 from luthier.evaluate.settings import EvaluateSettings
 from luthier.models.settings import ModelSettings, TrunkSettings
 from luthier.prepare.read import DataSettings
@@ -173,6 +174,9 @@ class Recipe(Settings):
     """How the result is judged."""
     seed: int = Field(0, ge=0)
     """Seeds the new weights, the order of rows, dropout and resampling."""
+    ship_if: list[ConditionText] = Field(default_factory=list)
+    """Conditions under which `luthier ship` gives the model out, such as `accuracy >= 0.85`, `gap(gender) <= 0.05` or
+    `beats few_shot`. Each is judged on the unfavourable end of its figure's 95% interval."""
     mix: list[MixEntry] = Field(default_factory=list)
     """Other data sets learned in the same steps: further tasks, or general text so that it is not forgotten."""
     stages: list[Stage] = Field(default_factory=list)
@@ -198,6 +202,11 @@ class Recipe(Settings):
         task = TASKS[self.task]
         chosen = OBJECTIVES[task.objective]() if self.objective is None else self.objective.chosen
         return chosen.for_form(task.form)
+
+    @property
+    def slices(self) -> list[str]:
+        """Columns of the data that the examinations tell rows apart by."""
+        return [] if self.evaluate.fairness is None else self.evaluate.fairness.slices
 
     @property
     def learning_rate(self) -> float:
@@ -312,18 +321,24 @@ def _without(places: Sequence[tuple[Any, ...]], values: Mapping[str, Any]) -> Re
 
 def _misfits(recipe: Recipe, source: Source) -> list[Problem]:
     """Settings that are right by themselves and do not go together."""
+    problems = [
+        Problem(wrong.what, source.place(("ship_if", place)), wrong.mend)
+        for place, text in enumerate(recipe.ship_if)
+        if (wrong := syntax_problem(text))
+    ]
     form = TASKS[recipe.task].form
-    if wrong := recipe.chosen_objective.mismatches(form):
-        return [source.placed(problem) for problem in wrong]
+    if mismatches := recipe.chosen_objective.mismatches(form):
+        return [*problems, *map(source.placed, mismatches)]
     if form in recipe.chosen_objective.forms:
-        return []
+        return problems
     fitting = [name for name, kind in OBJECTIVES.items() if form in kind.forms]
     return [
+        *problems,
         Problem(
             f"this objective does not fit task: {recipe.task}",
             source.place(("objective",)),
             f"use {' or '.join(fitting)}, or leave it out",
-        )
+        ),
     ]
 
 

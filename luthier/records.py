@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+NOT_GIVEN = "(not given)"
+"""The slice of rows whose cell is empty."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of the user's data, in the task's own fields."""
@@ -28,6 +32,8 @@ class Example:
     """Where it was read: "reviews.csv, row 12"."""
     weight: float = 1.0
     """What it counts in the loss, beside others of the train split, whose mean is 1."""
+    slices: Mapping[str, str] = field(default_factory=dict)
+    """What its scores are told apart by: the values of the columns that `evaluate.fairness.slices` names."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ FOLDER = "stages"
 
 def stage_recipes(recipe: Recipe) -> list[dict[str, Any]]:
     """Each stage as a recipe: what it does not name is taken from the whole."""
-    whole = recipe.model_dump(mode="json", exclude_unset=True, exclude={"stages", "title", "task", "data", "objective"})
+    whole = recipe.model_dump(
+        mode="json", exclude_unset=True, exclude={"stages", "title", "task", "data", "objective", "ship_if"}
+    )
     return [laid_over(whole, stage.model_dump(mode="json", exclude_unset=True)) for stage in recipe.stages]
 
 

@@ -195,7 +195,7 @@ def test_a_run_folder_is_complete(labels: Path) -> None:
     names = {path.name for path in labels.iterdir()}
     assert names == {
         *("recipe.yaml", "resolved.json", "manifest.json", "metrics.jsonl", "model"),
-        *("verdict.json", "predictions.jsonl", "report.html", "README.md"),
+        *("verdict.json", "predictions.jsonl", "errors.jsonl", "report.html", "README.md"),
     }
     manifest = read_json(labels / "manifest.json")
     assert manifest["status"] == "complete" and manifest["seconds"] > 0 and manifest["learned"]["tensors_learned"] > 0
@@ -261,7 +261,8 @@ def test_evaluate_again(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     verdict = json.loads(capsys.readouterr().out)
     first = read_json(labels / "verdict.json")
     assert verdict["systems"][0]["metrics"]["accuracy"]["value"] == first["systems"][0]["metrics"]["accuracy"]["value"]
-    assert {path.name for path in out.iterdir()} == {"verdict.json", "predictions.jsonl", "report.html", "README.md"}
+    made = {"verdict.json", "predictions.jsonl", "errors.jsonl", "report.html", "README.md"}
+    assert {path.name for path in out.iterdir()} == made
     assert (out / "predictions.jsonl").read_bytes() == (labels / "predictions.jsonl").read_bytes()
     assert {path: path.read_bytes() for path in labels.rglob("*") if path.is_file()} == before
     for arguments, expected in (

@@ -26,7 +26,7 @@ from luthier.recipe import Recipe, read_recipe
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists())]
-WITH_RUN = ("models.md", "runs.md", "tuning.md", "verdict.md")
+WITH_RUN = ("models.md", "runs.md", "shipping.md", "tuning.md", "verdict.md")
 """Pages that go on from a recipe and a finished run, those of first-run.md."""
 WITH_RECIPE = ("recipe.md", "data.md", "privacy.md")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -25,6 +25,8 @@ class Figure:
     """Whether it is a share, shown as a percentage."""
     unit: str = ""
     """ "ms", "nats"; for people."""
+    why: str = ""
+    """Why there is no value, where there is none."""
 
 
 @dataclass(frozen=True)

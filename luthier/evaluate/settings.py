@@ -9,7 +9,9 @@ from luthier.evaluate.examinations import (
     EXAMINATIONS,
     Calibration,
     Confidence,
+    Errors,
     Examination,
+    Fairness,
     Forgetting,
     Judge,
     Latency,
@@ -59,6 +61,10 @@ class EvaluateSettings(Settings):
     null to leave it out, and probabilities raw."""
     confidence: Confidence | None = Confidence()
     """Whether the model knows which of its written answers are good; null to leave it out."""
+    fairness: Fairness | None = Fairness()
+    """For whom it works less well: scores by slice, names and pronouns swapped; null to leave it out."""
+    errors: Errors | None = Errors()
+    """What its mistakes have in common, and which rows to look at; null to leave it out."""
     latency: Latency | None = Latency()
     """How long one request takes when it comes alone; null to leave it out."""
     forgetting: Forgetting | None = Forgetting()

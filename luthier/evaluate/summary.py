@@ -34,3 +34,17 @@ def table(verdict: Mapping[str, Any]) -> str:
 def findings(verdict: Mapping[str, Any]) -> list[str]:
     """One line for each examination."""
     return [f"{finding['title']}: {finding['sentence']}" for finding in verdict.get("findings", {}).values()]
+
+
+def gate_lines(gate: Mapping[str, Any]) -> str:
+    """Whether the model may ship, and each condition with its reason."""
+    head = "It ships: every condition of ship_if is met." if gate["ships"] else "It does not ship:"
+    return "\n".join(
+        [
+            head,
+            *(
+                f"  {'met' if row['met'] else 'NOT MET'}  {row['condition']}: {row['reason']}"
+                for row in gate["conditions"]
+            ),
+        ]
+    )

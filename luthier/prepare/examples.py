@@ -1,7 +1,8 @@
 """Clean examples on the disk: written once, read one at a time.
 
 In: examples as they are cleaned. Out: `Examples`, a sequence for each split that holds hardly more in memory than its
-rows' numbers. Arrays: `examples` (a line of JSON each: place, fields), `ends` (where each line ends), `ids`.
+rows' numbers. Arrays: `examples` (a line of JSON each: place, fields, slices if there are any), `ends` (where each
+line ends), `ids`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class ExampleWriter:
         self.end = 0
 
     def add(self, example: Example) -> None:
-        line = json.dumps([example.place, example.fields], ensure_ascii=False)
+        slices = [dict(example.slices)] if example.slices else []
+        line = json.dumps([example.place, example.fields, *slices], ensure_ascii=False)
         self.lines.append(line.encode() + b"\n")
         self.ids.append(bytes.fromhex(example.id))
         if len(self.lines) == AT_ONCE:
@@ -91,14 +93,14 @@ class Examples(Sequence[Example]):
 
     def _read(self, row: int) -> Example:
         start = int(self.ends[row - 1]) if row else 0
-        place, fields = json.loads(self.lines[start : int(self.ends[row])].tobytes())
+        place, fields, *slices = json.loads(self.lines[start : int(self.ends[row])].tobytes())
         label = fields.get("label")
         if isinstance(label, list):
             fields["label"] = tuple(label)
         elif self.multi_label and label is not None:
             fields["label"] = (label,)
         weight = 1.0 if self.weights is None else float(self.weights[row])
-        return Example(self.ids[row : row + 1].tobytes().hex(), fields, place, weight)
+        return Example(self.ids[row : row + 1].tobytes().hex(), fields, place, weight, *slices)
 
 
 # ── From fields to examples ──────────────────────────────────────────────────────────────────────────────────────────

@@ -12,8 +12,8 @@ import gc
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ from luthier.prepare.formats import bad_rows
 from luthier.prepare.labels import RowError
 from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
+from luthier.prepare.slices import Slices, missing_slices, slicer
 from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.split import Marks
 from luthier.prepare.weights import WEIGHT, Weigh, problems_in_weights, settled, to_mean_one, weigher, weight_facts
@@ -106,11 +107,13 @@ def read_data(
     base: Path | None = None,
     settings: DataSettings | None = None,
     progress: Progress | None = None,
+    slices: Sequence[str] = (),
 ) -> Dataset:
     """Data for a task, read or as read before. Raises one `UserError` with everything that the user has to mend.
 
     `data` is the recipe's section, a source by itself, or rows from Python (an iterable of mappings, or one for each
-    split), which `settings` may go with. Relative paths start from `base`, or from the current folder.
+    split), which `settings` may go with. Relative paths start from `base`, or from the current folder. `slices` are
+    further columns, whose values the examples keep.
     """
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}", where="task", mend=nearest(task, TASKS))
@@ -125,10 +128,10 @@ def read_data(
         else:
             sources, named = python_rows(data), "Python rows"
         identity = identity_of(sources)
-        key = None if identity is None else data_key(identity, chosen, task)
+        key = None if identity is None else data_key(identity, chosen, task, slices)
 
         def fill(writer: ArrayWriter) -> dict[str, Any]:
-            about = write_data(writer, read_sources(sources), chosen, task, named, lambda done: tell(done, ""))
+            about = write_data(writer, read_sources(sources), chosen, task, named, lambda done: tell(done, ""), slices)
             if identity is not None and identity_of(sources) != identity:
                 what = "the data changed while it was read"
                 raise UserError(what, where="data", mend="run it again once it is whole")
@@ -137,10 +140,10 @@ def read_data(
         return opened(kept("data", key, fill, progress), key)
 
 
-def data_key(identity: str, settings: DataSettings, task: str) -> str:
+def data_key(identity: str, settings: DataSettings, task: str, slices: Sequence[str] = ()) -> str:
     """A hash of all that decides what is read: the sources' identity, settings, and the code of this stage."""
     code = code_fingerprint(*sorted(Path(__file__).parent.glob("*.py")))
-    return fingerprint(identity, settings.model_dump_json(), task, code)
+    return fingerprint(identity, settings.model_dump_json(), task, code, *slices)
 
 
 def opened(arrays: Arrays, key: str | None) -> Dataset:
@@ -162,13 +165,17 @@ def write_data(
     task: str,
     source: str | Mapping[Any, str],
     advance: Callable[[int], None],
+    slices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything from tables of raw rows to examples and the rows of each split; returns what is known of them."""
     convention, columns = agree_on_columns(task, settings, tables)
+    raise_all(missing_slices(slices, tables))
     bins_dropped: Counter[str] = Counter()
     read, finish = row_reader(convention, columns), READERS[TASKS[task].form](settings, bins_dropped)
     weigh = weigher(str(columns[WEIGHT])) if WEIGHT in columns else None
-    marks, given, multi_label, weights = clean(writer, tables, lambda row: finish(read(row)), weigh, task, advance)
+    marks, given, multi_label, weights = clean(
+        writer, tables, lambda row: finish(read(row)), weigh, task, advance, slicer(slices)
+    )
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
     if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
@@ -287,6 +294,7 @@ def clean(
     weigh: Weigh | None,
     task: str,
     advance: Callable[[int], None],
+    slices: Slices | None = None,
 ) -> Cleaned:
     """Write an example for each row that can be used; the others join their table's bad ones."""
     keyed = EXAMPLES[TASKS[task].form]
@@ -309,7 +317,7 @@ def clean(
                     continue
                 several_labels |= isinstance(fields.get("label"), tuple)
                 example, key, labels = keyed(fields, table.place(number))
-                examples.add(example)
+                examples.add(example if slices is None else replace(example, slices=slices(row)))
                 if weigh is not None:
                     weights.append(weight)
                 keys += bytes.fromhex(key)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.examinations.calibration import Calibration
 from luthier.evaluate.examinations.confidence import Confidence
+from luthier.evaluate.examinations.errors import Errors
+from luthier.evaluate.examinations.fairness import Fairness
 from luthier.evaluate.examinations.forgetting import Forgetting
 from luthier.evaluate.examinations.judge import Judge
 from luthier.evaluate.examinations.latency import Latency
@@ -15,6 +17,8 @@ EXAMINATIONS: dict[str, type[Examination]] = {
     "judge": Judge,
     "calibration": Calibration,
     "confidence": Confidence,
+    "fairness": Fairness,
+    "errors": Errors,
     "latency": Latency,
     "forgetting": Forgetting,
     "memorisation": Memorisation,
@@ -26,8 +30,10 @@ __all__ = [
     "EXAMINATIONS",
     "Calibration",
     "Confidence",
+    "Errors",
     "Evidence",
     "Examination",
+    "Fairness",
     "Forgetting",
     "Judge",
     "Latency",

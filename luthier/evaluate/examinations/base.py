@@ -52,6 +52,8 @@ class Evidence:
     """Where the tuned model is saved; what its users need beside the weights goes there."""
     resamples: int
     seed: int
+    previous: Path | None = None
+    """The folder of an earlier run (`evaluate.previous`)."""
 
 
 class Examination(Settings):
@@ -61,6 +63,12 @@ class Examination(Settings):
     """The heading on the page."""
     forms: ClassVar[tuple[Form, ...]]
     """The forms of examples it can look into; for others it is left out."""
+    figures: ClassVar[tuple[str, ...]] = ()
+    """The names of the figures it finds, by which `ship_if` is checked before any work."""
+
+    def gives(self, form: Form) -> tuple[str, ...]:
+        """The same, where they depend on its settings or on the form of examples."""
+        return self.figures
 
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
         """What is found. `advance` is told how many rows are done.
@@ -72,7 +80,7 @@ class Examination(Settings):
 
     def misfits(self, form: Form, base: Path) -> list[Problem]:
         """What is wrong with the settings for examples of this form, as far as can be told before a model is loaded.
-        Relative paths start from `base`."""
+        Relative paths start from `base`. A problem's place is a key of the settings, a file, or empty for all of it."""
         return []
 
     def rows(self, evidence: Evidence) -> int:

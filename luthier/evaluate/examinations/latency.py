@@ -23,6 +23,7 @@ class Latency(Examination):
 
     title: ClassVar[str] = "Time for one request"
     forms: ClassVar[tuple[Form, ...]] = ("classify", "generate", "regress", "tag")
+    figures: ClassVar[tuple[str, ...]] = ("latency_p50_ms", "latency_p95_ms")
 
     requests: int = Field(20, ge=5)
     """Test rows that are asked one after another."""
