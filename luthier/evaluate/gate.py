@@ -135,7 +135,7 @@ def figure_problem(
             what = f"{name} is a share from 0 to 1, and {condition.bound:g} is none"
             return Problem(what, mend=f"write {condition.bound / 100:g}, or {condition.bound:g}%")
         return None
-    if name in found or name in (settings.metrics or ()) or (name == EPSILON and private):
+    if name in found or any_of(name) in found or name in (settings.metrics or ()) or (name == EPSILON and private):
         return None
     if name in METRICS:
         return Problem(
@@ -144,12 +144,11 @@ def figure_problem(
     if name == EPSILON:
         return Problem("epsilon is of differential privacy, and this run has none", mend="give it a `privacy` section")
     for section, kind in EXAMINATIONS.items():
-        if name in kind().gives(form) and section not in asked:
+        able = [each for each in kind.forms if {name, any_of(name)} & {*kind.model_construct().gives(each)}]
+        if form in able and section not in asked:
             return Problem(f"evaluate.{section}, which finds {name}, is left out", mend=f"leave evaluate.{section} on")
-        if name in (figure for other in kind.forms for figure in kind().gives(other)):
-            return Problem(
-                f"{name} is not for task: {task}", mend=f"it is for {' and '.join(kind.forms)}; leave it out"
-            )
+        if able:
+            return Problem(f"{name} is not for task: {task}", mend=f"it is for {' and '.join(able)}; leave it out")
     if name.startswith("gap(") and "fairness" in asked:
         column = name[len("gap(") : -1]
         return Problem(
@@ -158,8 +157,17 @@ def figure_problem(
     return Problem(f"no figure is called '{name}'", mend=nearest(name, {*metrics, *found}))
 
 
+def any_of(name: str) -> str:
+    """How a figure of which there may be several is named by who finds it: `forgetting(*)`."""
+    return f"{name.partition('(')[0]}(*)"
+
+
 def one_of(names: Mapping[str, Any]) -> str:
     return f"use one of: {', '.join(names)}"
+
+
+SECTIONS = {"rag": "documents", "tuned_rag": "documents"}
+"""The section of `evaluate:` that asks for a baseline, where it has another name than the baseline."""
 
 
 def rival_problem(name: str, task: str, settings: EvaluateSettings, writes: bool) -> Problem | None:
@@ -167,7 +175,7 @@ def rival_problem(name: str, task: str, settings: EvaluateSettings, writes: bool
     fitting = [known for known, each in BASELINES.items() if TASKS[task].form in each.forms]
     if name not in fitting:
         return Problem(f"no baseline of task {task} is called '{name}'", mend=nearest(name, fitting))
-    if name not in chosen and getattr(settings, name, None) is None:  # such as `previous`, a section of its own
+    if name not in chosen and getattr(settings, SECTIONS.get(name, name), None) is None:
         return Problem(f"{name} is not among this run's baselines", mend=f"add it: evaluate.baselines: [{name}, ...]")
     if BASELINES[name].prompted and not writes:
         return Problem(

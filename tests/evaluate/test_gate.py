@@ -131,4 +131,4 @@ def test_figures_that_a_run_cannot_have_are_refused_before_any_work() -> None:
 @pytest.mark.parametrize("name", EXAMINATIONS)
 def test_every_examination_says_which_figures_it_gives(name: str) -> None:
     kind = EXAMINATIONS[name]
-    assert any(kind().gives(form) for form in kind.forms), f"{name}: name its figures, for ship_if"
+    assert any(kind.model_construct().gives(form) for form in kind.forms), f"{name}: name its figures, for ship_if"

@@ -199,7 +199,7 @@ def test_label_losses_run_together(
 
 
 def test_what_parts_say_of_the_data_is_told_under_the_sum(recipe: dict[str, Any], tmp_path: Path) -> None:
-    recipe |= {"task": "classify", "data": str(tmp_path / "films.jsonl")}
+    recipe |= {"task": "classify", "data": str(tmp_path / "films.jsonl"), "evaluate": {"baselines": ["majority"]}}
     recipe["objective"]["sum"]["parts"] = ["classify", {"adversarial": {"target": "gone.jsonl"}}]
     with pytest.raises(UserError, match=r"objective.sum.parts, 2: adversarial.target, gone.jsonl: no such file"):
         prepare(recipe, base=tmp_path)

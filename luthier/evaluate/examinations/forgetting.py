@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 OWN = "luthier"
 
+WRITTEN: tuple[Form, ...] = ("generate", "lm", "prefer")
+"""Forms whose models can be asked what they knew before."""
+
 
 class Forgetting(Examination):
     """What the model can do less well than before, beside its task."""
@@ -33,6 +36,9 @@ class Forgetting(Examination):
     """Packs of probes: `luthier` for the one that comes along, and jsonl files or folders of them."""
     probes: int | None = Field(60, ge=5)
     """Probes of each skill, the same ones each time; null for all."""
+
+    def gives(self, form: Form) -> tuple[str, ...]:
+        return ("forgetting", "forgetting(*)", "bits_per_byte_rise(*)") if form in WRITTEN else ()
 
     def misfits(self, form: Form, base: Path) -> list[Problem]:
         from luthier.evaluate.packs import read_packs

@@ -14,6 +14,7 @@ from pydantic import Field
 from luthier.canaries import FORMS as CANARY_FORMS
 from luthier.errors import Problem
 from luthier.evaluate.examinations.base import Evidence, Examination
+from luthier.evaluate.examinations.forgetting import WRITTEN
 from luthier.evaluate.finding import Finding
 from luthier.tasks import Form
 
@@ -34,6 +35,13 @@ class Memorisation(Examination):
     """How many training rows hold a canary; the numbers are dealt out to the canaries in turn."""
     candidates: int = Field(255, ge=15)
     """Other secrets that each canary is ranked among."""
+
+    def gives(self, form: Form) -> tuple[str, ...]:
+        if form not in WRITTEN:
+            return ("membership_auc",)
+        planted = [f"exposure({copies})" for copies in self.repeats] if self.canaries else []
+        attacks = ("membership_auc", "membership_auc(min_k)", "membership_auc(reference)")
+        return (*attacks, "extraction", "extraction_gap", "personal_data", *planted)
 
     def misfits(self, form: Form, base: Path) -> list[Problem]:
         problems = []

@@ -31,6 +31,10 @@ class Safety(Examination):
     """Requests of each kind, harmless and harmful-sounding, from the pack that comes along; null for all 20, 0 for
     none."""
 
+    def gives(self, form: Form) -> tuple[str, ...]:
+        refusals = () if self.requests == 0 else ("refusal", "refusal_drop", "over_refusal", "over_refusal_drop")
+        return (*refusals, *(("unwanted",) if self.filter else ()))
+
     def misfits(self, form: Form, base: Path) -> list[Problem]:
         from luthier.evaluate.safe import find_filter
 
