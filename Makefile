@@ -28,7 +28,7 @@ lint: $(VENV)/ready
 lock:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --extra data --extra private --group dev --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --universal --all-extras --group dev --generate-hashes \
 		--no-emit-index-url --output-file requirements.lock --quiet
 
 $(VENV)/ready: requirements.lock pyproject.toml

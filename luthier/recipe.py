@@ -212,7 +212,7 @@ class Recipe(Settings):
     def learning_rate(self) -> float:
         """The peak rate: the recipe's, or what selection and objective make of it."""
         share = self.chosen_objective.rate_share
-        return self.train.learning_rate or float(f"{self.chosen_selection.learning_rate * share:.6g}")
+        return self.train.learning_rate or float(f"{self.chosen_selection.default_rate * share:.6g}")
 
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""

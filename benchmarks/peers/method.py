@@ -46,7 +46,10 @@ def head_trainer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "bits" in loading:
         from transformers import BitsAndBytesConfig
 
-        loading = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+        quantised = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["classifier", "score"]
+        )
+        loading = {"quantization_config": quantised}
     labels = max(1, len(job["labels"]))
     problem = {"problem_type": "regression"} if task == "regress" else {}
     model = kind.from_pretrained(job["folder"], num_labels=labels, dtype=torch.float32, **problem, **loading)

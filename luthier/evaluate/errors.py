@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +34,6 @@ GRADED = (REGRESS, LM, GENERATE)
 """Tasks whose answers are more or less right: their worst quarter counts as mistakes."""
 SHARE = 0.25
 SURE = 0.9
-NO_LIBRARY = "Mistakes are not grouped: that needs scikit-learn (pip install 'luthier[evaluate]')."
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,6 @@ def sentence(mistakes: Sequence[int], clusters: Sequence[Cluster], evidence: Evi
     said = f"{len(mistakes):,} {kind if len(mistakes) != 1 else 'mistake'} on {rows:,} test rows."
     if evidence.task in GRADED:
         said = f"The worst {len(mistakes):,} of {rows:,} answers were looked into."
-    if find_spec("sklearn") is None:
-        return f"{said} {NO_LIBRARY}"
     if not clusters:
         return f"{said} Too few to group." if len(mistakes) < LEAST_MISTAKES else said
     top = max(clusters, key=lambda each: len(each.mistakes) / max(1, each.rows))
@@ -111,7 +107,7 @@ def sentence(mistakes: Sequence[int], clusters: Sequence[Cluster], evidence: Evi
 def clusters_of(mistakes: Sequence[int], most: int, evidence: Evidence) -> list[Cluster]:
     """Groups of mistakes by the words of their texts: TF-IDF and k-means; each test row is then dealt to the nearest
     group, so that a group's share of mistakes can be told."""
-    if len(mistakes) < LEAST_MISTAKES or find_spec("sklearn") is None:
+    if len(mistakes) < LEAST_MISTAKES:
         return []
     from sklearn.cluster import KMeans
     from sklearn.feature_extraction.text import TfidfVectorizer

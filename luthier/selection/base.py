@@ -39,6 +39,11 @@ class Selection(Settings):
     """
 
     @property
+    def default_rate(self) -> float:
+        """The same, as the other settings have it."""
+        return self.learning_rate
+
+    @property
     def extra_tokens(self) -> int:
         """Places of the model's window that it takes before every sequence."""
         return 0

@@ -6,6 +6,7 @@ and the new head if there is one. Saved in PEFT's format.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -52,6 +53,12 @@ class Lora(Wrapping):
     @classmethod
     def _each_once(cls, value: list[str]) -> list[str]:
         return check_tokens(value)
+
+    @property
+    def default_rate(self) -> float:
+        """Where B learns faster than A, their rates lie about the usual one (at that for A, film reviews came out as
+        chance: LOG.md)."""
+        return self.learning_rate / math.sqrt(self.plus or 1.0)
 
     def added_tokens(self) -> list[str]:
         return self.add_tokens

@@ -8,7 +8,8 @@ import pytest
 from fairlearn.metrics import MetricFrame, demographic_parity_difference, equalized_odds_difference
 from sklearn.metrics import accuracy_score, f1_score
 
-from luthier.evaluate.metrics import METRICS, count_labels
+from luthier.evaluate.metrics import METRICS
+from luthier.evaluate.metrics.labels import count_labels
 from luthier.evaluate.slices import Dimension, Gap, compare_slices, parity_and_odds, wilson
 from luthier.records import Prediction
 
