@@ -332,7 +332,8 @@ def refusals(
     fits = hasattr(objective, "head")  # a sum whose parts don't fit the task has none
     if fits and not can_learn(objective, facts):
         form = TASKS[task].form
-        kindred = [name for name, kind in OBJECTIVES.items() if form in kind.forms and can_learn(kind, facts)]
+        plain = {name: kind for name, kind in OBJECTIVES.items() if form in kind.forms and name != "sum"}
+        kindred = [n for n, kind in plain.items() if can_learn(kind.model_construct().for_form(form), facts)]
         able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
         others = [f"objective: {' or '.join(kindred)}"] if kindred else [f"task: {' or '.join(able)}"] if able else []
         kinds = [kind for kind in objective.kinds if kind in HEADS[objective.head].made]

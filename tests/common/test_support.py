@@ -81,11 +81,12 @@ def test_a_refused_cell_is_refused_from_the_recipe(refused: list[Refused], tiny:
     assert len(once) > 10
     for group, name, problems in once.values():
         model = str(tiny(group.family, layers=LAYERS))
+        settings = {"parts": make.PARTS[group.form]} if group.objective == "sum" else make.SETTINGS.get(group.objective)
         recipe = {
             "model": model,
             "task": group.task,
             "selection": {name: selection(name).model_dump(mode="json")},
-            "objective": {group.objective: make.SETTINGS.get(group.objective, {})},
+            "objective": {group.objective: settings or {}},
         }
         rows = [example.fields for example in make.examples("language", form=group.form, count=30)]
         with pytest.raises(UserError) as told:
