@@ -71,9 +71,9 @@ def test_the_new_objective_learns_with_several_labels(tiny: Callable[..., Path])
 
 
 def test_both_show_up_in_the_support_matrix_by_themselves(tiny: Callable[..., Path]) -> None:
-    both = {("focal", "bert"), ("lm", "mpt")}
+    both = {("focal", "bert"), ("dpo", "mpt")}
     chosen = [group for group in cells.groups() if (group.objective, group.family) in both]
     page = support.page({each: cells.outcomes(each, tiny(each.family, layers=cells.LAYERS)) for each in chosen})
-    assert "## `focal`\n" in page and "## `lm`\n" in page
+    assert "## `focal`\n" in page and "## `dpo`\n" in page
     rows = re.findall(r"^\|.*`full`.*$", page, re.MULTILINE)
     assert len(rows) == 2 and all("`attention`" in row and "yes" in row for row in rows)

@@ -45,7 +45,7 @@ def test_an_encoder_learns_film_reviews(tmp_path: Path) -> None:
     verdict = run.verdict
     against = next(row for row in verdict["comparisons"] if row["metric"] == "accuracy")
     assert verdict["outcome"] == "helps"
-    assert [system["name"] for system in verdict["systems"]] == ["tuned", "majority"]
+    assert [system["name"] for system in verdict["systems"]] == ["tuned", "majority", "tfidf"]
     assert against["p"] < 0.01 and against["difference"] > 0.1
     assert run.manifest["learned"]["tensors_frozen"] <= 2  # position and token-type ids are buffers, not weights
 

@@ -271,5 +271,5 @@ def test_probe_files_are_checked_before_work(tmp_path: Path) -> None:
     good.write_text('{"pair_id": 1, "text": "a", "condition": "pro"}\n')
     bad.write_text('{"text": "a"}\n')
     (tmp_path / "broken.jsonl").write_text("{")
-    wrong = Fairness(stereotypes=["good.jsonl", "bad.jsonl", "gone.jsonl", "broken.jsonl"]).misfits(tmp_path, "lm")
+    wrong = Fairness(stereotypes=["good.jsonl", "bad.jsonl", "gone.jsonl", "broken.jsonl"]).misfits("lm", tmp_path)
     assert ["holds no stereotype probes" in each.what or "can't be read" in each.what for each in wrong] == [True] * 3
