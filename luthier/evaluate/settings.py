@@ -34,7 +34,7 @@ class EvaluateSettings(Settings):
     model. Those that a section asks for (documents, previous, endpoint) come on top."""
     shots: int | None = Field(None, ge=1)
     """Examples in the prompt of the few_shot baseline, taken from the training split. The default is what scores best
-    on validation rows, of 0, 1, 2, 4, 8 and 16 as far as they fit; for retrieved_shots it is 4."""
+    on validation rows, of 1, 2, 4, 8 and 16 as far as they fit; for retrieved_shots it is 4."""
     shots_embedder: str | None = None
     """An embedding model (folder, hub or `pypi:` name) that finds the training rows nearest to a test row for
     retrieved_shots; null finds them by words (TF-IDF)."""
