@@ -66,16 +66,15 @@ class Running:
         self.memory.batch_select_indices(index)
 
 
+def common_start(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    low, high = min(map(list, sequences)), max(map(list, sequences))  # what these two share in dictionary order, all do
+    return next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, sequences)))
+
+
 def shared_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts have in common, at least one token of each left over."""
-    if len(prompts) < 2:
-        return 0
-    low, high = min(map(list, prompts)), max(map(list, prompts))  # in dictionary order: what these two share, all share
-    shared = 0
-    limit = min(len(prompt) for prompt in prompts) - 1
-    while shared < limit and low[shared] == high[shared]:
-        shared += 1
-    return shared
+    return min(common_start(prompts), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
 
 
 def sees_everything(network: Network, length: int) -> bool:

@@ -1,21 +1,19 @@
-"""Label probabilities and losses for rows that need no generating.
+"""Label probabilities, and the tags of words, for rows that need no generating.
 
-In: rows. Out: one row of probabilities each, or the negative log-likelihood of each row's learned tokens.
+In: rows. Out: one row of scores or probabilities each, or what is said of each of its words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from luthier.batches import collate
+from luthier.engine.rows import inference_batches
 from luthier.models.network import Network
-from luthier.records import Batch, Row
-
-INFERENCE_TOKENS = 2048
+from luthier.records import Row
 
 
 @torch.inference_mode()
@@ -80,36 +78,3 @@ def word_tags(
             results[indices[row]].append(WordTag(int(word) - 1, tag, loss))
         progress(len(indices))
     return results
-
-
-@torch.inference_mode()
-def negative_log_likelihoods(
-    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
-) -> list[tuple[float, int]]:
-    """For each row, the summed negative log-likelihood (nats) of its tokens that carry weight, and their number."""
-    results: list[tuple[float, int]] = [(0.0, 0) for _ in rows]
-    for indices, batch in inference_batches(network, rows):
-        hidden_ND = network.hidden(batch)
-        target = batch.token_streams["weight"].nonzero().squeeze(1)
-        losses: list[torch.Tensor] = [
-            torch.nn.functional.cross_entropy(
-                network.token_logits(hidden_ND[chunk - 1]).float(), batch.tokens_N[chunk], reduction="none"
-            )
-            for chunk in target.split(512)
-        ]
-        parts = torch.tensor([max(1, len(rows[index].parts)) for index in indices], device=network.device)
-        row_M = torch.arange(len(indices), device=network.device).repeat_interleave(parts)[batch.example_N[target]]
-        sums_R = torch.zeros(len(indices), device=network.device).index_add(0, row_M, torch.cat(losses))
-        counts_R = torch.bincount(row_M, minlength=len(indices))
-        for index, total, count in zip(indices, sums_R.tolist(), counts_R.tolist(), strict=True):
-            results[index] = (total, int(count))
-        progress(len(indices))
-    return results
-
-
-def inference_batches(network: Network, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
-    """Rows of like length together, each batch with the places of its rows in the whole."""
-    network.model.eval()
-    numbered = [replace(row, id=str(number)) for number, row in enumerate(rows)]
-    for group in network.micro_batches(numbered, INFERENCE_TOKENS):
-        yield [int(row.id) for row in group], collate(group, network.device)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from luthier.engine.likelihood import INFERENCE_TOKENS, over_rows
+from luthier.engine.batching import common_start
+from luthier.engine.rows import INFERENCE_TOKENS, over_rows
 from luthier.kernels.branches import Branched
 from luthier.models.network import Network
 from luthier.records import Batch, Row
@@ -94,21 +95,13 @@ class _Tree:
 
     @classmethod
     def of(cls, group: Sequence[Continuation]) -> _Tree:
-        shared = shared_start([each.tokens for each in group]) if len(group) > 1 else 0
+        shared = common_start([each.tokens for each in group]) if len(group) > 1 else 0
         tokens, paths = list(group[0].tokens[:shared]), []
         for each in group:
             rest = each.tokens[shared:]
             paths.append([*range(shared), *range(len(tokens), len(tokens) + len(rest))])
             tokens.extend(rest)
         return cls(tokens, paths, [each.start for each in group])
-
-
-def shared_start(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
-    low, high = min(map(list, sequences)), max(map(list, sequences))  # what these two share in dictionary order, all do
-    return next(
-        (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, sequences))
-    )
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:

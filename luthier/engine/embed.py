@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from luthier.engine.classify import inference_batches
+from luthier.engine.rows import inference_batches
 from luthier.models.network import Network
 from luthier.records import Row
 

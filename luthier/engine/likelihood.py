@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 
-from luthier.batches import collate
+from luthier.engine.rows import over_rows
 from luthier.models.network import Network
 from luthier.records import Batch, Row
-
-INFERENCE_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -90,22 +87,17 @@ def token_log_probabilities_of_rows(network: Network, rows: Sequence[Row]) -> li
     return [values for (values,) in over_rows(network, rows, flat)]
 
 
-def over_rows(
-    network: Network,
-    rows: Sequence[Row],
-    of_batch: Callable[[Batch], list[Any]],
-    progress: Callable[[int], Any] = lambda done: None,
-) -> list[list[Any]]:
-    """What `of_batch` gives for each sequence, by row; rows of like length run together, without dropout."""
-    network.model.eval()
-    results: list[list[Any]] = [[] for _ in rows]
-    numbered = [Row(str(i), r.tokens, r.token_streams, r.example_streams, r.parts) for i, r in enumerate(rows)]
-    for group in network.micro_batches(numbered, INFERENCE_TOKENS):
-        values = of_batch(collate(group, network.device))
-        ends = [0]
-        for row in group:
-            ends.append(ends[-1] + max(1, len(row.parts)))
-        for row, (start, end) in zip(group, pairwise(ends), strict=True):
-            results[int(row.id)] = values[start:end]
-        progress(len(group))
-    return results
+@torch.inference_mode()
+def negative_log_likelihoods(
+    network: Network, rows: Sequence[Row], progress: Callable[[int], Any] = lambda done: None
+) -> list[tuple[float, int]]:
+    """For each row, the summed negative log-likelihood (nats) of its tokens that carry weight, and their number."""
+
+    def sums(batch: Batch) -> list[tuple[float, int]]:
+        target_M, value_M = token_log_probabilities(network, batch)
+        sequence_M = batch.example_N[target_M]
+        sum_E = torch.zeros(len(batch), device=value_M.device).index_add(0, sequence_M, value_M)
+        return list(zip(sum_E.tolist(), torch.bincount(sequence_M, minlength=len(batch)).tolist(), strict=True))
+
+    parts_of = over_rows(network, rows, sums, progress)
+    return [(-sum(value for value, _ in parts), sum(count for _, count in parts)) for parts in parts_of]

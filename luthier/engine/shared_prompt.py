@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from luthier.engine.batching import BATCH_ROWS, BATCH_TOKENS, HELD_TOKENS, sees_everything, shared_start
-from luthier.engine.classify import negative_log_likelihoods
+from luthier.engine.likelihood import negative_log_likelihoods
 from luthier.models.network import Network
 from luthier.records import Row
 

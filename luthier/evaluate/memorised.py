@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.canaries import FORMS as CANARY_FORMS
 from luthier.canaries import Canary, fields_of, make_canaries, other_secrets
+from luthier.engine.batching import common_start
 from luthier.engine.continuations import Continuation, Scores, score_continuations, score_rows
 from luthier.engine.generate import generate
 from luthier.evaluate.attacks import (
@@ -333,18 +334,12 @@ def rank(canary: Canary, candidates: int, evidence: Evidence) -> tuple[float, bo
         groups = [[each[0]], *(each[n : n + GROUP] for n in range(1, len(each), GROUP))]
         found = score_continuations(evidence.network, groups, likeliest=True)
         scores = [one for group in found for one in group]
-    prefix = len(common_start([row.tokens[start_of(row) :] for row in rows])) if form == "lm" else 0
+    prefix = common_start([row.tokens[start_of(row) :] for row in rows]) if form == "lm" else 0
     return exposure(scores[0].sum, [s.sum for s in scores[1:]]), all(scores[0].likeliest[prefix:])
 
 
 def start_of(row: Row) -> int:
     return next(n for n, weight in enumerate(row.token_streams["weight"]) if weight)
-
-
-def common_start(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
-    from luthier.engine.continuations import shared_start
-
-    return sequences[0][: shared_start(sequences)]
 
 
 def mean_of(values: Sequence[float], resamples: int, seed: int) -> Estimate:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luthier.engine.classify import calibrated, class_scores, negative_log_likelihoods, raw_probabilities, word_tags
+from luthier.engine.classify import calibrated, class_scores, raw_probabilities, word_tags
 from luthier.engine.generate import generate
-from luthier.engine.likelihood import answers_of_rows, scores_of_rows
+from luthier.engine.likelihood import answers_of_rows, negative_log_likelihoods, scores_of_rows
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
 from luthier.prompts.texts import learned_bytes

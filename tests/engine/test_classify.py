@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from luthier.batches import collate
-from luthier.engine import classify
-from luthier.engine.classify import class_probabilities, negative_log_likelihoods
+from luthier.engine import rows as batches_of_rows
+from luthier.engine.classify import class_probabilities
+from luthier.engine.likelihood import negative_log_likelihoods
 from luthier.tune.objectives import OBJECTIVES
 from tests import tiny as make
 
@@ -40,7 +41,7 @@ def test_probabilities_do_not_depend_on_the_batch(tiny: Callable[..., Path], fam
 def test_likelihoods_equal_the_loss(
     tiny: Callable[..., Path], family: str, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classify, "INFERENCE_TOKENS", budget)
+    monkeypatch.setattr(batches_of_rows, "INFERENCE_TOKENS", budget)
     net = make.network(tiny(family), "language")
     rows = make.rows(net)
     objective = OBJECTIVES["sft"]()

@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.engine.continuations import Continuation, score_continuations, shared_start
+from luthier.engine.batching import common_start
+from luthier.engine.continuations import Continuation, score_continuations
 from luthier.models.network import Network
 from luthier.selection import Selection
 from tests import tiny as make
@@ -76,7 +77,7 @@ def test_what_is_learned_before_a_sequence_counts(tiny: Callable[..., Path], sel
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=5))
 def test_shared_start_is_the_longest(sequences: list[list[int]]) -> None:
-    count = shared_start(sequences)
+    count = common_start(sequences)
     assert all(each[:count] == sequences[0][:count] for each in sequences)
     longer = [each[: count + 1] for each in sequences]
     assert any(len(each) <= count for each in sequences) or any(each != longer[0] for each in longer)

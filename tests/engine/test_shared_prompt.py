@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.engine.classify import negative_log_likelihoods
+from luthier.engine.likelihood import negative_log_likelihoods
 from luthier.engine.shared_prompt import WORTH_SHARING, likelihoods_of_ends
 from luthier.records import Row
 from tests import tiny as make

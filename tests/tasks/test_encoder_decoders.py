@@ -13,8 +13,8 @@ import torch
 from luthier.batches import collate
 from luthier.chat import Conversation
 from luthier.check_report import check
-from luthier.engine.classify import negative_log_likelihoods
 from luthier.engine.generate import Sampling, generate
+from luthier.engine.likelihood import negative_log_likelihoods
 from luthier.errors import UserError
 from luthier.evaluate.predict import predict
 from luthier.models.network import Network

@@ -131,7 +131,7 @@ def confidences(
     evidence: Evidence, examples: Sequence[Example], predictions: Sequence[Prediction], advance: Callable[[int], Any]
 ) -> list[float | None]:
     """Of each answer; None for an empty one."""
-    from luthier.engine.classify import negative_log_likelihoods
+    from luthier.engine.likelihood import negative_log_likelihoods
     from luthier.prompts import tokenise
 
     network = evidence.network

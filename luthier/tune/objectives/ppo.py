@@ -123,7 +123,7 @@ class PpoLearner(RewardedLearner):
         """What the value head expects before each token of each row; 0 before those that carry no weight."""
         import torch
 
-        from luthier.engine.likelihood import over_rows
+        from luthier.engine.rows import over_rows
 
         def flat(batch: Batch) -> list[Any]:
             target_M = batch.token_streams["weight"].nonzero().squeeze(1)
