@@ -6,11 +6,9 @@ In: a recipe, its data. Out: problems; the documents to look passages up in.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from luthier.errors import Problem, UserError, nearest
 from luthier.models.find import find_model
@@ -57,20 +55,9 @@ EXAMPLES = {
 
 def check_endpoint(recipe: Recipe, source: Source) -> list[Problem]:
     """An address that is none, a key that is not there."""
-    settings, problems = recipe.evaluate.endpoint, []
-    if settings is None:
-        return []
-    parts = urlsplit(settings.url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        where = source.place(("evaluate", "endpoint", "url"))
-        problems.append(
-            Problem(f"'{settings.url}' is no http address", where, "write it up to the version: https://host/v1")
-        )
-    if settings.key_variable is not None and not os.environ.get(settings.key_variable, "").strip():
-        where = source.place(("evaluate", "endpoint", "key_variable"))
-        mend = "set it to the endpoint's key, or write key_variable: null for an endpoint that wants none"
-        problems.append(Problem(f"the environment variable {settings.key_variable} is not set", where, mend))
-    return problems
+    settings = recipe.evaluate.endpoint
+    problems = [] if settings is None else settings.address_problems()
+    return [replace(each, where=source.place(("evaluate", "endpoint", each.where))) for each in problems]
 
 
 def check_alternatives(recipe: Recipe, source: Source, data: Dataset, base: Path) -> list[Problem]:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
@@ -55,6 +56,52 @@ def serving(answer: Callable[[str, Mapping[str, str]], Answer]) -> Iterator[Serv
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+ChatReply = tuple[int, dict[str, str], Any]
+"""Status, headers, and what the body holds: JSON, or bytes as they are."""
+
+
+@contextlib.contextmanager
+def chat_server(answer: Callable[[dict[str, Any], int], ChatReply]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An HTTP server on a free loopback port; `answer` gets each request's body and its number from 0."""
+    asked: list[dict[str, Any]] = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = len(asked)
+                asked.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
+            status, headers, value = answer(body, number)
+            data = value if isinstance(value, bytes) else json.dumps(value).encode()
+            self.send_response(status)
+            for name, text in ({"Content-Length": str(len(data))} | headers).items():
+                self.send_header(name, text)
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # who waits no longer has gone
+                self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}/v1", asked
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def said(text: str, usage: bool = True) -> ChatReply:
+    value: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+    if usage:
+        value["usage"] = {"prompt_tokens": 20, "completion_tokens": 2}
+    return 200, {}, value
 
 
 def closed_port() -> int:

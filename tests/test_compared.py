@@ -13,7 +13,7 @@ import luthier
 from luthier.errors import UserError
 from luthier.planning import prepare
 from luthier.runs import Run
-from tests.evaluate.test_endpoint import chat_server, said
+from tests.servers import chat_server, said
 
 
 @pytest.fixture

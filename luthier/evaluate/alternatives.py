@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from luthier.evaluate.chat_endpoint import ChatEndpoint
 from luthier.settings import Settings
 
 
@@ -25,36 +26,13 @@ class Documents(Settings):
     them by words (BM25)."""
 
 
-Parameter = bool | int | float | str | None
-
-
-def temperature_zero() -> dict[str, Parameter]:
-    return {"temperature": 0}
-
-
-class Endpoint(Settings):
+class Endpoint(ChatEndpoint):
     """Any OpenAI-compatible chat endpoint, asked in the words of the zero-shot baseline. Test rows are sent to it."""
 
-    url: str
-    """Up to the version: `https://api.openai.com/v1`, `http://localhost:8000/v1`."""
-    model: str
-    """The model's name there."""
-    key_variable: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the key; null for an endpoint that wants none."""
     max_requests: int = Field(2000, ge=1)
     """Most test rows that may be sent; with more, the run stops before it starts."""
     shots: int = Field(0, ge=0)
     """Training examples in the prompt, the same as those of few_shot. They are sent too."""
-    parallel: int = Field(4, ge=1, le=64)
-    """Requests under way at once."""
-    timeout_seconds: float = Field(60.0, gt=0)
-    """Longest wait for one answer."""
-    retries: int = Field(4, ge=0)
-    """Further tries after a timeout, a lost connection, or status 408, 409, 429 or 5xx."""
-    wait_seconds: float = Field(1.0, gt=0)
-    """Wait before the first further try; doubled each time, and longer where the endpoint asks for it."""
-    parameters: dict[str, Parameter] = Field(default_factory=temperature_zero)
-    """Laid over each request, such as `{temperature: 0, seed: 1}`; null leaves a parameter out."""
 
 
 class Price(Settings):

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -18,52 +13,10 @@ from luthier.evaluate.baselines import BASELINES, Asked
 from luthier.evaluate.settings import EvaluateSettings
 from luthier.prompts import PromptFormat
 from luthier.records import Example
-from tests.servers import closed_port
+from tests.servers import ChatReply as Reply
+from tests.servers import chat_server, closed_port, said
 
-Reply = tuple[int, dict[str, str], Any]
 LABELS = ("negative", "positive")
-
-
-@contextlib.contextmanager
-def chat_server(answer: Callable[[dict[str, Any], int], Reply]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An HTTP server on a free loopback port; `answer` gets each request's body and its number from 0."""
-    asked: list[dict[str, Any]] = []
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                number = len(asked)
-                asked.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
-            status, headers, value = answer(body, number)
-            data = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, text in ({"Content-Length": str(len(data))} | headers).items():
-                self.send_header(name, text)
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):  # who waits no longer has gone
-                self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_address[1]}/v1", asked
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
-
-
-def said(text: str, usage: bool = True) -> Reply:
-    value: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": text}}]}
-    if usage:
-        value["usage"] = {"prompt_tokens": 20, "completion_tokens": 2}
-    return 200, {}, value
 
 
 def by_word(body: dict[str, Any], number: int) -> Reply:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from luthier.errors import UserError
 from luthier.evaluate.examinations.judge import Judge, found, verdict
 from luthier.planning import prepare
 from luthier.records import Prediction
+from tests.servers import ChatReply, chat_server, said
 from tests.tasks.runs import whole_run
 
 Reply = Callable[[str, str], str]
@@ -24,31 +22,13 @@ Reply = Callable[[str, str], str]
 @contextlib.contextmanager
 def judging(reply: Reply, status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A chat endpoint whose reply depends on answers A and B; its address, and every request's body and key."""
-    asked: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body | {"key": self.headers.get("Authorization")})
-            first, _, second = body["messages"][1]["content"].partition("Answer A:\n")[2].partition("\n\nAnswer B:\n")
-            answer = json.dumps({"choices": [{"message": {"content": reply(first, second)}}]}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(body: dict[str, Any], number: int) -> ChatReply:
+        first, _, second = body["messages"][1]["content"].partition("Answer A:\n")[2].partition("\n\nAnswer B:\n")
+        return status, {}, said(reply(first, second), usage=False)[2]
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_address[1]}/v1", asked
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    with chat_server(answer) as served:
+        yield served
 
 
 def pairs(count: int = 40) -> list[tuple[Prediction, Prediction]]:

@@ -7,19 +7,17 @@ arXiv:2306.05685, section 3.3): asked in both orders, a row counts as a whole wi
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from luthier.errors import Problem, UserError
-from luthier.evaluate.alternatives import Endpoint, Parameter, temperature_zero
+from luthier.evaluate.chat_endpoint import ChatEndpoint
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.finding import Figure, Finding, Passage, Passages, Table
 from luthier.records import Prediction
@@ -28,6 +26,7 @@ from luthier.tasks import Form
 if TYPE_CHECKING:
     from luthier.evaluate.metrics.base import Array
 
+WHERE = "evaluate.judge"
 QUESTION = "Which answer is better: more correct, and closer to what was asked?"
 FORM = "Reply with one letter and nothing else: A, B, or T where they are equally good."
 REPLY = re.compile(r"\W*(?:answer\s+)?(a|b|t|tie)\W*", re.IGNORECASE)
@@ -54,35 +53,19 @@ class Pair:
         return sum({"tuned": 0.5, "tie": 0.25, "base": 0.0}[each] for each in self.verdicts if each)
 
 
-class Judge(Examination):
+class Judge(ChatEndpoint, Examination):
     """Another model compares the tuned model's answers with the untouched model's. Test rows are sent to it."""
 
     title: ClassVar[str] = "Compared by a judge"
     forms: ClassVar[tuple[Form, ...]] = ("generate",)
     figures: ClassVar[tuple[str, ...]] = ("judge_win_rate", "judge_agreement")
 
-    url: str
-    """Up to the version: `https://api.openai.com/v1`, `http://localhost:8000/v1`."""
-    model: str
-    """The model's name there."""
-    key_variable: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the key; null for an endpoint that wants none."""
     question: str = QUESTION
     """What the judge is asked about the two answers."""
     with_reference: bool = False
     """Whether the judge sees the reference answer too."""
     test_rows: int = Field(100, ge=1)
     """Test rows that are compared: two requests each."""
-    parallel: int = Field(4, ge=1, le=64)
-    """Requests under way at once."""
-    timeout_seconds: float = Field(60.0, gt=0)
-    """Longest wait for one reply."""
-    retries: int = Field(4, ge=0)
-    """Further tries after a timeout, a lost connection, or status 408, 409, 425, 429 or 5xx."""
-    wait_seconds: float = Field(1.0, gt=0)
-    """Wait before the first further try; doubled each time."""
-    parameters: dict[str, Parameter] = Field(default_factory=temperature_zero)
-    """Laid over each request; null leaves a parameter out."""
 
     def rows(self, evidence: Evidence) -> int:
         return min(self.test_rows, len(evidence.test))
@@ -91,14 +74,7 @@ class Judge(Examination):
         problems = []
         if form not in self.forms:
             problems.append(Problem("a judge compares written answers, and this task writes none", "", "leave it out"))
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            mend = "write it up to the version: https://host/v1"
-            problems.append(Problem(f"'{self.url}' is no http address", "", mend))
-        if self.key_variable is not None and not os.environ.get(self.key_variable, "").strip():
-            mend = "set it to the endpoint's key, or write key_variable: null for an endpoint that wants none"
-            problems.append(Problem(f"the environment variable {self.key_variable} is not set", "", mend))
-        return problems
+        return problems + self.address_problems()
 
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
         tuned = evidence.predictions[: self.rows(evidence)]
@@ -113,25 +89,15 @@ class Judge(Examination):
 
     def compare(self, both: Sequence[tuple[Prediction, Prediction]], advance: Callable[[int], Any]) -> list[Pair]:
         """Each pair in both orders. Raises `UserError` where the endpoint fails for good."""
-        from luthier.evaluate.baselines.endpoint import ask_all
+        from luthier.evaluate.chat_client import ask_all
 
-        settings = Endpoint(
-            url=self.url,
-            model=self.model,
-            key_variable=self.key_variable,
-            parallel=self.parallel,
-            timeout_seconds=self.timeout_seconds,
-            retries=self.retries,
-            wait_seconds=self.wait_seconds,
-            parameters=self.parameters,
-        )
         asked = [number for number, (tuned, base) in enumerate(both) if tuned.predicted != base.predicted]
         prompts = [
             self.prompt(both[number][0], *(order(both[number][0].predicted, both[number][1].predicted)))
             for number in asked
             for order in (lambda a, b: (a, b), lambda a, b: (b, a))
         ]
-        replies = ask_all(settings, prompts, LONGEST_REPLY, lambda done: advance(done // 2)) if prompts else []
+        replies = ask_all(self, prompts, LONGEST_REPLY, WHERE, lambda done: advance(done // 2)) if prompts else []
         verdicts: dict[int, tuple[Verdict | None, Verdict | None]] = {
             number: (verdict(replies[2 * place].text, True), verdict(replies[2 * place + 1].text, False))
             for place, number in enumerate(asked)
