@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-import numpy as np
-
 from benchmarks.rows import sections
 from benchmarks.train_speed import MINILM
 from luthier.text_table import columns
@@ -23,8 +21,9 @@ from luthier.text_table import columns
 
 def auc(members: Sequence[float], others: Sequence[float]) -> float:
     """The chance that a member's loss is below another row's, ties counted half."""
-    below = np.sign(np.asarray(others)[None, :] - np.asarray(members)[:, None])
-    return float((below + 1).mean() / 2)
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score([0] * len(members) + [1] * len(others), [*members, *others]))
 
 
 def train_once(options: argparse.Namespace, seed: int, epsilon: float | None) -> dict[str, float]:

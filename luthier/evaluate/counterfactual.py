@@ -14,7 +14,7 @@ from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.evaluate.metrics import names
 from luthier.evaluate.outcome import show_value
-from luthier.evaluate.slices import wilson
+from luthier.evaluate.significance import wilson
 from luthier.evaluate.swaps import Swap, swapped
 from luthier.records import Example, Prediction
 

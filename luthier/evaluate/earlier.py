@@ -17,8 +17,7 @@ from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.finding import Block, Figure, Passage, Passages
 from luthier.evaluate.metrics import CLASSIFY, GENERATE, MULTI_LABEL, PREFER, TAG, is_right
 from luthier.evaluate.outcome import show_p
-from luthier.evaluate.significance import two_sided_binomial
-from luthier.evaluate.slices import wilson
+from luthier.evaluate.significance import two_sided_binomial, wilson
 from luthier.records import Prediction
 
 PREDICTIONS = "predictions.jsonl"

@@ -19,7 +19,7 @@ from luthier.evaluate.finding import Block, Figure, Finding, Passage, Passages, 
 from luthier.evaluate.metrics import GENERATE, LM, REGRESS, names
 from luthier.evaluate.mistakes import WORST, confidence, cut
 from luthier.evaluate.outcome import show_value
-from luthier.evaluate.slices import wilson
+from luthier.evaluate.significance import wilson
 from luthier.records import Prediction
 
 if TYPE_CHECKING:

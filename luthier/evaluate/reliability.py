@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.evaluate.metrics.base import Array, ratio
-from luthier.evaluate.significance import percentiles, resampled_sums
+from luthier.evaluate.significance import percentiles, resampled_sums, wilson
 
 ROWS_A_BIN = 20
 NULL_DRAWS = 1000
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-Z = 1.959963984540054
 """The normal distribution's 97.5th percentile."""
 
 
@@ -116,16 +115,6 @@ def plain_if_calibrated(confidence: Array, place: NDArray[np.int64], bins: int, 
         drawn = random.random((min(at_once, NULL_DRAWS - start), confidence.size)) < confidence
         found.append(np.abs((drawn - confidence) @ weight).sum(axis=1) / confidence.size)
     return np.concatenate(found)
-
-
-def wilson(hits: int, rows: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    if not rows:
-        return 0.0, 1.0
-    share, wide = hits / rows, Z**2 / rows
-    middle = (share + wide / 2) / (1 + wide)
-    half = Z * math.sqrt(share * (1 - share) / rows + wide / (4 * rows)) / (1 + wide)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Rows are resampled with the same indices for every system of the same seed, so t
 
 Sources: B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16; Q. McNemar, Note on
 the sampling error of the difference between correlated proportions or percentages, Psychometrika 12, 1947; S. Holm,
-A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979; E. B. Wilson,
+Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -119,6 +121,17 @@ def interval(metric: Metric, values_B: Array, rows: int) -> tuple[float, float]:
         if high == 0:
             high = 1 - bound
     return low, high
+
+
+def wilson(hits: float, rows: float) -> tuple[float, float]:
+    """The interval of a share by the score method; all of 0 to 1 where there is no row."""
+    if not rows:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, square = hits / rows, z * z / rows
+    middle = (share + square / 2) / (1 + square)
+    reach = z * math.sqrt(share * (1 - share) / rows + square / (4 * rows)) / (1 + square)
+    return (middle - reach if hits else 0.0), (middle + reach if hits < rows else 1.0)  # the ends to the last digit
 
 
 def percentiles(values_B: Array) -> tuple[float, float]:

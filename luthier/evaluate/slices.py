@@ -22,7 +22,7 @@ from statistics import NormalDist
 import numpy as np
 
 from luthier.evaluate.metrics.base import Array, Metric, parts, ratio
-from luthier.evaluate.significance import LEVEL, percentiles, resampled_sums
+from luthier.evaluate.significance import LEVEL, percentiles, resampled_sums, wilson
 
 TAIL = (1 - LEVEL) / 2
 CELLS_AT_ONCE = 4_000_000
@@ -156,15 +156,6 @@ def gaps_of(codes_BN: Array, table_NK: Array, total_K: Array, metric: Metric, sl
 
 
 Ends = list[tuple[float, float]]
-
-
-def wilson(right: float, rows: float) -> tuple[float, float]:
-    """The interval of a share by Wilson's score method (1927)."""
-    z = NormalDist().inv_cdf(1 - TAIL)
-    share, square = right / rows, z * z / rows
-    middle = (share + square / 2) / (1 + square)
-    reach = z * math.sqrt(share * (1 - share) / rows + square / (4 * rows)) / (1 + square)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def wilson_slices(sums_SK: Array) -> Ends:

@@ -25,8 +25,7 @@ from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.finding import Figure, Finding
 from luthier.evaluate.outcome import show_value
 from luthier.evaluate.probe_files import PAIRED, read_probes
-from luthier.evaluate.significance import percentiles, resampled_sums
-from luthier.evaluate.slices import wilson
+from luthier.evaluate.significance import percentiles, resampled_sums, wilson
 from luthier.models.network import Network
 from luthier.records import Row
 

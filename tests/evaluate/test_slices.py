@@ -10,7 +10,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from luthier.evaluate.metrics import METRICS
 from luthier.evaluate.metrics.labels import count_labels
-from luthier.evaluate.slices import Dimension, Gap, compare_slices, parity_and_odds, wilson
+from luthier.evaluate.significance import wilson
+from luthier.evaluate.slices import Dimension, Gap, compare_slices, parity_and_odds
 from luthier.records import Prediction
 
 ACCURACY = METRICS["accuracy"]

@@ -233,8 +233,7 @@ def label_sets(evidence: Evidence, fitted: Fitted) -> tuple[str, dict[str, Figur
     import numpy as np
 
     from luthier.evaluate.metrics.base import mean, one_and
-    from luthier.evaluate.reliability import wilson
-    from luthier.evaluate.significance import percentiles, resampled_sums
+    from luthier.evaluate.significance import percentiles, resampled_sums, wilson
 
     assert fitted.sets is not None
     chances = np.array([[(p.probabilities or {})[label] for label in fitted.labels] for p in evidence.predictions])

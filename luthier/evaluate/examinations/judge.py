@@ -125,7 +125,7 @@ def found(pairs: Sequence[Pair], model: str, resamples: int, seed: int) -> Findi
     """The figures, and the sentence that they allow."""
     import numpy as np
 
-    from luthier.evaluate.reliability import wilson
+    from luthier.evaluate.significance import wilson
 
     scores = np.array([pair.score for pair in pairs if pair.score is not None], dtype=np.float64)
     outside = len(pairs) - len(scores)
@@ -173,8 +173,7 @@ def found(pairs: Sequence[Pair], model: str, resamples: int, seed: int) -> Findi
 def win_interval(scores: Array, resamples: int, seed: int) -> tuple[float, float]:
     """The percentile bootstrap; where all rows say the same, which shows no spread, Wilson's interval."""
     from luthier.evaluate.metrics.base import mean, one_and
-    from luthier.evaluate.reliability import wilson
-    from luthier.evaluate.significance import percentiles, resampled_sums
+    from luthier.evaluate.significance import percentiles, resampled_sums, wilson
 
     if scores.std() == 0:
         return wilson(round(float(scores.sum())), len(scores))
