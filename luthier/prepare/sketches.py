@@ -1,0 +1,352 @@
+"""What is kept of each text so that near copies of it can be found: its shingles, and a few keys made from them.
+
+In: texts, one after the other. Out: `Sketches`, arrays on the disk (or in memory): for each text its set of shingle
+hashes, and `bands` keys of which two texts share at least one when they are similar (MinHash, Broder 1997; banding,
+Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3). Nothing depends on Python's own hash, so every
+run, process and platform makes the same arrays.
+
+Texts are folded first: compatibility forms (NFKC) and case are made one, whatever is no letter or digit becomes a
+single blank. A folded text of up to `CHARACTERS_TO` characters is the set of its runs of 5 characters, one longer than
+`WORDS_FROM` that of its pairs of neighbouring words; between the two a text is looked at both ways, so that no two
+texts of similar length are without a common measure. Writing without blanks (Chinese, Japanese, Thai ...) counts each
+character as a word.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from luthier.arrays import ArrayWriter, let_go
+
+RUN = 5
+"""Characters of a short text's shingle."""
+WORDS_FROM, CHARACTERS_TO = 200, 250
+"""Folded characters; their ratio is that of the lengths of two texts of similarity 0.8."""
+LONGEST = 1_000_000
+"""Characters of a text that are looked at: the first."""
+PIECE = 512
+"""Shingles that are hashed at once; a text's minimum is that of its pieces."""
+BATCH_TEXTS, BATCH_CHARACTERS = 4096, 1_000_000
+MOST_HASHES = 128
+"""For each text; the keys are made of them."""
+MISSED = 0.001
+"""Share of pairs exactly at the threshold that may share no key."""
+
+SEPARATOR = "\U0010fffe"
+BLANK, WORD, IDEOGRAPH, UNSEEN = 0, 1, 2, 3
+NO_BLANKS = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF)) + (
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+"""Thai and Lao, Burmese, Khmer, kana, Han."""
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """64 bits well mixed (the finaliser of splitmix64, Steele, Lea and Flood 2014); changes an array of its own."""
+    out = values ^ (values >> np.uint64(30))
+    out *= np.uint64(0xBF58476D1CE4E5B9)
+    out ^= out >> np.uint64(27)
+    out *= np.uint64(0x94D049BB133111EB)
+    out ^= out >> np.uint64(31)
+    return out
+
+
+def constants(count: int, start: int) -> np.ndarray:
+    """So many fixed odd numbers of 64 bits."""
+    steps = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return mixed(steps) | np.uint64(1)
+
+
+PLACES = constants(RUN, 1)
+"""What a character, or a word, counts at each place of a shingle."""
+AS_WORDS = np.uint64(0x5851F42D4C957F2D)
+"""Added to shingles of words, which are never equal to shingles of characters."""
+
+
+KINDS = np.full(sys.maxunicode + 1, UNSEEN, np.uint8)
+"""Of each code point that was met."""
+
+
+def kinds(points: np.ndarray) -> np.ndarray:
+    """BLANK, WORD or IDEOGRAPH for each; marks that combine with letters are part of the word."""
+    found = KINDS[points]
+    if (new := found == UNSEEN).any():
+        for point in np.unique(points[new]).tolist():
+            KINDS[point] = kind_of(point)
+        found = KINDS[points]
+    return found
+
+
+def kind_of(point: int) -> int:
+    letter = chr(point)
+    if not (letter.isalnum() or unicodedata.category(letter)[0] == "M"):
+        return BLANK
+    return IDEOGRAPH if any(first <= point <= last for first, last in NO_BLANKS) else WORD
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How keys are made: each of `bands` keys stands for the minima under `rows` hash functions."""
+
+    bands: int
+    rows: int
+
+    @classmethod
+    def for_similarity(cls, similarity: float) -> Bands:
+        """The most selective ones by which pairs at `similarity` are found but for `MISSED` of them.
+
+        Two sets of Jaccard similarity s share a minimum with probability s, a key of r minima with s^r, and at least
+        one of b keys with 1 - (1 - s^r)^b.
+        """
+        for rows in range(12, 1, -1):
+            share = similarity**rows
+            bands = 1 if share >= 1 - MISSED else math.ceil(math.log(MISSED) / math.log(1 - share))
+            if rows * bands <= MOST_HASHES:
+                return cls(bands, rows)
+        raise ValueError(f"similarity {similarity} is below 0.3")
+
+    def found(self, similarity: float) -> float:
+        """The share of pairs of this similarity that share a key."""
+        return float(1 - (1 - similarity**self.rows) ** self.bands)
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """Entries: one for each text, two for texts of middling length, none for texts without a letter or digit."""
+
+    texts: np.ndarray
+    """The number of each entry's text, rising."""
+    ends: np.ndarray
+    """Where each entry's shingles end."""
+    shingles: np.ndarray
+    """Hashes of 32 bits, each entry's own sorted, none twice."""
+    keys: tuple[np.ndarray, ...]
+    """For each band the key of every entry."""
+    count: int
+    """How many texts there were."""
+
+    def sizes(self, entries: np.ndarray) -> np.ndarray:
+        """How many shingles these entries have."""
+        return self.ends[entries] - self.starts(entries)
+
+    def starts(self, entries: np.ndarray) -> np.ndarray:
+        return np.where(entries > 0, self.ends[entries - 1], 0)
+
+    def similarity(self, ones: np.ndarray, others: np.ndarray, least: float = 0.0) -> np.ndarray:
+        """The Jaccard similarity of pairs of entries' sets; 0 where their sizes alone keep it below `least`.
+
+        Sets are compared by the 32 bits of their shingles' hashes: two sets of a thousand shingles hold a chance
+        equal once in 4,000 pairs, and are then 0.001 too similar.
+        """
+        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
+        out = np.zeros(len(ones))
+        possible = np.flatnonzero(np.minimum(sizes_1, sizes_2) >= least * np.maximum(sizes_1, sizes_2))
+        totals = np.cumsum((sizes_1 + sizes_2)[possible])
+        begin = 0
+        while begin < len(possible):
+            before = totals[begin - 1] if begin else 0
+            end = max(int(np.searchsorted(totals, before + 2 * BATCH_CHARACTERS, "right")), begin + 1)
+            some = possible[begin:end]
+            shared = self.shared(ones[some], others[some])
+            out[some] = shared / (sizes_1[some] + sizes_2[some] - shared)
+            begin = end
+        return out
+
+    def shared(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """How many shingles each pair has in common."""
+        entries = np.concatenate([ones, others])
+        sizes = self.sizes(entries)
+        owner = np.repeat(np.arange(len(entries)) % len(ones), sizes)
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        hashes = self.shingles[np.repeat(self.starts(entries), sizes) + within]
+        both = owner.astype(np.uint64) << np.uint64(32) | hashes
+        both.sort()
+        twice = both[1:][both[1:] == both[:-1]] >> np.uint64(32)
+        let_go(self.shingles)
+        return np.bincount(twice.astype(np.int64), minlength=len(ones))
+
+
+def sketch(texts: Iterable[str], similarity: float, writer: ArrayWriter) -> Sketches:
+    """Sketches of texts, which are held a few thousand at a time.
+
+    Args:
+        writer: Where the arrays go; on the disk they take about 4 bytes for each character of short texts, 1 for each
+            of long ones, and 4 bytes a text for each band.
+    """
+    bands = Bands.for_similarity(similarity)
+    hashers = Hashers(bands)
+    count = end = 0
+    names = [f"keys {band}" for band in range(bands.bands)]
+    for name, kind in (("texts", np.uint32), ("ends", np.int64), ("shingles", np.uint32), *((n, np.uint32) for n in names)):
+        writer.add(name, np.empty(0, kind))
+    for batch in batches(texts):
+        owners, ends, shingles = shingled(batch)
+        writer.add("texts", (owners + count).astype(np.uint32))
+        writer.add("ends", ends + end)
+        writer.add("shingles", shingles)
+        for name, keys in zip(names, hashers.keys(ends, shingles), strict=True):
+            writer.add(name, keys)
+        count += len(batch)
+        end += len(shingles)
+    values = [writer.array(name) for name in ("texts", "ends", "shingles", *names)]
+    return Sketches(values[0], values[1], values[2], tuple(values[3:]), count)
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text[:LONGEST])
+        characters += len(batch[-1])
+        if len(batch) == BATCH_TEXTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+# ── From texts to shingles ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def folded(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Code points of all texts, each word and the blank that ends it; and the text that each is of."""
+    whole = SEPARATOR.join(texts)
+    if whole.count(SEPARATOR) >= len(texts):
+        whole = SEPARATOR.join(text.replace(SEPARATOR, " ") for text in texts)
+    if not whole.isascii():
+        whole = unicodedata.normalize("NFKC", whole)
+    points = np.frombuffer(whole.casefold().encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
+    ended = points == ord(SEPARATOR)
+    kind = kinds(points)
+    words = np.append(kind != BLANK, False)
+    kept = words.copy()
+    kept[1:] |= words[:-1]
+    owner = np.append(np.cumsum(ended) - ended, len(texts) - 1)
+    points = np.append(np.where(kind != BLANK, points, ord(" ")), ord(" "))
+    return points[kept], owner[kept]
+
+
+def shingled(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each entry the text it is of, where its shingles end, and the shingles of all, sorted within an entry."""
+    points, owner = folded(texts)
+    starts = np.searchsorted(owner, np.arange(len(texts) + 1))
+    lengths = np.diff(starts)
+    values = mixed(points.astype(np.uint64) + np.uint64(1))
+    parts = [
+        runs_of_characters(values, owner, starts, lengths),
+        pairs_of_words(points, values, owner, lengths > WORDS_FROM),
+    ]
+    # An entry of characters comes before the same text's entry of words.
+    places = np.concatenate([2 * owners + number for number, (owners, _) in enumerate(parts)]).astype(np.uint64)
+    hashes = np.concatenate([hashes for _, hashes in parts])
+    both = np.sort(places << np.uint64(32) | mixed(hashes) >> np.uint64(32))
+    both = both[np.append(True, both[1:] != both[:-1])] if len(both) else both
+    places = both >> np.uint64(32)
+    last = np.append(np.flatnonzero(places[1:] != places[:-1]), len(places) - 1) if len(places) else np.empty(0, int)
+    return places[last].astype(np.int64) // 2, last + 1, both.astype(np.uint32)
+
+
+def runs_of_characters(
+    values: np.ndarray, owner: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of each run of `RUN` characters of short texts, and whose they are; a text that is shorter is one run."""
+    short = (lengths <= CHARACTERS_TO) & (lengths > 0)
+    if not short.any():
+        return owner[:0], values[:0]
+    padded = np.append(values, np.zeros(RUN - 1, np.uint64))
+    hashes = sum_of(padded[place : place + len(values)] * PLACES[place] for place in range(RUN))
+    ends = starts[1:][owner]
+    chosen = short[owner] & (np.arange(len(values)) + RUN <= ends)
+    tiny = np.flatnonzero(short & (lengths < RUN))
+    whole = sum_of(
+        np.where(place < lengths[tiny], padded[starts[tiny] + place], np.uint64(0)) * PLACES[place]
+        for place in range(RUN)
+    )
+    return np.concatenate([owner[chosen], tiny]), np.concatenate([hashes[chosen], whole])
+
+
+def sum_of(parts: Iterator[np.ndarray] | Iterable[np.ndarray]) -> np.ndarray:
+    """Their sum, modulo 2^64."""
+    total: np.ndarray | None = None
+    for part in parts:
+        total = part if total is None else np.add(total, part, out=total)
+    assert total is not None
+    return total
+
+
+def pairs_of_words(
+    points: np.ndarray, values: np.ndarray, owner: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of each two neighbouring words of the chosen texts, and whose they are; a single word stands alone."""
+    inside = chosen[owner] if len(owner) else np.empty(0, bool)
+    points, values, owner = points[inside], values[inside], owner[inside]
+    if not len(points):
+        return owner, values
+    kind = kinds(points)
+    before = np.append(BLANK, kind[:-1])
+    begins = (kind != BLANK) & ((before == BLANK) | (kind == IDEOGRAPH) | (before == IDEOGRAPH))
+    first = np.flatnonzero(begins)
+    place = np.arange(len(points)) - first[np.cumsum(begins) - 1]
+    letters = mixed(values + place.astype(np.uint64) * PLACES[0])
+    letters[kind == BLANK] = 0
+    words = mixed(np.add.reduceat(letters, first))
+    whose = owner[first]
+    follows = np.append(whose[1:] == whose[:-1], False)
+    alone = ~follows & np.append(True, whose[1:] != whose[:-1])
+    hashes = words * PLACES[1] + np.append(words[1:], np.uint64(0)) * PLACES[2] * follows + AS_WORDS
+    return whose[follows | alone], hashes[follows | alone]
+
+
+# ── From shingles to keys ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Hashers:
+    """The hash functions of a sketch: h -> a h + b modulo 2^32, a odd, of hashes that are well mixed already."""
+
+    def __init__(self, bands: Bands) -> None:
+        self.bands = bands
+        drawn = constants(2 * bands.bands * bands.rows, 1000) >> np.uint64(31)
+        factors, added = drawn.astype(np.uint32).reshape(2, -1, 1)
+        self.factors, self.added = factors | np.uint32(1), added
+
+    def minima(self, ends: np.ndarray, shingles: np.ndarray) -> np.ndarray:
+        """[hash function, entry]: the least value of each entry's shingles under each function."""
+        sizes = np.diff(ends, prepend=0)
+        pieces = -(-sizes // PIECE)
+        first = np.cumsum(pieces) - pieces
+        number = np.arange(pieces.sum()) - np.repeat(first, pieces)
+        lengths = np.minimum(np.repeat(sizes, pieces) - number * PIECE, PIECE)
+        starts = np.repeat(ends - sizes, pieces) + number * PIECE
+        longest_first = np.argsort(-lengths, kind="stable")
+        out = np.empty((len(self.factors), len(lengths)), np.uint32)
+        step = max(1, 2**18 // len(self.factors))
+        for begin in range(0, len(lengths), step):
+            some = longest_first[begin : begin + step]
+            out[:, some] = self.least(starts[some], lengths[some], shingles)
+        return np.minimum.reduceat(out, first, axis=1) if len(first) else out
+
+    def least(self, starts: np.ndarray, lengths: np.ndarray, shingles: np.ndarray) -> np.ndarray:
+        """The same for pieces, the longest first: all first shingles at once, then all second ones."""
+        out = np.full((len(self.factors), len(starts)), np.uint32(2**32 - 1))
+        room = np.empty_like(out)
+        left = len(starts) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), "right")
+        for place, count in enumerate(left.tolist()):
+            values = np.multiply(self.factors, shingles[starts[:count] + place], out=room[:, :count])
+            values += self.added
+            np.minimum(out[:, :count], values, out=out[:, :count])
+        return out
+
+    def keys(self, ends: np.ndarray, shingles: np.ndarray) -> np.ndarray:
+        """[band, entry]: a key for each band's minima. Two different lists of minima are equal once in 2^32."""
+        minima = self.minima(ends, shingles).reshape(self.bands.bands, self.bands.rows, -1).astype(np.uint64)
+        keys = np.zeros((self.bands.bands, minima.shape[-1]), np.uint64)
+        for row in range(self.bands.rows):
+            keys = mixed(keys + minima[:, row] + np.uint64(row + 1))
+        return (keys >> np.uint64(32)).astype(np.uint32)
