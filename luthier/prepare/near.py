@@ -7,14 +7,20 @@ compared with `MOST` of them at most, so that time stays linear; what that left 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from luthier.arrays import let_go
 from luthier.prepare.sketches import Sketches
 
 MOST = 64
 """Texts under one key that another is compared with, if none of them is its copy."""
+
+
+Agree = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Of pairs of texts that are near but not the same: whether what belongs to them (labels, answers) agrees."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,23 @@ NONE = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 class Found:
     """The pairs of one search, by text: of each text the first that was found."""
 
-    def __init__(self, sketches: Sketches, similarity: float) -> None:
-        self.sketches, self.similarity = sketches, similarity
+    def __init__(self, sketches: Sketches, similarity: float, agree: Agree | None) -> None:
+        self.sketches, self.similarity, self.agree = sketches, similarity, agree
         self.of = np.full(sketches.count, -1, np.int64)
         self.measured = np.zeros(sketches.count, np.float32)
         self.uncompared = 0
 
-    def compare(self, entries: np.ndarray, with_entries: np.ndarray) -> np.ndarray:
-        """Which of the pairs are near; those that are near are noted."""
+    def compare(self, entries: np.ndarray, with_entries: np.ndarray) -> None:
+        """Note those of the pairs that are near."""
         measured = self.sketches.similarity(entries, with_entries, self.similarity)
         near = measured >= self.similarity
+        if self.agree is not None and (asked := np.flatnonzero(near & (measured < 1))).size:
+            near[asked] = self.agree(self.sketches.texts[entries[asked]], self.sketches.texts[with_entries[asked]])
         texts = self.sketches.texts[entries[near]].astype(np.int64)
         of = self.sketches.texts[with_entries[near]].astype(np.int64)
         fresh = self.of[texts] < 0
         texts, first = np.unique(texts[fresh], return_index=True)
         self.of[texts], self.measured[texts] = of[fresh][first], measured[near][fresh][first]
-        return near
 
     def open(self, entries: np.ndarray) -> np.ndarray:
         """Those of the entries whose text has no pair yet."""
@@ -70,9 +77,11 @@ class Found:
         return Pairs(texts, self.of[texts], self.measured[texts].astype(float), self.uncompared)
 
 
-def copies_of_others(sketches: Sketches, texts: np.ndarray, others: np.ndarray, similarity: float) -> Pairs:
+def copies_of_others(
+    sketches: Sketches, texts: np.ndarray, others: np.ndarray, similarity: float, agree: Agree | None = None
+) -> Pairs:
     """For each of `texts` that is near one of `others`: which. Both are marks, one for each text, and never overlap."""
-    found = Found(sketches, similarity)
+    found = Found(sketches, similarity, agree)
     weak, strong = np.flatnonzero(texts[sketches.texts]), np.flatnonzero(others[sketches.texts])
     if not len(weak) or not len(strong):
         return NONE
@@ -94,17 +103,18 @@ def copies_of_others(sketches: Sketches, texts: np.ndarray, others: np.ndarray, 
             going = (begin < end) & (found.of[sketches.texts[left]] < 0)
             left, begin, end = left[going], begin[going], end[going]
         found.uncompared += int((end - begin).sum())
+        let_go(keys)
     return found.pairs()
 
 
-def copies_within(sketches: Sketches, texts: np.ndarray, similarity: float) -> Pairs:
+def copies_within(sketches: Sketches, texts: np.ndarray, similarity: float, agree: Agree | None = None) -> Pairs:
     """For each of `texts` (marks) that is near an earlier one of them which is itself no copy: which.
 
     So each copy names a text that is kept when the copies go, and of those kept no two are near. (A chain of texts,
     each near the next, is not taken for one: its ends may have nothing in common.)
     """
     chosen = np.flatnonzero(texts[sketches.texts])
-    pairs = search_within(sketches, chosen, texts, similarity)
+    pairs = search_within(sketches, chosen, texts, similarity, agree)
     every, copies = pairs, first_kept(pairs, len(texts))
     while True:
         # A text was compared with others only until a pair was found. Where the other one of that pair turns out to
@@ -117,7 +127,7 @@ def copies_within(sketches: Sketches, texts: np.ndarray, similarity: float) -> P
         if not back.any():
             return copies
         kept = chosen[~removed[sketches.texts[chosen]]]
-        pairs = search_within(sketches, kept, back, similarity)
+        pairs = search_within(sketches, kept, back, similarity, agree)
         if not len(pairs):
             return copies
         every = every.joined(pairs)
@@ -135,9 +145,11 @@ def first_kept(pairs: Pairs, count: int) -> Pairs:
     return Pairs(pairs.texts[chosen], pairs.of[chosen], pairs.similarity[chosen], pairs.uncompared)
 
 
-def search_within(sketches: Sketches, entries: np.ndarray, fresh: np.ndarray, similarity: float) -> Pairs:
+def search_within(
+    sketches: Sketches, entries: np.ndarray, fresh: np.ndarray, similarity: float, agree: Agree | None
+) -> Pairs:
     """Near pairs of entries of which one text at least is `fresh`: the later of each and an earlier one."""
-    found = Found(sketches, similarity)
+    found = Found(sketches, similarity, agree)
     for keys in sketches.keys:
         entries = found.open(entries)
         mine = keys[entries]
@@ -158,6 +170,7 @@ def search_within(sketches: Sketches, entries: np.ndarray, fresh: np.ndarray, si
             left, group = left[stays], group[stays]
         sizes = np.bincount(group)[np.unique(group)] if len(group) else np.empty(0, np.int64)
         found.uncompared += int((sizes * (sizes - 1) // 2).sum())
+        let_go(keys)
     return found.pairs()
 
 

@@ -9,6 +9,7 @@ from luthier.errors import Problem
 from luthier.files import fingerprint
 from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
+from luthier.prepare.steps.deduplicate import Deduplicate
 from luthier.prepare.steps.keep import Keep
 from luthier.settings import Settings
 from luthier.tasks import Form
@@ -16,6 +17,7 @@ from luthier.tasks import Form
 STEPS: dict[str, type[Step]] = {
     "clean": Clean,
     "keep": Keep,
+    "deduplicate": Deduplicate,
 }
 """By the name of their section in `prepare:`."""
 
@@ -27,6 +29,8 @@ class PrepareSettings(Settings):
     """Mends and normalises texts; off by default, so that a model learns from what its users will send."""
     keep: Keep | None = None
     """Drops rows by length, language and quality; off by default."""
+    deduplicate: Deduplicate | None = Deduplicate()
+    """Finds near copies, drops from training those of held-out rows, and tells of the others; on by default."""
 
     def steps(self) -> dict[str, Step]:
         """Those that are asked for, in their order."""
@@ -58,6 +62,7 @@ __all__ = [
     "STEPS",
     "Clean",
     "Context",
+    "Deduplicate",
     "Drop",
     "Keep",
     "Outcome",
