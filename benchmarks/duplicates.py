@@ -2,7 +2,7 @@
 
 In: options; texts from the folder that LUTHIER_DATA names. Out: two tables and, last, one JSON object. Originals are
 real short rows and long ones; queries are edits of some of them, whose similarity is counted by plain Python sets
-(`shingles.py`), among rows that are unrelated. Each contestant runs in a process of its own, from the file to the pairs.
+(`shingles.py`), among rows that are unrelated. Each contestant runs in a process of its own, from file to pairs.
 The second table is Luthier alone on ever more short rows, made of real ones by a Markov chain, one in twenty a copy.
 Run: python -m benchmarks.duplicates [--growth 100000,500000,2000000]
 """
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,12 @@ def figures(said: dict[str, Any], variant: str, texts: tuple[list[str], list[str
 
 
 def markov(count: int, seed: int) -> Iterator[str]:
-    """Short rows (5 to 20 words) by the pairs of words in real ones; one in twenty repeats an earlier row but a word."""
+    """Short rows (5 to 20 words) by the pairs of words in real ones; one in twenty repeats one but for a letter."""
     draw = random.Random(seed)
     follows: dict[str, list[str]] = {}
     for text in read_texts(SHORT):
         parts = text.split()
-        for one, other in zip(parts, parts[1:], strict=False):
+        for one, other in pairwise(parts):
             follows.setdefault(one, []).append(other)
     starts = list(follows)
     recent: list[list[str]] = [["a", "row"]]

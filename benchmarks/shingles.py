@@ -1,6 +1,6 @@
 """What near copies are, by plain Python sets: the definition that every contestant's finds are held against.
 
-In: texts. Out: their shingles, their similarity. Needs nothing but Python, so peers take it into environments of theirs.
+In: texts. Out: their shingles, their similarity. It needs nothing but Python, so that peers' environments can run it.
 """
 
 from __future__ import annotations

@@ -60,8 +60,9 @@ def growth(originals: str, queries: str) -> Found:
 
 
 def datasketch(originals: str, queries: str) -> Found:
-    from benchmarks.shingles import shingles
     from datasketch import MinHash, MinHashLSH
+
+    from benchmarks.shingles import shingles
 
     def sketched(file: str) -> Iterator[Any]:
         return MinHash.generator(([each.encode() for each in shingles(text)] for text in texts(file)), num_perm=HASHES)
@@ -75,8 +76,9 @@ def datasketch(originals: str, queries: str) -> Found:
 
 
 def rensa(originals: str, queries: str) -> Found:
-    from benchmarks.shingles import shingles
     from rensa import RMinHash, RMinHashLSH
+
+    from benchmarks.shingles import shingles
 
     def sketched(file: str) -> Iterator[Any]:
         for text in texts(file):

@@ -16,10 +16,14 @@ copies, and is left out of the sets.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +38,7 @@ LONGEST = 1_000_000
 PIECE = 512
 """Shingles that are hashed at once; a text's minimum is that of its pieces."""
 BATCH_TEXTS, BATCH_CHARACTERS = 4096, 1_000_000
+WORKERS = 4
 MAP = 256
 MOST_HASHES = 128
 """For each text; the keys are made of them."""
@@ -219,27 +224,44 @@ def sketch(texts: Iterable[str], similarity: float, writer: ArrayWriter, common:
     hashers = Hashers(bands)
     count = end = 0
     names = [f"keys {band}" for band in range(bands.bands)]
-    for name, kind in (
-        ("texts", np.uint32),
-        ("ends", np.int64),
-        ("shingles", np.uint32),
-        *((n, np.uint32) for n in names),
-    ):
+    kinds_of = {"texts": np.uint32, "ends": np.int64, "shingles": np.uint32, "maps": np.uint64}
+    for name, kind in (kinds_of | dict.fromkeys(names, np.uint32)).items():
         writer.add(name, np.empty(0, kind))
-    for batch in batches(texts):
+
+    def made(batch: list[str]) -> tuple[int, dict[str, np.ndarray]]:
         places, ends, shingles = shingled(batch)
         if common is not None and len(common):
             ends, shingles = without(common, ends, shingles)
-        writer.add("texts", (places // 2 + count).astype(np.uint32))
-        writer.add("ends", ends + end)
-        writer.add("shingles", shingles)
-        writer.add("maps", maps_of(ends, shingles))
-        for name, keys in zip(names, hashers.keys(ends, shingles), strict=True):
-            writer.add(name, keys)
-        count += len(batch)
-        end += len(shingles)
-    texts_of, ends_of, sets, maps, *keys_of = [writer.array(n) for n in ("texts", "ends", "shingles", "maps", *names)]
+        keys = zip(names, hashers.keys(ends, shingles), strict=True)
+        whole = {"texts": places // 2, "ends": ends, "shingles": shingles, "maps": maps_of(ends, shingles)}
+        return len(batch), whole | dict(keys)
+
+    for texts_in, arrays in side_by_side(made, batches(texts)):
+        arrays["texts"] = (arrays["texts"] + count).astype(np.uint32)
+        arrays["ends"] = arrays["ends"] + end
+        for name, values in arrays.items():
+            writer.add(name, values)
+        count += texts_in
+        end += len(arrays["shingles"])
+    texts_of, ends_of, sets, maps, *keys_of = [writer.array(name) for name in (*kinds_of, *names)]
     return Sketches(texts_of, ends_of, sets, maps.reshape(-1, MAP // 64), tuple(keys_of), count)
+
+
+Batch = TypeVar("Batch")
+Made = TypeVar("Made")
+
+
+def side_by_side(make: Callable[[Batch], Made], batches: Iterable[Batch]) -> Iterator[Made]:
+    """What is made of each batch, in their order, by a few threads (numpy lets go of the interpreter)."""
+    workers = min(os.cpu_count() or 1, WORKERS)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(make, batch))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def maps_of(ends: np.ndarray, shingles: np.ndarray) -> np.ndarray:
