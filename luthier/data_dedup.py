@@ -23,7 +23,8 @@ from luthier.files import write_lines
 from luthier.prepare.formats import Table
 from luthier.prepare.near import Pairs, copies_within
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.sketches import SAMPLE, common_shingles, sketch
+from luthier.prepare.shingles import SAMPLE, common_shingles
+from luthier.prepare.sketches import sketch
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.prepare.steps.deduplicate import STRONGEST_FIRST
 from luthier.progress import Progress

@@ -18,15 +18,8 @@ from hypothesis import strategies as st
 from luthier.arrays import ArrayWriter
 from luthier.prepare.near import Pairs, copies_of_others, copies_within
 from luthier.prepare.read import Dataset, read_data
-from luthier.prepare.sketches import (
-    CHARACTERS_TO,
-    WORDS_FROM,
-    Bands,
-    Sketches,
-    common_shingles,
-    similarities,
-    sketch,
-)
+from luthier.prepare.shingles import CHARACTERS_TO, WORDS_FROM, common_shingles
+from luthier.prepare.sketches import Bands, Sketches, similarities, sketch
 from luthier.prepare.steps import PrepareSettings
 
 WORDS = [

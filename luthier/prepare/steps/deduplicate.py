@@ -134,7 +134,8 @@ class Search:
         import numpy as np
 
         from luthier.prepare.near import copies_of_others, copies_within
-        from luthier.prepare.sketches import common_shingles, sample_rows, sketch
+        from luthier.prepare.shingles import common_shingles, sample_rows
+        from luthier.prepare.sketches import sketch
 
         sample = (asked(self.form, self.all[row].fields) for row in sample_rows(len(self.all)).tolist())
         sketches: Sketches = sketch(self.texts(advance), self.step.similarity, writer, common_shingles(sample))
