@@ -91,7 +91,8 @@ def accuracy(
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """For each contestant a list by seed of each figure."""
     texts, said = read(name, "train")
-    texts, said = texts[: options.rows], said[: options.rows]
+    chosen = np.random.default_rng(0).permutation(len(texts))[: options.rows].tolist()  # files may be in label order
+    texts, said = [texts[row] for row in chosen], [said[row] for row in chosen]
     names = sorted(set(said))
     truth = np.searchsorted(names, said)
     test, test_said = read(name, "test")

@@ -20,13 +20,13 @@ WORDS = r"(?u)\b\w+\b|[^\w\s]"
 PIECES = "and characters "
 
 
-def vectoriser(texts: Sequence[str]) -> tuple[Any, str]:
+def vectoriser(texts: Sequence[str], most_for_pieces: int = MOST_FOR_PIECES) -> tuple[Any, str]:
     """What turns texts into TF-IDF vectors, not fitted yet; and what it counts beside words, in words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
 
     common = {"sublinear_tf": True, "max_features": FEATURES, "dtype": np.float32}
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORDS, **common)
-    if sum(map(len, texts)) > MOST_FOR_PIECES:
+    if sum(map(len, texts)) > most_for_pieces:
         return words, ""
     return make_union(words, TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)), PIECES
