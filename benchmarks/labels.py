@@ -1,4 +1,4 @@
-"""Are wrong labels found? Labels are flipped at random; Luthier and plain cleanlab, as its own guide uses it, look for them.
+"""Are wrong labels found? Some are flipped at random; Luthier and plain cleanlab, as its guide uses it, look for them.
 
 In: options; data from the folder that LUTHIER_DATA names. Out: a table (mean and range over seeds) and, last, one JSON
 object. The peer is cleanlab's `find_label_issues` with its defaults on scikit-learn's `cross_val_predict` (5 folds) of

@@ -192,7 +192,11 @@ def judge_several(chances_NL: np.ndarray, table_NL: np.ndarray) -> Judgement:
     shares = table_NL.mean(axis=0)
     guess = np.maximum(shares, 1 - shares).mean()
     return Judgement(
-        right_NL.min(axis=1), wrong.any(axis=1), table_NL ^ wrong, (preferred == table_NL).mean(), float(guess)
+        right_NL.min(axis=1),
+        np.asarray(wrong.any(axis=1)),
+        table_NL ^ wrong,
+        float((preferred == table_NL).mean()),
+        float(guess),
     )
 
 

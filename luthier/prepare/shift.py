@@ -1,7 +1,7 @@
 """How far the training texts are from a target's: by how well a cheap model tells them apart, and by which words.
 
-In: texts of training and of the target (no labels). Out: the model's AUC with its interval, words, and for each training
-text how likely it is taken for one of the target; from these, importance weights.
+In: texts of training and of the target (no labels). Out: the model's AUC with its interval, words, and for each
+training text how likely it is taken for one of the target; from these, importance weights.
 
 Each text's chance comes from a logistic regression on TF-IDF vectors that was fitted without it: a text's fold is
 decided by its hash, so equal texts share a fold, and nothing depends on the order of texts. The model is fitted on at
@@ -64,7 +64,9 @@ class Shift:
     """Texts of the target."""
 
 
-def find_shift(train: Sequence[str], target: Sequence[str], shown: int = 15, advance: Callable[[int], Any] = int) -> Shift:
+def find_shift(
+    train: Sequence[str], target: Sequence[str], shown: int = 15, advance: Callable[[int], Any] = int
+) -> Shift:
     """Tell the two apart.
 
     Args:
@@ -176,7 +178,8 @@ def telling_words(texts: Sequence[str], is_target: np.ndarray, shown: int) -> li
     prior = PRIOR * min(rows)
     prior_W = (counts[0] + counts[1]) / len(texts) * prior
     odds = [
-        np.log((count + prior_W) / (total + prior - count - prior_W + 1e-9)) for count, total in zip(counts, rows, strict=True)
+        np.log((count + prior_W) / (total + prior - count - prior_W + 1e-9))
+        for count, total in zip(counts, rows, strict=True)
     ]
     z = (odds[1] - odds[0]) / np.sqrt(1 / (counts[0] + prior_W) + 1 / (counts[1] + prior_W))
     order = np.lexsort((words, -z))

@@ -11,12 +11,18 @@ from luthier.prepare.groups import SplitSettings
 from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
 from luthier.prepare.steps.keep import Keep
+from luthier.prepare.steps.labels import Labels
+from luthier.prepare.steps.target import Target
+from luthier.prepare.steps.weigh import Weigh
 from luthier.settings import Settings
 from luthier.tasks import Form
 
 STEPS: dict[str, type[Step]] = {
     "clean": Clean,
     "keep": Keep,
+    "labels": Labels,
+    "target": Target,
+    "weigh": Weigh,
 }
 """By the name of their section in `prepare:`."""
 
@@ -28,6 +34,12 @@ class PrepareSettings(Settings):
     """Mends and normalises texts; off by default, so that a model learns from what its users will send."""
     keep: Keep | None = None
     """Drops rows by length, language and quality; off by default."""
+    labels: Labels | None = None
+    """Looks for rows of train whose label is probably wrong; off by default."""
+    target: Target | None = None
+    """Tells how far train is from the texts that the model is for, and may weigh rows by it; off by default."""
+    weigh: Weigh | None = None
+    """Weighs rows of train by their class; off by default."""
 
     split: SplitSettings = SplitSettings()
     """How test and validation rows are cut from train."""
@@ -69,6 +81,7 @@ __all__ = [
     "Context",
     "Drop",
     "Keep",
+    "Labels",
     "Outcome",
     "PrepareSettings",
     "RowResult",
@@ -76,4 +89,6 @@ __all__ = [
     "RowStep",
     "SetStep",
     "Step",
+    "Target",
+    "Weigh",
 ]
