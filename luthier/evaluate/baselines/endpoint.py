@@ -7,12 +7,12 @@ or several, is no answer.
 from __future__ import annotations
 
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
-from luthier.evaluate.baselines.prompted import NEW_TOKENS_FOR_LABELS
 from luthier.evaluate.baselines.shots import balanced
-from luthier.evaluate.baselines.wording import Shown, conversation, label_of, labels_in, question
-from luthier.evaluate.chat_client import ask_all
+from luthier.evaluate.baselines.wording import Shown, conversation, question
+from luthier.chat_client import ask_all
 from luthier.evaluate.costs import Usage
 from luthier.evaluate.predict import Advance
+from luthier.label_words import NEW_TOKENS, label_of, labels_in
 from luthier.records import Example, Prediction
 
 WHERE = "evaluate.endpoint"
@@ -39,7 +39,7 @@ def endpoint(asked: Asked, advance: Advance) -> Answered:
 
 def longest_answer(asked: Asked) -> int:
     """Tokens; several labels need room for all their names."""
-    return NEW_TOKENS_FOR_LABELS if asked.prompt_format.form == "classify" else asked.max_new_tokens
+    return NEW_TOKENS if asked.prompt_format.form == "classify" else asked.max_new_tokens
 
 
 def prediction(asked: Asked, example: Example, text: str) -> Prediction:
