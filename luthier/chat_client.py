@@ -17,8 +17,8 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from luthier.errors import UserError, raise_all
 from luthier.chat_endpoint import ChatEndpoint
+from luthier.errors import UserError, raise_all
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses that may pass by themselves, beside all from 500 on."""

@@ -6,10 +6,10 @@ or several, is no answer.
 
 from __future__ import annotations
 
+from luthier.chat_client import ask_all
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.shots import balanced
 from luthier.evaluate.baselines.wording import Shown, conversation, question
-from luthier.chat_client import ask_all
 from luthier.evaluate.costs import Usage
 from luthier.evaluate.predict import Advance
 from luthier.label_words import NEW_TOKENS, label_of, labels_in

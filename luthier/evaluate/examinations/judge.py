@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.errors import Problem, UserError
 from luthier.chat_endpoint import ChatEndpoint
+from luthier.errors import Problem, UserError
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.finding import Figure, Finding, Passage, Passages, Table
 from luthier.records import Prediction
