@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import batched
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from luthier.errors import UserError, raise_all
 from luthier.files import json_line, whole_file
+from luthier.pieces import pieces
 from luthier.prepare.columns import UNLABELLED, find_columns, row_reader
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import RowError, label_text
@@ -119,7 +119,7 @@ def label_rows(job: LabelJob, progress: Progress | None = None) -> Labelled:
         tell = stack.enter_context(progress.stage("labelling", count))
         wording = Wording(job.labels, examples=examples)
         seen = 0
-        for some in batched(rows, AT_ONCE):
+        for some in pieces(rows, AT_ONCE):
             judge(some, teacher, wording, job, write)
             seen += len(some)
             tell(seen, "")

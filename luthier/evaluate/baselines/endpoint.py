@@ -22,7 +22,7 @@ def endpoint(asked: Asked, advance: Advance) -> Answered:
     """The endpoint's answers. Raises `UserError` with the status and what was tried, when a row can't be answered."""
     settings = asked.settings.endpoint
     assert settings is not None
-    examples = tuple(balanced(asked.train, settings.shots)) if settings.shots else ()
+    examples = tuple(balanced(asked.shown, settings.shots)) if settings.shots else ()
     prompts = [conversation(asked, example, Shown(examples))["messages"] for example in asked.test]
     if asked.prompt_format.form != "classify":  # the reference answer is the last turn
         prompts = [messages[:-1] if messages[-1]["role"] == "assistant" else messages for messages in prompts]
