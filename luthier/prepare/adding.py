@@ -82,8 +82,11 @@ def with_made(train: Examples, values: Mapping[str, Any]) -> Examples:
     """Train with the rows that were made up for it, where there are any."""
     if f"{PREFIX}sources" not in values:
         return train
+    lines, ends, ids = (values[f"{PREFIX}{name}"] for name in ("examples", "ends", "ids"))
     made = Examples(
-        *(values[f"{PREFIX}{name}"] for name in ("examples", "ends", "ids")),
+        lines,
+        ends,
+        ids,
         np.arange(len(values[f"{PREFIX}sources"])),
         train.multi_label,
         values.get(f"{PREFIX}weights"),

@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from luthier.arrays import ArrayWriter
-from luthier.errors import UserError
-from luthier.files import error_number, fingerprint
+from luthier.files import disk_errors, fingerprint
 from luthier.finding import Figure, Finding, Passage, Passages, Table
-from luthier.kept import NO_ROOM
 from luthier.pieces import pieces
 from luthier.prepare.examples import EXAMPLES, Examples, ExampleWriter
 from luthier.prepare.noise import lost_words, read_synonyms, slips, with_synonyms
@@ -146,14 +144,9 @@ class Augmenting:
             if self.step.teacher is not None and self.step.written():
                 replies = stack.enter_context(Replies())
                 self.teacher = stack.enter_context(open_teacher(self.step.teacher, replies, WHERE))
-            try:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="luthier-augment-"))
-                self.make_and_vet(stack.enter_context(ArrayWriter(Path(folder))))
-            except (OSError, UserError) as error:
-                if error_number(error) not in NO_ROOM or any(tally.kept for tally in self.tallies.values()):
-                    raise
-                self.tallies.clear()
-                self.make_and_vet(ArrayWriter(None))  # the disk is full
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="luthier-augment-")))
+            stack.enter_context(disk_errors(folder))
+            self.make_and_vet(stack.enter_context(ArrayWriter(folder)))
         return self.finding()
 
     def make_and_vet(self, arrays: ArrayWriter) -> None:
@@ -166,7 +159,7 @@ class Augmenting:
         new = RowTexts(candidates, self.form)
         gone = vet(new, sources, texts, limits, arrays)
         gone |= self.other_labels(new, kinds, sources, gone)
-        for number, example in enumerate(through(candidates)):  # type: ignore[arg-type, var-annotated]
+        for number, example in enumerate(through(candidates)):
             self.settle(example, kinds[number], int(sources[number]), gone.get(number))
 
     def settle(self, example: Example, kind: str, source: int, why: Drop | None) -> None:
@@ -198,8 +191,8 @@ class Augmenting:
                 self.tallies[name].made += 1
                 self.advance(len(kinds))
         writer.flush()
-        columns = (arrays.array(f"candidates.{column}") for column in ("examples", "ends", "ids"))
-        written = Examples(*columns, np.arange(len(kinds)), self.train.multi_label)
+        lines, ends, ids = (arrays.array(f"candidates.{column}") for column in ("examples", "ends", "ids"))
+        written = Examples(lines, ends, ids, np.arange(len(kinds)), self.train.multi_label)
         return written, kinds, np.array(sources, np.int64)
 
     def chosen(self, name: str, share: float) -> Iterator[tuple[int, Random]]:

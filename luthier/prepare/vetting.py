@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ LONGEST = 1000
 C = 10.0
 
 Texts = Sequence[str]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,10 @@ def near_sources(
     return found
 
 
-def through(texts: Texts) -> Iterator[str]:
-    for start in range(0, len(texts), AT_ONCE):
-        yield from texts[start : start + AT_ONCE]
+def through(rows: Sequence[Row]) -> Iterator[Row]:
+    """One after another, read so many at a time."""
+    for start in range(0, len(rows), AT_ONCE):
+        yield from rows[start : start + AT_ONCE]
 
 
 def with_sources(
