@@ -150,9 +150,7 @@ def run_label(arguments: argparse.Namespace) -> int | None:
         print(f"{rows:>9,} not labelled: {reason}")
     for each in done.at_thresholds():
         share, accuracy = each["labelled"], each["accuracy"]
-        print(
-            f"   --sure {each['sure']:<4g} labels {share:>6.1%} of the rows, {accuracy:.1%} of them as the truth has it"
-        )
+        print(f"   --sure {each['sure']:<4g} labels {share:>6.1%} of the rows, {accuracy:.1%} of them right")
     return None
 
 
