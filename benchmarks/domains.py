@@ -3,8 +3,8 @@
 In: options; amazon_domains from the folder that LUTHIER_DATA names. Out: a table (accuracy on the fourth kind, paired
 difference from training on the three alone) and, last, one JSON object. Compared are: the three domains alone;
 domain-adversarial training with the fourth's texts; rows weighed by how much they look like the fourth (the relative
-importance weights of `prepare.target`); with --decoder, continued pretraining on the fourth's texts and then the labels;
-and, as the mark to reach, labels of the fourth.
+importance weights of `prepare.target`); with --decoder, continued pretraining on the fourth's texts and then the
+labels; and, as the mark to reach, labels of the fourth.
 Run: python -m benchmarks.domains [--target books,dvd,electronics,kitchen] [--rows 1500] [--decoder]
 """
 
