@@ -27,6 +27,8 @@ FILE = "doubted_labels.jsonl"
 REASON = "label probably wrong"
 POOR = 0.05
 """A cheap model that agrees with the labels by less than this above a guess tells nothing."""
+MANY = 0.2
+"""A share of doubted rows from which on few of them are likely to be wrong (LOG.md: a quarter, of 28% doubted)."""
 NAMED = {"list": "they are listed, and stay", "drop": "they are dropped", "weight": "they count less"}
 
 
@@ -123,6 +125,8 @@ def finding_of(
     sentence += f" The cheap model gives {agreement:.1%} of the rows the label that they have (a guess: {guess:.1%})."
     if agreement < guess + POOR:
         sentence += " That is hardly better than a guess, so its doubts mean little here."
+    elif share > MANY:
+        sentence += " So many can hardly all be wrong: most are rows that such a model finds hard."
     if judged < rows:
         sentence += f" {rows - judged:,} rows, of labels with too few rows, were not judged."
     figures = {
