@@ -175,7 +175,7 @@ def test_doubted_rows_are_dropped_from_train_alone_and_kept_aside() -> None:
     before, after = ({each.fields["text"] for each in data.splits["train"]} for data in (listed, dropped))
     assert doubted and after == before - doubted
     assert {json.loads(each["row"])["text"] for each in dropped.kept_aside} == doubted
-    assert all(each["reason"].startswith("label probably wrong") for each in dropped.kept_aside)
+    assert all(each["reason"].startswith("label doubted") for each in dropped.kept_aside)
     for split in ("validation", "test"):
         assert list(listed.splits[split]) == list(dropped.splits[split])
 
