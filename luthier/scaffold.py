@@ -119,7 +119,7 @@ def sample(source: str) -> Table:
             start = file.read(SAMPLE_BYTES)
         if len(start) == SAMPLE_BYTES:
             start = start[: start.rfind(b"\n") + 1]
-        table = read_table(partial(io.BytesIO, start), source, None, None)
+        table = read_table(partial(io.BytesIO, start), source, DataSettings())
     else:
         table = read_sources(find_sources(DataSettings(source=source), Path.cwd()))["train"][0]
     if not table.rows:
