@@ -209,5 +209,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(inner) for inner in value]
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"bytes": len(bytes(value))}
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return {"bytes": len(bytes(value))}
     return str(value)

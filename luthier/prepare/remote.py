@@ -195,6 +195,9 @@ def said_shortly(error: Exception) -> str:
     if isinstance(error, Stalled):
         return without_secrets(str(error))[:150]
     known = {
+        "broken": "the connection broke off",
+        "incomplete": "the connection broke off",
+        "aborted": "the connection broke off",
         "refused": "connection refused",
         "resolve": "no such host",
         "certificate": "its certificate is not trusted",

@@ -38,6 +38,8 @@ MARKS = {
 }
 """What may stand at a text's start, longer ones first."""
 
+MOST_ACCENTS = 0.15
+"""Share of bytes beyond ASCII up to which a text is taken for a language in Latin letters."""
 FOLDER = "temporary"
 """Of the cache."""
 
@@ -256,9 +258,11 @@ def refuse_marks(content: Content, start: bytes) -> None:
 
 def other_encoding(content: Content, piece: bytes) -> str:
     """What to write instead, for a piece of text that is not in the encoding that was named."""
-    from charset_normalizer import from_bytes
+    beyond = sum(byte > 127 for byte in piece[: 2**16]) / max(1, len(piece[: 2**16]))
+    guess, looks = "windows-1252", "if it is Western European text, "
+    if beyond > MOST_ACCENTS:
+        from charset_normalizer import from_bytes
 
-    best = from_bytes(piece[: 2**16]).best()
-    guess = "windows-1252" if best is None or best.encoding in ("cp1252", "latin_1", "cp1250") else best.encoding
-    looks = "" if best is None else f"it looks like {guess}: "
+        if (best := from_bytes(piece[: 2**16]).best()) is not None:
+            guess, looks = best.encoding, f"it looks like {best.encoding}: "
     return f"{looks}say `encoding: {guess}` under data, or convert it: iconv -f {guess.upper()} -t UTF-8 {content.file}"

@@ -10,7 +10,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.archives import MOST_TIMES
@@ -77,7 +77,12 @@ def quietly(library: str) -> None:
 
 
 def text_parts(content: Content) -> Parts:
-    refuse_other_encodings(content)
+    """Paragraphs. Where another encoding is set, what is UTF-8 all the same is read as such: folders are mixed."""
+    try:
+        refuse_other_encodings(plain := replace(content, encoding="utf-8"))
+        content = plain
+    except UserError:
+        refuse_other_encodings(content)
     for _, row in paragraphs(content):
         yield row if isinstance(row, Broken) else row["text"]
 
@@ -103,10 +108,10 @@ def html_parts(content: Content) -> Parts:
 
 
 def html_text(data: bytes, encoding: str) -> str:
-    """Decoded as the setting says, unless a mark at the start or the page itself says otherwise."""
+    """Decoded by the mark at its start, as UTF-8, as the page itself says, or as the setting says, whichever fits."""
     mark = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
     said = CHARSET.search(data[:4096])
-    for name in filter(None, (mark, encoding, said and said[1].decode("ascii", "replace"))):
+    for name in filter(None, (mark, "utf-8", said and said[1].decode("ascii", "replace"), encoding)):
         try:
             text = data.decode("utf-8-sig" if name == "utf-8" else name)
             return text.replace("\0", "")
