@@ -20,6 +20,8 @@ from luthier.prepare.formats.spool import spooled
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.source import file_identity, open_file
 
+FILE = "file"
+"""The column that says which document a row is from."""
 MOST_SUFFIXES = 10
 
 
@@ -103,7 +105,7 @@ def corpus_rows(table: Corpus, folder: Path, documents: list[str], settings: Dat
         table.starts.append(number)
         before = number
         for _, row in document_rows(content, kind, whole):
-            yield number, row if isinstance(row, Broken) else {**row, "file": name}
+            yield number, row if isinstance(row, Broken) else {**row, FILE: name}
             number += 1
         if number == before:
             yield number, Broken("a document without text", name)
