@@ -237,7 +237,8 @@ def opened(url: str, name: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         package = MODULES.get(scheme_of(url), "")
-        mend = "pip install 'luthier[remote]'" if package or "fsspec" in str(error) else str(error)
+        ours = package == "s3fs" or "fsspec" in str(error)
+        mend = "pip install 'luthier[remote]'" if ours else f"pip install {package}" if package else str(error)
         raise UserError(f"{scheme_of(url)}:// needs {package or 'fsspec'}", where=name, mend=mend) from None
     except ValueError:
         mend = "use https://, s3://, gs:// or another one that fsspec knows; a database needs a `query`"
