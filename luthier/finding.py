@@ -1,7 +1,7 @@
-"""What an examination finds: a sentence, named figures that a gate can judge, and what the page shows.
+"""What was found, in the data or in a tuned model: a sentence, named figures that a gate can judge, what a page shows.
 
-Everything here becomes JSON (`as_json`) in verdict.json, and the page is drawn from that JSON alone, so a new
-examination needs no template of its own.
+Everything here becomes JSON (`as_json`) in data.json or verdict.json, and the pages are drawn from that JSON alone, so
+a new step of preparation or a new examination needs no template of its own.
 """
 
 from __future__ import annotations
@@ -86,6 +86,26 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Bar:
+    title: str
+    value: float
+    """Not negative; its length."""
+    label: str
+    """The value in words: "1,204 rows"."""
+    emphasised: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Amounts side by side: rows of each label, texts of each length."""
+
+    kind: ClassVar[str] = "bars"
+    title: str
+    bars: Sequence[Bar]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Passage:
     head: str
     text: str
@@ -101,7 +121,7 @@ class Passages:
     note: str = ""
 
 
-Block = Table | Intervals | Curves | Passages
+Block = Table | Intervals | Curves | Bars | Passages
 
 
 @dataclass(frozen=True)
