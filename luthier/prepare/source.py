@@ -36,8 +36,10 @@ Sources = dict[str, list[Source]]
 
 def file_identity(path: Path) -> str | None:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
+            return None
         return remembered_fingerprint(path)
-    except OSError:  # who reads it says what is wrong with it
+    except (OSError, RuntimeError):  # (a loop of links) who reads it says what is wrong with it
         return None
 
 

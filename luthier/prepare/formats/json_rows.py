@@ -42,9 +42,14 @@ def read_json(content: Content) -> Table:
 
 def is_one_value_a_line(content: Content) -> bool:
     """Whether the first line that holds something is an object by itself, and more follows."""
-    filled = content.filled_lines()
     try:
-        return isinstance(json.loads(next(filled, "")), dict) and any(True for _ in filled)
+        with content.text() as stream:
+            reader = Reader(stream)
+            for _, value in reader.members():
+                reader.pass_over(value)
+            if not reader.next():
+                return False
+        return isinstance(json.loads(next(content.filled_lines(), "")), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -145,6 +150,12 @@ class Reader:
             if self.take(",", "}") == "}":
                 return
 
+    def pass_over(self, value: Any) -> None:
+        """Go past a value that `members` gave."""
+        if value is LIST:
+            for _ in self.items():
+                pass
+
     def end(self) -> None:
         if self.next():
             self.wrong("Extra data")
@@ -182,18 +193,16 @@ def listed_rows(content: Content, name: str | None) -> Parsed:
     with content.text() as stream:
         reader = Reader(stream)
         if name is not None:
-            next(key for key, value in reader.members() if skipped(reader, key, value, name))
+            go_to(reader, name)
         for number, value in enumerate(reader.items(), 1):
             yield number, as_object(value)
         if name is None:
             reader.end()
 
 
-def skipped(reader: Reader, key: str, value: Any, name: str) -> bool:
-    """Whether this is the key that is looked for; a list under another one is passed over."""
-    if key == name and value is LIST:
-        return True
-    if value is LIST:
-        for _ in reader.items():
-            pass
-    return False
+def go_to(reader: Reader, name: str) -> None:
+    """To the list under this key of the object that begins here."""
+    for key, value in reader.members():
+        if key == name and value is LIST:
+            return
+        reader.pass_over(value)
