@@ -30,7 +30,7 @@ class Postgres:
 
     def url(self, password: str | None = None) -> str:
         """Over the loopback network, where the server asks for the password."""
-        secret = f":{quote(self.password if password is None else password)}" if password != "" else ""
+        secret = f":{quote(self.password if password is None else password, safe='')}" if password != "" else ""
         return f"postgresql://{USER}{secret}@127.0.0.1:{self.port}/postgres"
 
     @property

@@ -113,7 +113,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("packed", PACKERS)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(rows=st.lists(st.fixed_dictionaries({"a": TEXTS, "b": TEXTS}), min_size=1, max_size=5))
 def test_rows_come_back_as_they_were_written(name: str, packed: str, rows: list[dict[str, str]]) -> None:
     assert rows_of(PACKERS[packed](WRITERS[name](rows)), name + packed) == rows
@@ -126,6 +126,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.dictionaries(TEXTS, JSON_VALUES, max_size=3), min_size=1, max_size=4),
     piece=st.integers(1, 40),
@@ -179,7 +180,7 @@ def test_the_format_is_seen_inside_where_the_name_says_nothing() -> None:
 # ── Memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "wrapped.json", "a.csv", "a.jsonl.zst", "a.csv.gz", "a.feather"])
+@pytest.mark.parametrize("name", ["a.jsonl", "wrapped.json", "a.csv.zst", "a.feather"])
 def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
     inner = name.removesuffix(".zst").removesuffix(".gz")
 
@@ -196,7 +197,7 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
         return most
 
     peak(100)  # what is imported on the way
-    few, many = 1200, 3600
+    few, many = 1100, 3300
     assert peak(many) - peak(few) < 2**20, "the larger file is 5 MB longer"
 
 
@@ -246,13 +247,10 @@ def test_other_encodings_are_named() -> None:
         read_data(DataSettings(source="a.csv", encoding="base64"), "lm")
 
 
-def test_one_line_of_50_mb(tmp_path: Path) -> None:
-    row = {"text": "word " * 10_000_000, "label": "a"}
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(lines([*ROWS, row]) + b'{"text": "' + b"x" * 50_000_000 + b"\n" + lines(ROWS[:1]))
-    found = read(tmp_path, source="a.jsonl", on_bad_row="skip")
-    assert found.facts["rows_read"] == 63 and sum(found.facts["rows_skipped"].values()) == 1
-    assert max(len(one.fields["text"]) for split in found.splits.values() for one in split) == 49_999_999
+def test_one_line_of_50_mb() -> None:
+    found = table(lines(ROWS) + b'{"text": "' + b"x" * 50_000_000 + b"\n" + lines(ROWS[:1]), "a.jsonl")
+    assert len(found.rows) == 61 and [bad.line for bad in found.bad] == [61]
+    assert len(table(lines([{"text": "x" * 50_000_000}]), "a.jsonl").rows) == 1
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.txt"])
