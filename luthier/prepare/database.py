@@ -106,7 +106,7 @@ class Query:
                     raise UserError("the query gives no rows at all", where=self.name, mend="write a SELECT")
                 columns += result.keys()
                 refuse_repeated(columns, self.name)
-                for piece in result.partitions():
+                for piece in result.partitions(PIECE_ROWS):
                     for row in piece:
                         count += 1
                         yield count, {name: plain(value) for name, value in zip(columns, row, strict=True)}

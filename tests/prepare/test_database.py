@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
+from luthier.prepare.database import Query
 from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.recipe import read_recipe
 from tests.prepare import postgres
@@ -158,3 +160,18 @@ def test_a_server_that_stops_in_the_middle(tmp_path: Path) -> None:
         slow = "SELECT n::text AS text, n % 2 AS label, pg_sleep(0.001) FROM generate_series(1, 60000) AS n"
         said = error(tmp_path, source=server.url(), query=slow)
     assert "the database went away after" in said or "the database says: " in said
+
+
+def test_memory_does_not_grow_with_the_rows(file: Path) -> None:
+    def peak(count: int) -> int:
+        numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+        tracemalloc.start()
+        query = numbers + "SELECT hex(zeroblob(500)) || i AS text FROM n"
+        found = Query("sqlite:///shop.db", query, "train", file).table()
+        assert sum(1 for _ in found.rows) == count
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(100)  # what is imported on the way
+    assert peak(6000) - peak(2000) < 2**20, "the larger answer is 4 MB longer"

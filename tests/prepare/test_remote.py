@@ -41,7 +41,7 @@ def error(source: str, **chosen: Any) -> str:
 def test_a_file_is_fetched_once_and_again_only_when_it_changed() -> None:
     content = {
         "/a.jsonl": DATA,
-        "/a.csv.gz": gzip.compress(b"text,label\n" + b"t1,a\nt2,b\n" * 25),
+        "/a.csv.gz": gzip.compress(b"text,label\n" + b"".join(b"t%d,%c\n" % (n, b"ab"[n % 2]) for n in range(50))),
     }
     tag = {"ETag": '"one"'}
 
