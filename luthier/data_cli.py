@@ -21,6 +21,11 @@ def add_data_commands(commands: Any) -> None:
         sub.set_defaults(run_command=run, options=sub._option_string_actions)
         return sub
 
+    sub = command("detect", run_detect, "Say what a data source is: its format, its columns, what it could teach.")
+    sub.add_argument("source", help="a data file, folder, database, URL or hub data set")
+    sub.add_argument("--task", help="what the rows are for; by default what they look like")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
     sub = command("report", run_report, "Write the data report: a page and JSON, without a model.")
     source_arguments(sub)
     sub.add_argument("--out", default="data-report", help="folder to write (default: data-report)")
@@ -48,6 +53,23 @@ def source_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.*, prepare.*, task, seed")
     sub.add_argument("--task", help="what the rows are for; by default what they look like")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run_detect(arguments: argparse.Namespace) -> int | None:
+    from luthier.prepare.detect import detect, sample
+
+    table = sample(arguments.source)
+    found = detect(table, arguments.task)
+    if arguments.json:
+        facts = {"source": table.file, "format": table.format, "columns": list(table.columns)}
+        told = {"task": found.task, "rows": found.convention, "fields": found.columns, "why": found.why}
+        print(json.dumps(facts | told, ensure_ascii=False))
+        return None
+    fields = ", ".join(f"{ours} from {theirs}" for ours, theirs in found.columns.items())
+    print(f"source   {table.file}: {table.format}\ncolumns  {', '.join(table.columns)}")
+    print(f"rows     {found.convention}: {fields}\ntask     {found.task}, for {found.why}")
+    print(f"next     luthier init {arguments.source} --task {found.task}")
+    return None
 
 
 def run_report(arguments: argparse.Namespace) -> int | None:
