@@ -48,7 +48,9 @@ def asked(form: Form, fields: Fields) -> str:
 
 
 def answer(form: Form, fields: Fields) -> str:
-    """What it is to answer, where that is a text."""
+    """What it is to answer, as a text; empty where that is a number or a tag for each word."""
+    if form == "classify":
+        return " ".join(labels_of(form, fields))
     turns = fields["messages"][-1:] if form == "generate" else fields.get("chosen") or fields.get("completion") or ()
     return "\n".join(turn["content"] for turn in turns)
 
