@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data_cli import add_data_commands
 from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
 from luthier.tasks import TASKS
 from luthier.version import __version__
@@ -148,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("out", help="folder to write")
 
+    add_data_commands(commands)
     command("schema", run_schema, "Print the recipe's JSON schema, for editors.")
     return parser
 
