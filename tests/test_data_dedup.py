@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from luthier.cli import main
 from luthier.data_dedup import deduplicate
 from luthier.errors import UserError
 from luthier.progress import Progress
@@ -77,3 +78,14 @@ def test_conversations_are_compared_by_all_their_turns(tmp_path: Path) -> None:
     ]
     (tmp_path / "talks.json").write_text(json.dumps([{"messages": talk} for talk in talks]))
     assert deduplicate(str(tmp_path / "talks.json"), tmp_path / "out.jsonl", 0.8, [], Progress()).dropped == 1
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "dedup", "tickets.jsonl", "--similarity", "0.9", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["kept"] == len(lines(tmp_path / "tickets-deduplicated.jsonl")) and said["kept"] + said["dropped"] == 6
+    assert main(["data", "dedup", "tickets.jsonl", "--columns", "text", "--out", "again.jsonl"]) == 0
+    assert "7 rows: 3 kept, 3 dropped as near copies" in capsys.readouterr().out
+    assert main(["data", "dedup", "none.jsonl"]) == 2
