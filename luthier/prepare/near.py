@@ -113,7 +113,7 @@ def copies_within(sketches: Sketches, texts: np.ndarray, similarity: float, agre
     So each copy names a text that is kept when the copies go, and of those kept no two are near. (A chain of texts,
     each near the next, is not taken for one: its ends may have nothing in common.)
     """
-    chosen = np.flatnonzero(texts[sketches.texts])
+    chosen = np.flatnonzero(texts[sketches.texts]).astype(np.uint32)
     pairs = search_within(sketches, chosen, texts, similarity, agree)
     every, copies = pairs, first_kept(pairs, len(texts))
     while True:
@@ -152,10 +152,7 @@ def search_within(
     found = Found(sketches, similarity, agree)
     for keys in sketches.keys:
         entries = found.open(entries)
-        mine = keys[entries]
-        order = np.argsort(mine, kind="stable")
-        left = entries[order]
-        group = np.cumsum(np.diff(mine[order], prepend=mine[order][:1]) != 0)
+        left, group = alike(keys, entries)
         if not fresh.all():
             asked = np.zeros(len(entries), bool)
             asked[group[fresh[sketches.texts[left]]]] = True
@@ -172,6 +169,20 @@ def search_within(
         found.uncompared += int((sizes * (sizes - 1) // 2).sum())
         let_go(keys)
     return found.pairs()
+
+
+def alike(keys: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The entries that share their key with another, those of one key together and rising; a number for each key."""
+    if not len(entries):
+        return entries, entries
+    order = np.argsort(keys[entries], kind="stable").astype(np.uint32)
+    mine = keys[entries[order]]
+    same = mine[1:] == mine[:-1]
+    del mine
+    several = np.append(same, False)
+    several[1:] |= same
+    starts = np.append(True, ~same)[several]
+    return entries[order[several]], np.cumsum(starts) - 1
 
 
 def leaders(left: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

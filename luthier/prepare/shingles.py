@@ -7,7 +7,7 @@ Texts are folded first: compatibility forms (NFKC) and case are made one, whatev
 single blank. A folded text of up to `CHARACTERS_TO` characters is the set of its runs of 5 characters, one longer than
 `WORDS_FROM` that of its pairs of neighbouring words; between the two a text is looked at both ways, so that no two
 texts of similar length are without a common measure. What a text has twice is in its set twice (a bag). Writing without
-blanks (Chinese, Japanese, Thai ...) counts each character as a word. What stands in a fifth of all texts (an instruction
+blanks (Chinese, Japanese, Thai ...) counts each character as a word. What a fifth of all texts have (an instruction
 before each, a signature) says nothing about copies, and can be left out of the sets.
 """
 

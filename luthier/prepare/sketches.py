@@ -27,6 +27,10 @@ WORKERS = 4
 MAP = 256
 MOST_HASHES = 128
 """For each text; the keys are made of them."""
+AT_ONCE = 2**18
+"""Minima that are made at once."""
+PAIRS = 2**16
+"""Pairs that are compared at once."""
 MISSED = 0.001
 """Share of pairs exactly at the threshold that may share no key."""
 
@@ -90,8 +94,16 @@ class Sketches:
         Sets are compared by the 32 bits of their shingles' hashes: two sets of a thousand shingles hold a chance
         equal once in 4,000 pairs, and are then 0.001 too similar.
         """
-        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
         out = np.zeros(len(ones))
+        for begin in range(0, len(ones), PAIRS):
+            some = slice(begin, begin + PAIRS)
+            pairs = ones[some].astype(np.int64), others[some].astype(np.int64)
+            out[some] = self.similarity_of_some(*pairs, least)
+        return out
+
+    def similarity_of_some(self, ones: np.ndarray, others: np.ndarray, least: float) -> np.ndarray:
+        out = np.zeros(len(ones))
+        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
         bits = np.bitwise_count(self.maps[ones] ^ self.maps[others]).sum(axis=1, dtype=np.int64)
         fewest = np.maximum(bits, np.abs(sizes_1 - sizes_2))
         possible = np.flatnonzero(fewest <= (1 - least) / (1 + least) * (sizes_1 + sizes_2) + 1e-6)
@@ -99,7 +111,7 @@ class Sketches:
         begin = 0
         while begin < len(possible):
             before = totals[begin - 1] if begin else 0
-            end = max(int(np.searchsorted(totals, before + 2 * BATCH_CHARACTERS, "right")), begin + 1)
+            end = max(int(np.searchsorted(totals, before + BATCH_CHARACTERS, "right")), begin + 1)
             some = possible[begin:end]
             shared = self.shared(ones[some], others[some])
             out[some] = shared / (sizes_1[some] + sizes_2[some] - shared)
@@ -216,7 +228,7 @@ class Hashers:
         starts = np.repeat(ends - sizes, pieces) + number * PIECE
         longest_first = np.argsort(-lengths, kind="stable")
         out = np.empty((len(self.factors), len(lengths)), np.uint32)
-        step = max(1, 2**18 // len(self.factors))
+        step = max(1, AT_ONCE // len(self.factors))
         for begin in range(0, len(lengths), step):
             some = longest_first[begin : begin + step]
             out[:, some] = self.least(starts[some], lengths[some], shingles)
