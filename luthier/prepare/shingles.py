@@ -25,7 +25,7 @@ WORDS_FROM, CHARACTERS_TO = 200, 250
 """Folded characters; their ratio is that of the lengths of two texts of similarity 0.8."""
 LONGEST = 1_000_000
 """Characters of a text that are looked at: the first."""
-BATCH_TEXTS, BATCH_CHARACTERS = 4096, 1_000_000
+BATCH_TEXTS, BATCH_CHARACTERS = 4096, 250_000
 COMMON_SHARE, COMMON_TEXTS = 0.2, 20
 """A shingle is common when this share of texts has it, and no fewer than so many."""
 SAMPLE = 2000
