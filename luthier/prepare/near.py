@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.arrays import let_go
 from luthier.prepare.sketches import Sketches
 
 MOST = 64
@@ -20,7 +19,7 @@ MOST = 64
 
 
 Agree = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Of pairs of texts that are near but not the same: whether what belongs to them (labels, answers) agrees."""
+"""Of pairs of texts that are near: whether what belongs to them (labels, answers) agrees."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,10 @@ NONE = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 class Found:
     """The pairs of one search, by text: of each text the first that was found."""
 
-    def __init__(self, sketches: Sketches, similarity: float, agree: Agree | None) -> None:
+    def __init__(self, sketches: Sketches, similarity: float, agree: Agree | None, but_for_equal: bool) -> None:
         self.sketches, self.similarity, self.agree = sketches, similarity, agree
+        self.asked_below = 1.0 if but_for_equal else 2.0
+        """From which similarity on texts are copies whatever belongs to them."""
         self.of = np.full(sketches.count, -1, np.int64)
         self.measured = np.zeros(sketches.count, np.float32)
         self.uncompared = 0
@@ -60,7 +61,7 @@ class Found:
         """Note those of the pairs that are near."""
         measured = self.sketches.similarity(entries, with_entries, self.similarity)
         near = measured >= self.similarity
-        if self.agree is not None and (asked := np.flatnonzero(near & (measured < 1))).size:
+        if self.agree is not None and (asked := np.flatnonzero(near & (measured < self.asked_below))).size:
             near[asked] = self.agree(self.sketches.texts[entries[asked]], self.sketches.texts[with_entries[asked]])
         texts = self.sketches.texts[entries[near]].astype(np.int64)
         of = self.sketches.texts[with_entries[near]].astype(np.int64)
@@ -80,8 +81,11 @@ class Found:
 def copies_of_others(
     sketches: Sketches, texts: np.ndarray, others: np.ndarray, similarity: float, agree: Agree | None = None
 ) -> Pairs:
-    """For each of `texts` that is near one of `others`: which. Both are marks, one for each text, and never overlap."""
-    found = Found(sketches, similarity, agree)
+    """For each of `texts` that is near one of `others`: which. Both are marks, one for each text, and never overlap.
+
+    Texts that are the same when folded are copies even where `agree` says no.
+    """
+    found = Found(sketches, similarity, agree, but_for_equal=True)
     weak, strong = np.flatnonzero(texts[sketches.texts]), np.flatnonzero(others[sketches.texts])
     if not len(weak) or not len(strong):
         return NONE
@@ -103,7 +107,7 @@ def copies_of_others(
             going = (begin < end) & (found.of[sketches.texts[left]] < 0)
             left, begin, end = left[going], begin[going], end[going]
         found.uncompared += int((end - begin).sum())
-        let_go(keys)
+        sketches.let_go(keys)
     return found.pairs()
 
 
@@ -149,7 +153,7 @@ def search_within(
     sketches: Sketches, entries: np.ndarray, fresh: np.ndarray, similarity: float, agree: Agree | None
 ) -> Pairs:
     """Near pairs of entries of which one text at least is `fresh`: the later of each and an earlier one."""
-    found = Found(sketches, similarity, agree)
+    found = Found(sketches, similarity, agree, but_for_equal=False)
     for keys in sketches.keys:
         entries = found.open(entries)
         left, group = alike(keys, entries)
@@ -167,7 +171,7 @@ def search_within(
             left, group = left[stays], group[stays]
         sizes = np.bincount(group)[np.unique(group)] if len(group) else np.empty(0, np.int64)
         found.uncompared += int((sizes * (sizes - 1) // 2).sum())
-        let_go(keys)
+        sketches.let_go(keys)
     return found.pairs()
 
 

@@ -19,18 +19,18 @@ from typing import TypeVar
 import numpy as np
 
 from luthier.arrays import ArrayWriter, let_go
-from luthier.prepare.shingles import BATCH_CHARACTERS, batches, constants, mixed, shingled, without
+from luthier.prepare.shingles import batches, constants, mixed, shingled, without
 
 PIECE = 512
 """Shingles that are hashed at once; a text's minimum is that of its pieces."""
 WORKERS = 4
 MAP = 256
-MOST_HASHES = 128
-"""For each text; the keys are made of them."""
+MOST_HASHES, MANY, MOST_OF_MANY = 128, 300_000, 160
+"""For each text; the keys are made of them. Of many texts more, so that fewer share a key by chance."""
 AT_ONCE = 2**18
 """Minima that are made at once."""
-PAIRS = 2**16
-"""Pairs that are compared at once."""
+PAIRS, SHINGLES = 2**16, 2**16
+"""Pairs that are compared at once, by their maps; shingles, where whole sets are compared."""
 MISSED = 0.001
 """Share of pairs exactly at the threshold that may share no key."""
 
@@ -43,7 +43,7 @@ class Bands:
     rows: int
 
     @classmethod
-    def for_similarity(cls, similarity: float) -> Bands:
+    def for_similarity(cls, similarity: float, texts: int = 0) -> Bands:
         """The most selective ones by which pairs at `similarity` are found but for `MISSED` of them.
 
         Two sets of Jaccard similarity s share a minimum with probability s, a key of r minima with s^r, and at least
@@ -52,7 +52,7 @@ class Bands:
         for rows in range(12, 1, -1):
             share = similarity**rows
             bands = 1 if share >= 1 - MISSED else math.ceil(math.log(MISSED) / math.log(1 - share))
-            if rows * bands <= MOST_HASHES:
+            if rows * bands <= (MOST_OF_MANY if texts > MANY else MOST_HASHES):
                 return cls(bands, rows)
         raise ValueError(f"similarity {similarity} is below 0.3")
 
@@ -111,12 +111,18 @@ class Sketches:
         begin = 0
         while begin < len(possible):
             before = totals[begin - 1] if begin else 0
-            end = max(int(np.searchsorted(totals, before + BATCH_CHARACTERS, "right")), begin + 1)
+            end = max(int(np.searchsorted(totals, before + SHINGLES, "right")), begin + 1)
             some = possible[begin:end]
             shared = self.shared(ones[some], others[some])
             out[some] = shared / (sizes_1[some] + sizes_2[some] - shared)
             begin = end
         return out
+
+    def let_go(self, keys: np.ndarray) -> None:
+        """Take what was read of the disk out of this process's memory."""
+        for array in (keys, self.maps.base, self.ends, self.texts):
+            if isinstance(array, np.ndarray):
+                let_go(array)
 
     def shared(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """How many shingles each pair has in common."""
@@ -132,15 +138,22 @@ class Sketches:
         return np.bincount(twice.astype(np.int64), minlength=len(ones))
 
 
-def sketch(texts: Iterable[str], similarity: float, writer: ArrayWriter, common: np.ndarray | None = None) -> Sketches:
+def sketch(
+    texts: Iterable[str],
+    similarity: float,
+    writer: ArrayWriter,
+    common: np.ndarray | None = None,
+    about: int = 0,
+) -> Sketches:
     """Sketches of texts, which are held a few thousand at a time.
 
     Args:
         common: Shingles that are left out of sets which have others too.
+        about: How many texts there are, about; more hashes are made of many.
         writer: Where the arrays go; on the disk they take about 4 bytes for each character of short texts, 1 for each
             of long ones, and 4 bytes a text for each band.
     """
-    bands = Bands.for_similarity(similarity)
+    bands = Bands.for_similarity(similarity, about)
     hashers = Hashers(bands)
     count = end = 0
     names = [f"keys {band}" for band in range(bands.bands)]
