@@ -56,18 +56,31 @@ class Found:
         self.of = np.full(sketches.count, -1, np.int64)
         self.measured = np.zeros(sketches.count, np.float32)
         self.uncompared = 0
+        self.refused = np.empty(0, np.uint64)
 
     def compare(self, entries: np.ndarray, with_entries: np.ndarray) -> None:
         """Note those of the pairs that are near."""
         measured = self.sketches.similarity(entries, with_entries, self.similarity)
         near = measured >= self.similarity
-        if self.agree is not None and (asked := np.flatnonzero(near & (measured < self.asked_below))).size:
-            near[asked] = self.agree(self.sketches.texts[entries[asked]], self.sketches.texts[with_entries[asked]])
+        if self.agree is not None:
+            asked = np.flatnonzero(near & (measured < self.asked_below))
+            near[asked] = self.agreed(self.sketches.texts[entries[asked]], self.sketches.texts[with_entries[asked]])
         texts = self.sketches.texts[entries[near]].astype(np.int64)
         of = self.sketches.texts[with_entries[near]].astype(np.int64)
         fresh = self.of[texts] < 0
         texts, first = np.unique(texts[fresh], return_index=True)
         self.of[texts], self.measured[texts] = of[fresh][first], measured[near][fresh][first]
+
+    def agreed(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Which of the pairs may be copies; nobody is asked twice about a pair that may not."""
+        assert self.agree is not None
+        pairs = ones.astype(np.uint64) << np.uint64(32) | others
+        open_pairs = np.flatnonzero(~np.isin(pairs, self.refused))
+        agreed = np.zeros(len(pairs), bool)
+        if len(open_pairs):
+            agreed[open_pairs] = self.agree(ones[open_pairs], others[open_pairs])
+            self.refused = np.union1d(self.refused, pairs[open_pairs][~agreed[open_pairs]])
+        return agreed
 
     def open(self, entries: np.ndarray) -> np.ndarray:
         """Those of the entries whose text has no pair yet."""
