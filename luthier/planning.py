@@ -282,6 +282,10 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
         what = "privacy lets every row count alike, and would not heed these weights"
         where = source.place(("data", "columns", WEIGHT))
         problems.append(Problem(what, where, "leave the weights or privacy out"))
+    for name, step in recipe.prepare.set_steps().items():
+        if step.weighs:
+            what = "privacy lets every row count alike, and would not heed what this step weighs rows by"
+            problems.append(Problem(what, source.place(("prepare", name)), "leave the weights or privacy out"))
     for name, there in (("stages", recipe.stages), ("mix", recipe.mix)):
         if there:
             what = f"privacy counts what one run spends on the rows of data:, and {name} would train on others as well"

@@ -2,10 +2,9 @@
 
 In: the training split. Out: answers to the test rows, with probabilities for labels.
 
-What it is made of (figures in LOG.md): words and pairs of words, and where the texts are not too many also runs of 3 to
-5 characters within words, which carry spelling, word endings and scripts without spaces; 1 + log(count); at most 50,000
-of each. C = 10 was best or within half a point of it on every set tried. One-vs-rest in liblinear's dual form (Fan et
-al. 2008, JMLR 9) fits in seconds where the multinomial loss takes half a minute.
+What it is made of (figures in LOG.md): the vectors of `luthier.tfidf`; C = 10 was best or within half a point of it on
+every set tried. One-vs-rest in liblinear's dual form (Fan et al. 2008, JMLR 9) fits in seconds where the multinomial
+loss takes half a minute.
 """
 
 from __future__ import annotations
@@ -20,17 +19,13 @@ from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import question
 from luthier.evaluate.predict import Advance, label_answer, label_loss
 from luthier.records import Example, Prediction
+from luthier.tfidf import vectoriser
 
 MOST_ROWS = 100_000
 MOST_CHARACTERS = 20_000_000
 """Of training text that is looked at."""
-MOST_FOR_PIECES = 4_000_000
-"""Characters of training text up to which pieces of words are counted too: they take five times as long as words."""
-FEATURES = 50_000
-WORDS = r"(?u)\b\w+\b|[^\w\s]"
 C = 10.0
 ALPHA = 1.0
-PIECES = "and characters "
 
 
 def tfidf(asked: Asked, advance: Advance) -> Answered:
@@ -61,18 +56,6 @@ def looked_at(train: Sequence[Example]) -> list[Example]:
     if characters > MOST_CHARACTERS:
         chosen = chosen[:: -(-characters // MOST_CHARACTERS)]
     return chosen
-
-
-def vectoriser(texts: Sequence[str]) -> tuple[Any, str]:
-    """What turns texts into TF-IDF vectors, not fitted yet; and what it counts beside words, in words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-
-    common = {"sublinear_tf": True, "max_features": FEATURES, "dtype": np.float32}
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORDS, **common)
-    if sum(map(len, texts)) > MOST_FOR_PIECES:
-        return words, ""
-    return make_union(words, TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)), PIECES
 
 
 def _logistic(asked: Asked, known: Any, train: Sequence[Example]) -> Any:

@@ -12,6 +12,9 @@ from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet
 from luthier.prepare.steps.clean import Clean
 from luthier.prepare.steps.deduplicate import Deduplicate
 from luthier.prepare.steps.keep import Keep
+from luthier.prepare.steps.labels import Labels
+from luthier.prepare.steps.target import Target
+from luthier.prepare.steps.weigh import Weigh
 from luthier.settings import Settings
 from luthier.tasks import Form
 
@@ -19,6 +22,9 @@ STEPS: dict[str, type[Step]] = {
     "clean": Clean,
     "keep": Keep,
     "deduplicate": Deduplicate,
+    "labels": Labels,
+    "target": Target,
+    "weigh": Weigh,
 }
 """By the name of their section in `prepare:`."""
 
@@ -32,6 +38,12 @@ class PrepareSettings(Settings):
     """Drops rows by length, language and quality; off by default."""
     deduplicate: Deduplicate | None = Deduplicate()
     """Finds near copies, drops from training those of held-out rows, and tells of the others; on by default."""
+    labels: Labels | None = None
+    """Looks for rows of train whose label is probably wrong; off by default."""
+    target: Target | None = None
+    """Tells how far train is from the texts that the model is for, and may weigh rows by it; off by default."""
+    weigh: Weigh | None = None
+    """Weighs rows of train by their class; off by default."""
 
     split: SplitSettings = SplitSettings()
     """How test and validation rows are cut from train."""
@@ -74,6 +86,7 @@ __all__ = [
     "Deduplicate",
     "Drop",
     "Keep",
+    "Labels",
     "Outcome",
     "PrepareSettings",
     "RowResult",
@@ -81,4 +94,6 @@ __all__ = [
     "RowStep",
     "SetStep",
     "Step",
+    "Target",
+    "Weigh",
 ]

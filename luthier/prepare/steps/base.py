@@ -113,6 +113,11 @@ class RowStep(Step):
 class SetStep(Step):
     """Looks at all rows together."""
 
+    @property
+    def weighs(self) -> bool:
+        """Whether rows of train may count differently after it."""
+        return False
+
     def examine(self, rows: RowSet, advance: Callable[[int], Any]) -> Outcome:
         """What is to be done with them. `advance` is told how many rows are done."""
         raise NotImplementedError
