@@ -33,6 +33,10 @@ COMMON = {
 }
 """The commonest words of a language, which tell it."""
 WORDS = re.compile(r"[^\W\d_]+")
+NO_NAMES = frozenset("address name phone mobile email e-mail website fax date dear hello hi zip user".split())
+DATED = re.compile(r"\b(?:1[89]|20)\d\d\b|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b")
+"""What a date has that points at a day or year: `next week` does not."""
+STREET_AHEAD = re.compile(r"[ .]{1,2}\d")
 LINE = re.compile(r"[\r\n]+[\s>?*|•-]*")
 
 
@@ -151,7 +155,7 @@ def simple(text: str) -> str:
 def trimmed(text: str, start: int, end: int, kind: str, by_model: bool) -> Iterator[tuple[int, int]]:
     """A find without what a model drags along: other lines, punctuation; nothing where no name is left."""
     if not by_model or kind not in ("person", "place", "organisation", "group"):
-        if not by_model or re.search(r"\b(?:1[89]|20)\d\d\b|\d[/.-]\d", text[start:end]):
+        if not by_model or DATED.search(text, start, end):
             yield start, end
         return
     breaks = [start, *(place for match in LINE.finditer(text, start, end) for place in match.span()), end]
@@ -161,7 +165,7 @@ def trimmed(text: str, start: int, end: int, kind: str, by_model: bool) -> Itera
         kept = re.sub(r"(?:['’]s)?[\s,;:!?\"()\[\]<>*#–—\\/|-]*\Z", "", piece[left:])
         if kind == "person":
             kept = kept.split("\\")[0]
-            if not is_name(kept):
+            if not is_name(kept) or STREET_AHEAD.match(text, begin + left + len(kept)):
                 continue
         if kept:
             yield begin + left, begin + left + len(kept)
@@ -173,6 +177,7 @@ def is_name(text: str) -> bool:
         len(text) > 1
         and not any(each.isdigit() or each in "@/_#%=" for each in text)
         and any(each.isupper() for each in text)
+        and text.lower() not in NO_NAMES
     )
 
 
@@ -185,8 +190,10 @@ def apart(spans: Sequence[Span], text: str) -> list[Span]:
             if other.start < span.end and span.start < other.end:
                 pieces = [part for piece in pieces for part in without(piece, other)]
         for start, end in pieces:
-            if (start, end) == (span.start, span.end) or re.search(r"\w{2}", text[start:end]):
-                taken.append(Span(span.kind, start, end, span.score))
+            whole = (start, end) == (span.start, span.end)
+            if whole or re.search(r"\w{2}", text[start:end]):
+                blank = 0 if whole else len(text[start:end]) - len(text[start:end].lstrip())
+                taken.append(Span(span.kind, start + blank, start + len(text[start:end].rstrip()), span.score))
     return sorted(taken, key=lambda each: each.start)
 
 

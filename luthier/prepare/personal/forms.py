@@ -48,6 +48,11 @@ CUES_ES = (
 )
 """Words after which a name comes."""
 
+COMPANIES = r"(?i:inc|llc|ltd|plc|corp|corporation|company|co|gmbh|ag|s\.?a|s\.?l|bv|nv|and sons|incorporated|limited)"
+MAIL_LINE = r"(?:\d{1,6}[ ,]|PSC |Unit \d|USS |USNS |USCGC |P\.? ?O\.? )"
+PHONE_LABELS = (
+    r"phone|telephone|tel|mobile|cell|fax|desk|office|work|home|teléfono|tfno|tlf|móvil|fijo|whatsapp|direct|hotline"
+)
 STREETS_EN = (
     r"(?i:street|st|avenue|ave|av|road|rd|lane|ln|drive|dr|boulevard|blvd|court|ct|place|pl|square|sq|terrace|ter"
     r"|way|parkway|pkwy|circle|cir|highway|hwy|close|crescent|cres|row|mews|trail|trl|alley|route|hoog|strand|quay)"
@@ -57,8 +62,8 @@ STREETS_ES = (
     r"|rambla|callejón|urbanización|urb\.|polígono|carrer|rúa|rua|vía|via|viale|corso|rue|rua|praça|piazza|carrera)"
 )
 STREET_ENDS = (
-    r"(?:straat|strasse|straße|str\.|gasse|weg|laan|plein|platz|gatan|gata|vägen|vägg|vej|gade|katu|kuja|tie|veien"
-    r"|vegen|gränd|stræde|dreef|singel|kade|dijk|ring|allee|gaten|markt|hof|steig|ufer|damm)"
+    r"(?i:straat|strasse|straße|str\.|gasse|weg|laan|plein|platz|gatan|gata|vägen|vej|gade|katu|kuja|veien"
+    r"|vegen|gränd|stræde|dreef|singel|kade|dijk|allee|gaten|steig|ufer|damm)"
 )
 HOUSE = r"\d{1,5}[A-Za-z]?(?:[-/]\d{1,4}[A-Za-z]?)?"
 UNIT = r"(?i:apartment|apt|suite|ste|unit|flat|floor|room|rm|piso|puerta|bajo|local|portal|esc(?:alera)?|#)\.?"
@@ -68,7 +73,10 @@ STATE = (
     r"|V[AT]|W[AIVY])"
 )
 TOWN = f"(?:{WORD}|[{UPPER}]{{3,20}})(?:[ -](?:{WORD}|[{UPPER}]{{2,20}}|de|del|la|los)){{0,3}}"
-TOWN_PART = rf"(?:,?\s{{1,4}}{TOWN},?\s{{1,4}}(?:[A-Z]{{2,3}}|nan)\s{{1,4}}\d{{4,5}}(?:-\d{{4}})?\b)"
+TOWN_PART = (
+    rf"(?:,?\s{{1,4}}{TOWN}\s?,?\s{{1,4}}(?:[A-Z]{{2,3}}|nan),?\s{{1,4}}(?:{WORD}\s)?\d{{4,6}}(?:-\d{{4}})?\b"
+    rf"|,\s{{1,2}}{TOWN}(?:,\s{{1,2}}{TOWN}){{1,2}}(?:\s\d{{4,6}})?\b)"
+)
 CODE_PART_ES = rf"(?:,?\s{{1,3}}\d{{5}}\s{{1,3}}{TOWN})"
 FLOOR_PART_ES = r"(?:,?\s{1,3}\d{1,2}[ºª°](?:\s{0,2}(?:[A-Z]|izq\.?|dcha\.?|izquierda|derecha))?)"
 UK_POSTCODE = r"(?:[A-Z]{1,2}\d[A-Z\d]? \d[A-BD-HJLNP-UW-Z]{2})"
@@ -81,6 +89,17 @@ SECRET_WORDS = (
     r"(?i:api[_ -]?key|secret[_ -]?key|access[_ -]?key|client[_ -]?secret|auth[_ -]?token|access[_ -]?token|bearer"
     r"|password|passwd|passphrase|pwd|contraseña|clave(?: de acceso)?|secret|token)"
 )
+
+
+def is_no_company(text: str) -> bool:
+    """Whether a line of words is a name rather than a firm or a street."""
+    return not re.search(
+        rf"\b(?:{COMPANIES}|{STREETS_EN})\b|\b(?:Group|Data|Bank|Capital|University|School|The|Services|Street)\b", text
+    )
+
+
+def has_phone_digits(text: str) -> bool:
+    return 9 <= sum(map(str.isdigit, text)) <= 12
 
 
 def looks_random(text: str) -> bool:
@@ -100,9 +119,18 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(rf"\b{TITLES} {NAME}", 0.8),
         Form.of(rf"\b{CUES_EN}[ \t]{{0,12}}(?:\n[ \t]{{0,4}})?(?:{TITLES} )?{NAME}\b", 0.6),
         Form.of(rf"\b{CUES_ES}[ \t]{{0,12}}(?:\n[ \t]{{0,4}})?(?:{TITLES} )?{NAME}\b", 0.6),
+        Form.of(rf"^[>?*\s]{{0,6}}{LONE_NAME}(?=(?:\n[^\n\d]{{0,60}}){{0,3}}\n[>?*\s]{{0,6}}{MAIL_LINE})", 0.6, is_no_company),
+        Form.of(rf"^{NAME}(?=: ?[\"“])", 0.6),
+        Form.of(r"(?i:\b(?:full |last |first )?name:[ \t]{1,12})(?P<value>[^\W\d_]{2,20}(?:[ -][^\W\d_]{1,20}\.?){0,3})$", 0.6),
+        Form.of(
+            r"(?i:\b(?:my name is|me llamo|mi nombre es) (?!on |in |not |also |still |wrong|spelled|incorrect)"
+            r"(?P<value>[^\W\d_]{2,20}(?: [^\W\d_]{1,20}\.?){0,2}))(?=[.,!;]|\s{0,3}$)",
+            0.6,
+        ),
     ),
     "CREDIT_CARD": (
-        Form.of(r"(?<![\d.-])(?:[3-6]\d|2[2-7])\d{2}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\d.]*\d)", 1.0, passes_luhn),
+        Form.of(r"(?<![\w.-])\d{12,19}(?![\w.-]*\d)", 0.3, passes_luhn),
+        Form.of(r"(?<![\w.-])(?:[3-6]\d|2[2-7])\d{2}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\d.]*\d)", 1.0, passes_luhn),
     ),
     "IBAN_CODE": (Form.of(r"\b[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?\b", 1.0, passes_iban),),
     "ES_NIF": (Form.of(r"(?<![\w.])(?:\d{8}|\d{2}\.\d{3}\.\d{3})[ -]?[A-Za-z]\b", 1.0, passes_dni),),
@@ -115,6 +143,14 @@ FORMS: dict[str, tuple[Form, ...]] = {
             r"(?<![\w.+/-])(?:\+?1[-. ]?|001[-. ]?)?\(?[2-9]\d{2}\)?[-. ]\d{3}[-. ]\d{4}(?: ?(?:x|ext\.?) ?\d{1,6})?(?!\d)",
             0.6,
         ),
+        Form.of(r"(?<![\w.+/-])\(\d{2,5}\) ?\d{2,5}(?:[ .-]?\d{2,5}){1,3}(?![\w-]*\d)", 0.5),
+        Form.of(r"(?<![\w.+/-])0\d{1,4}[ -]\d{2,4}(?:[ -]\d{2,4}){1,3}(?![\w./-]*\d)", 0.45, has_phone_digits),
+        Form.of(
+            rf"(?i:\b(?:{PHONE_LABELS})\.?\s{{0,2}}(?:no\.?|number|número)?\s{{0,2}}[:=]\s{{0,8}})"
+            r"(?P<value>\+?\(?\d[\d ()./-]{5,20}\d(?: ?(?:x|ext\.?) ?\d{1,6})?)",
+            0.7,
+        ),
+        Form.of(rf"(?<![\w.+/-])\+?\(?\d[\d ()./-]{{5,20}}\d(?=[ -]{{0,2}}\(?(?i:{PHONE_LABELS})\b)", 0.6),
         Form.of(r"(?<![\w.+/-])[6-9]\d{2}[ .-]\d{3}[ .-]\d{3}(?![\d.-])", 0.45),
         Form.of(r"(?<![\w.+/-])[6-9]\d{2}(?:[ .-]\d{2}){3}(?![\d.-])", 0.5),
         Form.of(r"(?<![\w.+/-])\(?0?\d{1,5}\)?(?:[ ./-]{1,2}\d{2,8}){1,5}(?: ?(?:x|ext\.?) ?\d{1,6})?(?![\w-]*\d)", 0.15),
@@ -133,7 +169,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
             0.8,
         ),
         Form.of(
-            rf"(?<!\w)(?:\d{{1,5}} )?(?:{WORD}[ -]){{0,2}}[{UPPER}][{LOWER}]{{1,20}}{STREET_ENDS}\s{HOUSE}\b"
+            rf"(?<!\w)(?:\d{{1,5}} )?(?:{WORD}[ -]){{0,2}}[{UPPER}][{LOWER}]{{1,20}}[ -]?{STREET_ENDS}\s{HOUSE}\b"
             rf"{UNIT_PART}?{TOWN_PART}?",
             0.75,
         ),
@@ -147,6 +183,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(r"\b(?:PSC|Unit|CMR) \d{3,5},? Box \d{1,5}(?:\s{1,3}(?:APO|FPO|DPO)\s{1,3}A[AEP]\s{1,3}\d{5})?", 0.9),
         Form.of(rf"\b{TOWN},\s{STATE}\s\d{{5}}(?:-\d{{4}})?\b", 0.7),
         Form.of(rf"\b{UNIT}\s{{1,2}}\d{{1,5}}\b", 0.3),
+        Form.of(rf"^[>?*\s]{{0,6}}(?P<value>{WORD}(?: {WORD}){{0,2}},? \d{{5}})$", 0.5),
         Form.of(rf"\b{UK_POSTCODE}\b", 0.7),
         Form.of(r"(?i:\b(?:zip|postal|post)[ -]?code(?: is)?:?\s{1,3}|\bzip:\s{0,3}|\bC\.?P\.?:?\s{1,3})"
                 r"(?P<value>(?:\d{3,5}(?:[ -]\d{2,5})?|[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2})(?: [A-Z]{2}\b)?)", 0.7),

