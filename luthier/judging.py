@@ -24,8 +24,8 @@ from luthier.tasks import TASKS
 from luthier.tune.privacy import in_words
 
 if TYPE_CHECKING:
-    from luthier.evaluate.finding import Finding
     from luthier.evaluate.verdict import SystemResult
+    from luthier.finding import Finding
     from luthier.models.save import Saved
     from luthier.records import Example, Prediction
 

@@ -64,7 +64,9 @@ def read_mix(recipe: Recipe, base: Path, progress: Progress) -> tuple[list[Datas
             )
         problems += misfits(recipe, entry, key)
         try:
-            data = read_data(entry.data, entry.task, base=base, settings=entry.data, progress=progress)
+            data = read_data(
+                entry.data, entry.task, base=base, progress=progress, prepare=recipe.prepare, seed=recipe.seed
+            )
             found.append(data)
             for split in ("validation", "test"):
                 if not data.splits.get(split):

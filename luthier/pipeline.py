@@ -20,6 +20,7 @@ from luthier.errors import Stopped, UserError
 from luthier.estimates import Estimate, refuse_too_little_memory
 from luthier.judging import judge
 from luthier.planning import Prepared, Rows, prepare
+from luthier.prepare.read import Dataset
 from luthier.progress import Progress
 from luthier.recipe import read_recipe
 from luthier.runs import (
@@ -177,7 +178,7 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
                 **{k: v for k, v in asdict(prepared.facts).items() if v is not None},
             },
             "data": {name: data.fingerprint(name) for name in data.splits},
-            "data_facts": data.facts,
+            "data_facts": {key: value for key, value in data.facts.items() if key != "steps"},
             "prompt_format": prepared.prompt_format.fingerprint,
             "truncated_rows": {name: split.truncated for name, split in prepared.tokenised.items()},
             "windowed_texts": {name: split.windowed for name, split in prepared.tokenised.items()},
@@ -187,9 +188,15 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
             "machine": machine(),
         },
     )
+    write_rows(run, data)
+
+
+def write_rows(run: Run, data: Dataset) -> None:
+    """The rows that preparation dropped, and what its steps wrote for people."""
     if data.kept_aside:
-        lines = "".join(f"{files.json_line(row)}\n" for row in data.kept_aside)
-        files.write_text(run.folder / "kept_aside.jsonl", lines)
+        files.write_lines(run.folder / "kept_aside.jsonl", data.kept_aside.lines())
+    for name, lines in data.files.items():
+        files.write_lines(run.folder / name, (f"{files.json_line(line)}\n" for line in lines))
 
 
 def evaluate(

@@ -154,7 +154,14 @@ def prepare(
         if not (mistyped and fetched and rows is None):
             chosen = rows if rows is not None else parsed.data
             data = read_data(
-                chosen, parsed.task, base=base, settings=parsed.data, progress=progress, slices=parsed.slices
+                chosen,
+                parsed.task,
+                base=base,
+                settings=parsed.data,
+                progress=progress,
+                slices=parsed.slices,
+                prepare=parsed.prepare,
+                seed=parsed.seed,
             )
             check_splits(data, problems)
             problems += check_columns(parsed, source, data)

@@ -26,6 +26,7 @@ from luthier.evaluate.conditions import ConditionText, syntax_problem
 from luthier.evaluate.settings import EvaluateSettings
 from luthier.models.settings import ModelSettings, TrunkSettings
 from luthier.prepare.read import DataSettings
+from luthier.prepare.steps import PrepareSettings
 from luthier.selection import SELECTIONS, Selection
 from luthier.settings import Settings
 from luthier.tasks import TASKS
@@ -160,6 +161,8 @@ class Recipe(Settings):
     """The pretrained model to start from."""
     data: DataSettings
     """The rows to learn from and to be tested on."""
+    prepare: PrepareSettings = PrepareSettings()
+    """What is done to the rows before that."""
     task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
     """What the model should do; picks the objective, metrics and baselines."""
     selection: SelectionChoice = Field(default_factory=lambda: SelectionChoice.model_validate("lora"))

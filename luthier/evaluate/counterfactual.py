@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.evaluate.examinations.base import Evidence
-from luthier.evaluate.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.evaluate.metrics import names
 from luthier.evaluate.outcome import show_value
 from luthier.evaluate.significance import wilson
 from luthier.evaluate.swaps import Swap, swapped
+from luthier.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.records import Example, Prediction
 
 if TYPE_CHECKING:

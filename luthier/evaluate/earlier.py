@@ -14,10 +14,10 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.evaluate.examinations.base import Evidence
-from luthier.evaluate.finding import Block, Figure, Passage, Passages
 from luthier.evaluate.metrics import CLASSIFY, GENERATE, MULTI_LABEL, PREFER, TAG, is_right
 from luthier.evaluate.outcome import show_p
 from luthier.evaluate.significance import two_sided_binomial, wilson
+from luthier.finding import Block, Figure, Passage, Passages
 from luthier.records import Prediction
 
 PREDICTIONS = "predictions.jsonl"

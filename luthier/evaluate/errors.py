@@ -15,11 +15,11 @@ import numpy as np
 
 from luthier.evaluate.earlier import Earlier, read_earlier
 from luthier.evaluate.examinations.base import Evidence
-from luthier.evaluate.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.evaluate.metrics import GENERATE, LM, REGRESS, names
 from luthier.evaluate.mistakes import WORST, confidence, cut
 from luthier.evaluate.outcome import show_value
 from luthier.evaluate.significance import wilson
+from luthier.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.records import Prediction
 
 if TYPE_CHECKING:

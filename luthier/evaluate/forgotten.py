@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from luthier.evaluate.change import Drop, drop, mean_drop, not_sure_of_none
-from luthier.evaluate.finding import Block, Figure, Finding, Interval, Intervals, Passage, Passages, Table
 from luthier.evaluate.packs import IN_WORDS, Probe
 from luthier.evaluate.probing import Outcome
 from luthier.evaluate.significance import Difference, difference, holm, resampled_sums
+from luthier.finding import Block, Figure, Finding, Interval, Intervals, Passage, Passages, Table
 
 SHOWN_ROWS = 6
 ALPHA = 0.05

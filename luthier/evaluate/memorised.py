@@ -28,8 +28,8 @@ from luthier.evaluate.attacks import (
 )
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.examinations.memorisation import Memorisation
-from luthier.evaluate.finding import Block, Figure, Finding, Interval, Intervals, Passage, Passages, Table
 from luthier.evaluate.personal import masked, personal_data
+from luthier.finding import Block, Figure, Finding, Interval, Intervals, Passage, Passages, Table
 from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
 from luthier.records import Example, Row
 

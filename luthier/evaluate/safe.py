@@ -17,9 +17,9 @@ from luthier.evaluate.attacks import share
 from luthier.evaluate.change import drop, not_sure_of_none
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.examinations.safety import Safety
-from luthier.evaluate.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.evaluate.packs import SHIPPED
 from luthier.evaluate.probing import answers_to
+from luthier.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.functions import find_function
 
 Filter = Callable[[str], str | None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,17 +12,20 @@ from luthier.prepare.formats import Bad, bad_rows
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import SPLITS
 from luthier.prepare.split import Marks
+from luthier.prepare.steps.base import Drop
 from luthier.records import Example
 
 Splits = dict[str, np.ndarray]
 Read = Callable[[int], Example]
 
 
-def no_rows_left(splits: Splits, bad: Sequence[Bad], bins_dropped: Mapping[str, int]) -> list[Problem]:
+def no_rows_left(splits: Splits, bad: Sequence[Bad], reasons: Mapping[str, int]) -> list[Problem]:
+    """A split whose every row went; `reasons` says why rows went, and how many for each."""
     problems = []
     for split, rows in splits.items():
         if not len(rows):
-            dropped = f" ({sum(bins_dropped.values())} fell into dropped bands)" if bins_dropped else ""
+            told = "; ".join(f"{count:,} {reason}" for reason, count in Counter(reasons).most_common(5))
+            dropped = f" ({told})" if told else ""
             mend = "mend the rows, or the settings that drop them"
             problems.append(Problem(f"no usable row is left in {split}{dropped}", "data", mend))
     return problems + bad_rows(bad) if problems else []
@@ -78,20 +81,14 @@ def unknown_labels(marks: Marks, splits: Splits, labels: Sequence[str]) -> dict[
     return unknown
 
 
-def drop_unknown_labels(marks: Marks, splits: Splits, labels: Sequence[str], read: Read) -> list[Bad]:
-    """Take such rows out of their splits, and account for them."""
-    bad = {}
-    for label, rows in unknown_labels(marks, splits, labels).items():
-        for row in rows:
-            example = read(row)
-            file, _, number = example.place.rpartition(", ")
-            what = f"label {label!r} is in no row of train"
-            line = int(number.split()[-1])
-            bad[row] = Bad(example.place, file, line, what, "", dict(example.fields))
+def drop_unknown_labels(marks: Marks, splits: Splits, labels: Sequence[str]) -> dict[int, Drop]:
+    """Take such rows out of their splits; each, and why it goes."""
+    unknown = unknown_labels(marks, splits, labels)
+    dropped = {row: Drop(f"label {label!r} is in no row of train") for label, rows in unknown.items() for row in rows}
     for split in SPLITS[1:]:
         if split in splits:
-            splits[split] = splits[split][~np.isin(splits[split], list(bad))]
-    return list(bad.values())
+            splits[split] = splits[split][~np.isin(splits[split], list(dropped))]
+    return dropped
 
 
 def subset_problems(marks: Marks, train: np.ndarray, labels: Sequence[str], settings: DataSettings) -> list[Problem]:

@@ -84,7 +84,11 @@ class Examples(Sequence[Example]):
 
     def some(self, kept: np.ndarray) -> Examples:
         """Those of them that are marked in `kept`."""
-        return Examples(self.lines, self.ends, self.ids, self.rows[kept], self.multi_label, self.weights)
+        return self.choose(self.rows[kept])
+
+    def choose(self, rows: np.ndarray) -> Examples:
+        """Others of the written examples, by their numbers."""
+        return Examples(self.lines, self.ends, self.ids, rows, self.multi_label, self.weights)
 
     def first_by_id(self, count: int | None) -> list[Example]:
         """So many of them (all, if None), those with the lowest ids first."""

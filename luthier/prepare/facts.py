@@ -17,20 +17,20 @@ splits                  for each: rows, rows_before_max_rows, labels (name: rows
                         whatever their order), for multi-label data rows_without_label, and for numbers score (mean,
                         deviation, lowest, highest), for tags stray_tags (I tags that continue no entity), of train
                         weights (lowest, highest, mean, effective_rows) where a column gives them
+steps                   what each step of preparation did, in their order, see `account.py`
 warnings                sentences
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from luthier.prepare.formats import Bad, Table
+from luthier.prepare.formats import Table
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.split import Marks
 
@@ -76,11 +76,6 @@ def rows_fingerprint(ids: np.ndarray) -> str:
         parts[:, 8:] = np.frombuffer(digits, np.uint8).reshape(-1, length)
         digest.update(parts.tobytes())
     return digest.hexdigest()
-
-
-def aside(bad: Bad) -> dict[str, Any]:
-    row = bad.row if isinstance(bad.row, str) else json.dumps(bad.row, default=str)
-    return {"file": bad.file, "line": bad.line, "reason": bad.what, "row": row}
 
 
 def warnings(facts: Mapping[str, Any], settings: DataSettings, labels: Sequence[str]) -> list[str]:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +22,8 @@ from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.files import code_fingerprint, fingerprint
 from luthier.kept import kept
 from luthier.prepare import split as splitting
+from luthier.prepare.account import Account, KeptAside, text_of_row
 from luthier.prepare.checks import (
-    Splits,
     class_problems,
     drop_unknown_labels,
     no_rows_left,
@@ -44,16 +42,18 @@ from luthier.prepare.columns import (
     prefer_label_names,
     row_reader,
 )
-from luthier.prepare.examples import AT_ONCE, EXAMPLES, ID_BYTES, Examples, ExampleWriter
-from luthier.prepare.facts import aside, describe, rows_fingerprint, spread, table_facts, warnings
+from luthier.prepare.divide import make_splits
+from luthier.prepare.examples import Examples
+from luthier.prepare.facts import describe, rows_fingerprint, spread, table_facts, warnings
 from luthier.prepare.formats import bad_rows
-from luthier.prepare.labels import RowError
 from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
-from luthier.prepare.slices import Slices, missing_slices, slicer
+from luthier.prepare.slices import missing_slices, slicer
 from luthier.prepare.sources import SPLITS, Tables, find_sources, identity_of, python_rows, read_sources
-from luthier.prepare.split import Marks
-from luthier.prepare.weights import WEIGHT, Weigh, problems_in_weights, settled, to_mean_one, weigher, weight_facts
+from luthier.prepare.steps import Context, Drop, PrepareSettings
+from luthier.prepare.together import dropper, rows_in, run_set_steps
+from luthier.prepare.usable import Reader, clean
+from luthier.prepare.weights import WEIGHT, problems_in_weights, settled, to_mean_one, weigher, weight_facts
 from luthier.progress import Progress
 from luthier.records import Example
 from luthier.tasks import TASKS
@@ -73,8 +73,10 @@ class Dataset:
     """Whether an example's label is a tuple of names, perhaps empty, instead of one name."""
     facts: dict[str, Any]
     """What was found and done, JSON-able; `facts.py` lists it."""
-    kept_aside: list[dict[str, Any]]
-    """The rows that `on_bad_row: skip` left out: file, line, reason, row (as text)."""
+    kept_aside: KeptAside
+    """Every row that was dropped: step, file, line, reason, row (as text)."""
+    files: Mapping[str, Sequence[Mapping[str, Any]]]
+    """What the steps of preparation wrote for people, by the name of a file: a mapping a line."""
     key: str | None
     """Says all that decides the content; None where nothing quick does."""
 
@@ -108,30 +110,35 @@ def read_data(
     settings: DataSettings | None = None,
     progress: Progress | None = None,
     slices: Sequence[str] = (),
+    prepare: PrepareSettings | None = None,
+    seed: int = 0,
 ) -> Dataset:
     """Data for a task, read or as read before. Raises one `UserError` with everything that the user has to mend.
 
     `data` is the recipe's section, a source by itself, or rows from Python (an iterable of mappings, or one for each
     split), which `settings` may go with. Relative paths start from `base`, or from the current folder. `slices` are
-    further columns, whose values the examples keep.
+    further columns, whose values the examples keep. `prepare` is what is done to the rows, and `seed` what it draws by.
     """
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}", where="task", mend=nearest(task, TASKS))
     if isinstance(data, str):
         data = DataSettings(source=data)
     chosen = data if isinstance(data, DataSettings) else settings or DataSettings()
-    raise_all(problems_in(chosen) + label_problems(chosen, task))
+    prepare, base = prepare or PrepareSettings(), base or Path.cwd()
+    context = Context(TASKS[task].form, seed, base)
+    raise_all(problems_in(chosen) + label_problems(chosen, task) + list(prepare.misfits(context.form, base)))
     progress = progress or Progress()
     with without_collection(), progress.stage("reading the data") as tell:
         if isinstance(data, DataSettings):
-            sources, named = find_sources(chosen, base or Path.cwd()), chosen.source or dict(chosen.splits)
+            sources, named = find_sources(chosen, base), chosen.source or dict(chosen.splits)
         else:
             sources, named = python_rows(data), "Python rows"
         identity = identity_of(sources)
-        key = None if identity is None else data_key(identity, chosen, task, slices)
+        key = None if identity is None else data_key(identity, chosen, task, slices, prepare.key(context))
 
         def fill(writer: ArrayWriter) -> dict[str, Any]:
-            about = write_data(writer, read_sources(sources), chosen, task, named, lambda done: tell(done, ""), slices)
+            wanted = Wanted(chosen, task, named, tuple(slices), prepare, context)
+            about = write_data(writer, read_sources(sources), wanted, lambda done: tell(done, ""))
             if identity is not None and identity_of(sources) != identity:
                 what = "the data changed while it was read"
                 raise UserError(what, where="data", mend="run it again once it is whole")
@@ -140,10 +147,10 @@ def read_data(
         return opened(kept("data", key, fill, progress), key)
 
 
-def data_key(identity: str, settings: DataSettings, task: str, slices: Sequence[str] = ()) -> str:
+def data_key(identity: str, settings: DataSettings, task: str, slices: Sequence[str], prepare: str) -> str:
     """A hash of all that decides what is read: the sources' identity, settings, and the code of this stage."""
-    code = code_fingerprint(*sorted(Path(__file__).parent.glob("*.py")))
-    return fingerprint(identity, settings.model_dump_json(), task, code, *slices)
+    code = code_fingerprint(*sorted(Path(__file__).parent.rglob("*.py")))
+    return fingerprint(identity, settings.model_dump_json(), task, code, prepare, *slices)
 
 
 def opened(arrays: Arrays, key: str | None) -> Dataset:
@@ -152,76 +159,102 @@ def opened(arrays: Arrays, key: str | None) -> Dataset:
     columns = (values["examples"], values["ends"], values["ids"])
     weights = {"train": values["weights"]} if "weights" in values else {}
     splits = {name: Examples(*columns, values[name], about["multi_label"], weights.get(name)) for name in SPLITS}
-    aside_lines = bytes(values["kept_aside"]).splitlines()
     return Dataset(
-        splits, about["labels"], about["multi_label"], about["facts"], [json.loads(line) for line in aside_lines], key
+        splits, about["labels"], about["multi_label"], about["facts"], KeptAside(values), about["files"], key
     )
 
 
-def write_data(
-    writer: ArrayWriter,
-    tables: Tables,
-    settings: DataSettings,
-    task: str,
-    source: str | Mapping[Any, str],
-    advance: Callable[[int], None],
-    slices: Sequence[str] = (),
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for."""
+
+    settings: DataSettings
+    task: str
+    source: str | Mapping[Any, str]
+    slices: tuple[str, ...]
+    prepare: PrepareSettings
+    context: Context
+
+
+def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Callable[[int], None]) -> dict[str, Any]:
     """Everything from tables of raw rows to examples and the rows of each split; returns what is known of them."""
+    settings, task, context = wanted.settings, wanted.task, wanted.context
+    account = Account(writer)
     convention, columns = agree_on_columns(task, settings, tables)
-    raise_all(missing_slices(slices, tables))
+    raise_all(missing_slices(wanted.slices, tables))
     bins_dropped: Counter[str] = Counter()
-    read, finish = row_reader(convention, columns), READERS[TASKS[task].form](settings, bins_dropped)
+    read, finish = row_reader(convention, columns), READERS[context.form](settings, bins_dropped)
     weigh = weigher(str(columns[WEIGHT])) if WEIGHT in columns else None
-    marks, given, multi_label, weights = clean(
-        writer, tables, lambda row: finish(read(row)), weigh, task, advance, slicer(slices)
-    )
+    reader = Reader(lambda row: finish(read(row)), weigh, slicer(wanted.slices))
+    rows_read = sum(len(table.rows) + table.broken for split in tables.values() for table in split)
+    first = account.step("read", "Read", rows_read)
+    marks, given, multi_label, weights = clean(writer, tables, reader, wanted.prepare, context, account, advance)
     bad = [each for split in tables.values() for table in split for each in sorted(table.bad, key=lambda one: one.line)]
     if settings.on_bad_row == "stop":
         raise_all(bad_rows(bad))
-    raise_all(no_rows_left(given, bad, bins_dropped))
+    first.dropped.update({f"label {band}": rows for band, rows in bins_dropped.items()})
+    raise_all(no_rows_left(given, bad, account.reasons()))
+    for each in bad:
+        account.drop(first, each.place, Drop(each.what), each.row, text_of_row(each.row))
 
-    read_facts = {
-        "task": task,
-        "source": source if isinstance(source, str) else dict(source),
-        "files": {table.file: table_facts(table) for split in tables.values() for table in split},
-        "convention": convention.name,
-        "columns": {ours: theirs if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()},
-        "rows_read": sum(len(table.rows) + table.broken for split in tables.values() for table in split),
-        "bins_dropped": dict(bins_dropped),
-    }
     everything = np.arange(len(marks.ids), dtype=np.uint32)
     read_all = Examples(writer.array("examples"), writer.array("ends"), marks.ids, everything, multi_label)
     read_example: Callable[[int], Example] = read_all.__getitem__
-    weightless = unequal = 0
+    unequal = 0
+    unknown: dict[int, Drop] = {}
     if weights is not None:
         weights, unequal = settled(marks.ids, given["train"], weights)
-    splits, split_facts = make_splits(marks, given, settings, task, read_example)
+    splits, split_facts = make_splits(marks, given, settings, task, read_example, account)
+    weights = run_set_steps(
+        wanted.prepare, context, account, read_all, marks, splits, frozenset(given), weights, advance
+    )
+    raise_all(no_rows_left(splits, bad, account.reasons()))
+    drop = dropper(account, context.form, read_example)
+    weightless = 0
     if weights is not None:
         raise_all(problems_in_weights(weights[splits["train"]]))
         counting = weights[splits["train"]] > 0
         weightless = int((~counting).sum())
+        step = account.step("weights", "Rows of no weight", sum(map(len, splits.values())))
+        drop(step, {row: Drop("its weight is 0") for row in splits["train"][~counting].tolist()})
         splits["train"] = splits["train"][counting]
-    split_facts |= {"weightless_dropped": weightless, "unequal_copies": unequal}
     labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
     if settings.on_bad_row == "skip":
-        bad += drop_unknown_labels(marks, splits, labels, read_example)
-        raise_all(no_rows_left(splits, bad, bins_dropped))
+        step = account.step("unknown labels", "Labels that train lacks", rows_in(splits))
+        unknown = drop_unknown_labels(marks, splits, labels)
+        drop(step, unknown)
+        raise_all(no_rows_left(splits, bad, account.reasons()))
     raise_all(class_problems(marks, splits, labels, multi_label, read_example) if is_labelled(task) else [])
     limits = {str(name): limit for name, limit in settings.max_rows.items()}
     chosen = {name: splitting.subset(marks, each, limits.get(name, len(each))) for name, each in splits.items()}
     raise_all(subset_problems(marks, chosen["train"], labels, settings))
+    if limits:
+        step = account.step("max_rows", "Rows beyond max_rows", rows_in(splits))
+        step.dropped["not taken"] = rows_in(splits) - rows_in(chosen)
 
-    facts = {**read_facts, "rows_skipped": dict(Counter(each.what for each in bad).most_common(20)), **split_facts}
-    facts["splits"] = {
-        name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
+    skipped = Counter(each.what for each in bad) + Counter(why.reason for why in unknown.values())
+    facts = {
+        "task": task,
+        "source": wanted.source if isinstance(wanted.source, str) else dict(wanted.source),
+        "files": {table.file: table_facts(table) for split in tables.values() for table in split},
+        "convention": convention.name,
+        "columns": {ours: theirs if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()},
+        "rows_read": rows_read,
+        "bins_dropped": dict(bins_dropped),
+        "rows_skipped": dict(skipped.most_common(20)),
+        **split_facts,
+        "weightless_dropped": weightless,
+        "unequal_copies": unequal,
+        "splits": {
+            name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
+        },
     }
-    if TASKS[task].form in IN_WORDS:
+    if context.form in IN_WORDS:
         raise_all(type_problems(marks, splits, labels, read_example))
         for name, rows in chosen.items():
             stray = sum(stray_tags(read_example(int(row)).fields["tags"]) for row in rows)
             facts["splits"][name]["stray_tags"] = stray
-    if TASKS[task].form in NUMBERED:
+    if context.form in NUMBERED:
         for name, rows in chosen.items():
             facts["splits"][name]["score"] = spread(read_example(int(row)).fields["score"] for row in rows)
         raise_all(score_problems(facts["splits"]["train"]["score"]))
@@ -230,12 +263,13 @@ def write_data(
         train["weights"] = weight_facts(marks.ids[chosen["train"]], weights[chosen["train"]])
         train["fingerprint"] = fingerprint(train["fingerprint"], train["weights"].pop("fingerprint"))
         writer.add("weights", to_mean_one(weights, chosen["train"]))
+    facts["steps"] = account.facts()
     facts["warnings"] = warnings(facts, settings, labels)
     for name in SPLITS:
         writer.add(name, chosen.get(name, everything[:0]))
-    writer.add("kept_aside", b"".join(json.dumps(aside(each)).encode() + b"\n" for each in bad))
-    labels = tag_names(labels) if TASKS[task].form in IN_WORDS else labels
-    return {"labels": labels, "multi_label": multi_label, "facts": facts}
+    account.flush()
+    labels = tag_names(labels) if context.form in IN_WORDS else labels
+    return {"labels": labels, "multi_label": multi_label, "facts": facts, "files": account.files()}
 
 
 def label_problems(settings: DataSettings, task: str) -> list[Problem]:
@@ -274,108 +308,3 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
     if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
     return convention, columns
-
-
-class Cleaned(NamedTuple):
-    """Where the written examples go."""
-
-    marks: Marks
-    splits: Splits
-    """As given."""
-    multi_label: bool
-    weights: np.ndarray | None
-    """What each row of train counts, in the user's unit; 1 for the others, and None where no column says it."""
-
-
-def clean(
-    writer: ArrayWriter,
-    tables: Tables,
-    read: Callable[[Mapping[str, Any]], dict[str, Any] | None],
-    weigh: Weigh | None,
-    task: str,
-    advance: Callable[[int], None],
-    slices: Slices | None = None,
-) -> Cleaned:
-    """Write an example for each row that can be used; the others join their table's bad ones."""
-    keyed = EXAMPLES[TASKS[task].form]
-    examples = ExampleWriter(writer)
-    keys, kinds, weights = bytearray(), array("i"), array("d")
-    kind_of: dict[tuple[str, ...], int] = {}
-    several_labels = False
-    splits: Splits = {}
-    for split, several in tables.items():
-        start = len(kinds)
-        for table in several:
-            for number, row in table.rows:
-                try:
-                    fields = read(row)
-                    weight = weigh(row) if weigh is not None and split == "train" else 1.0
-                except RowError as bad:
-                    table.add_bad(number, bad.what, row, bad.mend)
-                    continue
-                if fields is None:
-                    continue
-                several_labels |= isinstance(fields.get("label"), tuple)
-                example, key, labels = keyed(fields, table.place(number))
-                examples.add(example if slices is None else replace(example, slices=slices(row)))
-                if weigh is not None:
-                    weights.append(weight)
-                keys += bytes.fromhex(key)
-                kinds.append(kind_of.setdefault(labels, len(kind_of)))
-                if len(kinds) % AT_ONCE == 0:
-                    advance(len(kinds))
-        splits[split] = np.arange(start, len(kinds), dtype=np.uint32)
-    examples.flush()
-    marks = Marks(writer.array("ids"), np.frombuffer(keys, f"S{ID_BYTES}"), np.frombuffer(kinds, np.int32), [*kind_of])
-    return Cleaned(marks, splits, several_labels, np.frombuffer(weights) if weigh is not None else None)
-
-
-def make_splits(
-    marks: Marks, given: Splits, settings: DataSettings, task: str, read: Callable[[int], Example]
-) -> tuple[Splits, dict[str, Any]]:
-    """Duplicates out, leaks out, missing splits cut from train; and the facts of it."""
-    duplicates = 0
-    conflicts: list[splitting.Conflicts] = []
-    splits: Splits = {}
-    for split, rows in given.items():
-        kept_rows, copies = splitting.drop_copies(marks, rows)
-        duplicates += len(rows) - len(kept_rows)
-        if is_labelled(task):
-            kept_rows, found = splitting.settle_conflicts(marks, kept_rows, copies)
-            conflicts.append(found)
-        splits[split] = kept_rows
-    leaks = splitting.drop_leaks(marks, splits)
-    emptied = [split for split, rows in splits.items() if not len(rows)]
-    if emptied:
-        what = f"every row of {', '.join(emptied)} is also in another split"
-        raise UserError(what, where="data", mend="give splits that differ, or only train and have the others cut")
-    origin = {split: "given" for split in splits}
-    fractions = {"test": settings.test_fraction, "validation": settings.validation_fraction}
-    fractions = {split: share for split, share in fractions.items() if split not in splits and share > 0}
-    moved = 0
-    if fractions:
-        new, moved = splitting.cut(marks, splits["train"], fractions)
-        splits |= new
-        origin |= {"train": "what is left by the cut"} | {
-            split: f"cut by content hash, {share:g} of train's rows" for split, share in fractions.items()
-        }
-    shown = [rows.tolist() for found in conflicts for rows in found.shown][: splitting.SHOWN_CONFLICTS]
-    examples = [
-        {
-            "kept": list(marks.label_sets[marks.kinds[kept_row]]),
-            "dropped": [list(marks.label_sets[marks.kinds[row]]) for row in dropped],
-            "place": "; ".join(read(row).place for row in (kept_row, *dropped)[:3]),
-        }
-        for kept_row, *dropped in shown
-    ]
-    return splits, {
-        "duplicates_dropped": duplicates,
-        "conflicts": {
-            "texts": sum(found.texts for found in conflicts),
-            "rows_dropped": sum(found.rows_dropped for found in conflicts),
-            "examples": examples,
-        },
-        "leakage": leaks,
-        "moved_for_rare_labels": moved,
-        "split_from": origin,
-    }

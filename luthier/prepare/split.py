@@ -26,7 +26,6 @@ from luthier.errors import UserError
 WHOLE = ""
 """Stands for "any row" among the labels, so that a split as a whole is filled like one label of it."""
 PARTS = ("train", "test", "validation")
-SHOWN_CONFLICTS = 10
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,11 @@ class Marks:
         return [(self.label_sets[kind], int(counts[kind])) for kind in np.flatnonzero(counts).tolist()]
 
 
-class Conflicts(NamedTuple):
-    """Inputs that came with different labels."""
+class Alike(NamedTuple):
+    """Rows that are dropped because others say the same, and those others, side by side."""
 
-    texts: int
-    rows_dropped: int
-    shown: list[np.ndarray]
-    """The first of them: the row kept, then those dropped."""
+    rows: np.ndarray
+    others: np.ndarray
 
 
 def positions(keys: np.ndarray) -> np.ndarray:
@@ -62,42 +59,45 @@ def positions(keys: np.ndarray) -> np.ndarray:
     return (first >> np.uint64(12)).astype(np.float64) / 2**52
 
 
-def drop_copies(marks: Marks, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of each set of equal rows, and how often each of them was seen."""
-    _, first, counts = np.unique(marks.ids[rows], return_index=True, return_counts=True)
+def drop_copies(marks: Marks, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Alike]:
+    """The first of each set of equal rows, how often each of them was seen, and the copies with their first."""
+    _, first, group, counts = np.unique(marks.ids[rows], return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)
-    return rows[first[order]], counts[order]
+    originals = rows[first[group]]
+    copies = originals != rows
+    return rows[first[order]], counts[order], Alike(rows[copies], originals[copies])
 
 
-def settle_conflicts(marks: Marks, rows: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, Conflicts]:
-    """Where one input has several labels, keep the label given most often (the first by name among equals)."""
+def settle_conflicts(marks: Marks, rows: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, Alike]:
+    """Where one input has several labels, keep the label given most often (the first by name among equals); and the
+    rows that go, with the one that stays."""
     _, group, sizes = np.unique(marks.keys[rows], return_inverse=True, return_counts=True)
     several = np.flatnonzero(sizes[group] > 1)
-    if not len(several):
-        return rows, Conflicts(0, 0, [])
     by_name = np.empty(len(marks.label_sets), np.int64)
     by_name[sorted(range(len(by_name)), key=lambda kind: marks.label_sets[kind])] = np.arange(len(by_name))
     names = by_name[marks.kinds[rows[several]]]
     order = several[np.lexsort((names, -copies[several], group[several]))]
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    stays = np.diff(group[order], prepend=-1) != 0
+    best = rows[order[stays]][np.cumsum(stays) - 1] if len(order) else rows[:0]
     keep = np.ones(len(rows), bool)
-    keep[order] = False
-    keep[order[starts]] = True
-    ends = np.append(starts[1:], len(order))
-    earliest = np.argsort(np.minimum.reduceat(order, starts))[:SHOWN_CONFLICTS]
-    shown = [rows[order[starts[each] : ends[each]]] for each in earliest]
-    return rows[keep], Conflicts(len(starts), len(order) - len(starts), shown)
+    keep[order[~stays]] = False
+    return rows[keep], Alike(rows[order[~stays]], best[~stays])
 
 
-def drop_leaks(marks: Marks, splits: dict[str, np.ndarray]) -> dict[str, int]:
-    """Drop from train what is also in validation or test, and from validation what is in test; count what went."""
+def drop_leaks(marks: Marks, splits: dict[str, np.ndarray]) -> dict[str, Alike]:
+    """Drop from train what is also in validation or test, and from validation what is in test; what went, with the
+    row of the other split."""
     found = {}
     for split, stronger in (("validation", "test"), ("train", "test"), ("train", "validation")):
         if split in splits and stronger in splits:
-            leaked = np.isin(marks.keys[splits[split]], marks.keys[splits[stronger]])
+            rows = splits[split]
+            known, first = np.unique(marks.keys[splits[stronger]], return_index=True)
+            place = np.minimum(np.searchsorted(known, marks.keys[rows]), max(len(known) - 1, 0))
+            leaked = known[place] == marks.keys[rows] if len(known) else np.zeros(len(rows), bool)
             if leaked.any():
-                found[f"{split} rows also in {stronger}"] = int(leaked.sum())
-            splits[split] = splits[split][~leaked]
+                others = splits[stronger][first[place[leaked]]]
+                found[f"{split} rows also in {stronger}"] = Alike(rows[leaked], others)
+            splits[split] = rows[~leaked]
     return found
 
 

@@ -10,10 +10,10 @@ import pytest
 from luthier.errors import UserError
 from luthier.evaluate.conditions import condition_text, parse
 from luthier.evaluate.examinations import EXAMINATIONS
-from luthier.evaluate.finding import Figure, Finding
 from luthier.evaluate.gate import figure_problem, judge_gate
 from luthier.evaluate.settings import EvaluateSettings
 from luthier.evaluate.verdict import SystemResult, build_verdict
+from luthier.finding import Figure, Finding
 from luthier.records import Prediction
 
 

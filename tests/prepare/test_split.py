@@ -158,10 +158,11 @@ def test_conflicts_and_leaks() -> None:
     marks = marks_of([one, two, other, held_out])
     kept, conflicts = splitting.settle_conflicts(marks, np.array([0, 1, 2]), np.array([1, 3, 1]))
     assert kept.tolist() == [1, 2]
-    assert (conflicts.texts, conflicts.rows_dropped) == (1, 1)
-    assert [rows.tolist() for rows in conflicts.shown] == [[1, 0]]
+    assert (conflicts.rows.tolist(), conflicts.others.tolist()) == ([0], [1])
     splits = {"train": np.array([0, 2]), "validation": np.array([1]), "test": np.array([3])}
-    assert splitting.drop_leaks(marks, splits) == {"train rows also in validation": 1}
+    ((what, leaked),) = splitting.drop_leaks(marks, splits).items()
+    assert what == "train rows also in validation"
+    assert (leaked.rows.tolist(), leaked.others.tolist()) == ([0], [1])
     assert splits["train"].tolist() == [2]
 
 
@@ -169,8 +170,10 @@ def test_conflicts_and_leaks() -> None:
 def test_copies_and_conflicts_leave_the_commonest_label_of_each_text(pairs: list[tuple[str, str]]) -> None:
     items = [item(*pair) for pair in pairs]
     marks = marks_of(items)
-    rows, copies = splitting.drop_copies(marks, np.arange(len(items)))
+    rows, copies, alike = splitting.drop_copies(marks, np.arange(len(items)))
     assert [pairs[row] for row in rows] == list(dict.fromkeys(pairs))
+    assert sorted([*rows, *alike.rows]) == list(range(len(items)))
+    assert all(pairs[row] == pairs[other] and row > other for row, other in zip(*alike, strict=True))
     assert copies.tolist() == [pairs.count(pairs[row]) for row in rows]
     rows, conflicts = splitting.settle_conflicts(marks, rows, copies)
     commonest = {
@@ -180,7 +183,8 @@ def test_copies_and_conflicts_leave_the_commonest_label_of_each_text(pairs: list
         for text, _ in pairs
     }
     assert dict(pairs[row] for row in rows) == commonest and len(rows) == len(commonest)
-    assert conflicts.rows_dropped == len(set(pairs)) - len(commonest)
+    assert len(conflicts.rows) == len(set(pairs)) - len(commonest)
+    assert all(pairs[other] == (pairs[row][0], commonest[pairs[row][0]]) for row, other in zip(*conflicts, strict=True))
 
 
 @given(st.lists(st.text(), min_size=1))

@@ -18,8 +18,8 @@ from luthier.settings import Settings
 from luthier.tasks import Form
 
 if TYPE_CHECKING:
-    from luthier.evaluate.finding import Finding
     from luthier.evaluate.metrics import Metric
+    from luthier.finding import Finding
     from luthier.models.network import Network
     from luthier.prompts import PromptFormat
 

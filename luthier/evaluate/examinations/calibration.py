@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.finding import Block, Curves, Figure, Finding, Series, Table
+from luthier.finding import Block, Curves, Figure, Finding, Series, Table
 from luthier.records import Prediction
 from luthier.tasks import Form
 

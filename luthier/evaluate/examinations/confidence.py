@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.finding import Curves, Figure, Finding, Series, Table
+from luthier.finding import Curves, Figure, Finding, Series, Table
 from luthier.records import Example, Prediction
 from luthier.tasks import Form
 

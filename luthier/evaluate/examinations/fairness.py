@@ -15,8 +15,8 @@ from pydantic import Field
 
 from luthier.errors import Problem
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.finding import Finding
 from luthier.evaluate.probe_files import probe_problem
+from luthier.finding import Finding
 from luthier.tasks import Form
 
 SWAPPED: tuple[Form, ...] = ("classify", "regress")

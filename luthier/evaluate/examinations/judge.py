@@ -19,7 +19,7 @@ from pydantic import Field
 from luthier.errors import Problem, UserError
 from luthier.evaluate.chat_endpoint import ChatEndpoint
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.finding import Figure, Finding, Passage, Passages, Table
+from luthier.finding import Figure, Finding, Passage, Passages, Table
 from luthier.records import Prediction
 from luthier.tasks import Form
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.finding import Figure, Finding
+from luthier.finding import Figure, Finding
 from luthier.tasks import Form
 
 WARM_UP = 2

@@ -15,7 +15,7 @@ from luthier.canaries import FORMS as CANARY_FORMS
 from luthier.errors import Problem
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.examinations.forgetting import WRITTEN
-from luthier.evaluate.finding import Finding
+from luthier.finding import Finding
 from luthier.tasks import Form
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from luthier.errors import Problem, UserError
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.finding import Finding
+from luthier.finding import Finding
 from luthier.tasks import Form
 
 

@@ -1,4 +1,4 @@
-"""The language that texts are in, as a slice to compare scores by.
+"""The language that texts are in: to compare scores by, or to keep rows by.
 
 In: texts. Out: a language for each, or that it is unclear; None where all are in one. py3langid tells languages apart
 (an extra: `evaluate`); without it the script of the letters does.
@@ -41,16 +41,22 @@ def languages(texts: Sequence[str], least_rows: int) -> tuple[list[str] | None, 
 def detector() -> tuple[Callable[[str], str], str]:
     if find_spec("py3langid") is None:
         return script, "told by script alone (pip install 'luthier[evaluate]' tells languages apart)"
+    classify = classifier()
+
+    def detect(text: str) -> str:
+        code, chance = classify(text)
+        return NAMES.get(code, code) if chance >= SURE else UNCLEAR
+
+    return detect, "told by py3langid"
+
+
+def classifier() -> Callable[[str], tuple[str, float]]:
+    """A text's language, as a code of `NAMES`, and how sure that is (0 to 1). Needs py3langid."""
     from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_modelpath(MODEL_DIR / MODEL_FILE, norm_probs=True)
     identifier.set_languages(list(NAMES))
-
-    def detect(text: str) -> str:
-        code, chance = identifier.classify(text)
-        return NAMES.get(code, code) if chance >= SURE else UNCLEAR
-
-    return detect, "told by py3langid"
+    return identifier.classify
 
 
 def script(text: str) -> str:

@@ -1,7 +1,7 @@
-"""What an examination finds: a sentence, named figures that a gate can judge, and what the page shows.
+"""What was found, in the data or in a tuned model: a sentence, named figures that a gate can judge, what a page shows.
 
-Everything here becomes JSON (`as_json`) in verdict.json, and the page is drawn from that JSON alone, so a new
-examination needs no template of its own.
+Everything here becomes JSON (`as_json`) in data.json or verdict.json, and the pages are drawn from that JSON alone, so
+a new step of preparation or a new examination needs no template of its own.
 """
 
 from __future__ import annotations

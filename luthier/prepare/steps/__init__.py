@@ -1,0 +1,70 @@
+"""The steps of preparation, one file each and one row each, in the order in which rows come to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier.errors import Problem
+from luthier.files import fingerprint
+from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
+from luthier.prepare.steps.clean import Clean
+from luthier.prepare.steps.keep import Keep
+from luthier.settings import Settings
+from luthier.tasks import Form
+
+STEPS: dict[str, type[Step]] = {
+    "clean": Clean,
+    "keep": Keep,
+}
+"""By the name of their section in `prepare:`."""
+
+
+class PrepareSettings(Settings):
+    """What is done to rows before a model learns from them. Each section is a step; `null` leaves one out."""
+
+    clean: Clean | None = None
+    """Mends and normalises texts; off by default, so that a model learns from what its users will send."""
+    keep: Keep | None = None
+    """Drops rows by length, language and quality; off by default."""
+
+    def steps(self) -> dict[str, Step]:
+        """Those that are asked for, in their order."""
+        return {name: step for name in STEPS if (step := getattr(self, name)) is not None}
+
+    def row_steps(self) -> dict[str, RowStep]:
+        return {name: step for name, step in self.steps().items() if isinstance(step, RowStep)}
+
+    def set_steps(self) -> dict[str, SetStep]:
+        return {name: step for name, step in self.steps().items() if isinstance(step, SetStep)}
+
+    def misfits(self, form: Form, base: Path) -> Iterator[Problem]:
+        """Steps that can't look into this form, and what is wrong with their settings."""
+        for name, step in self.steps().items():
+            if form in step.forms:
+                for each in step.misfits(form, base):
+                    yield Problem(each.what, ".".join(filter(None, ("prepare", name, each.where))), each.mend)
+            elif name in self.model_fields_set:
+                what = f"this step can't look into rows of this task (form {form})"
+                yield Problem(what, f"prepare.{name}", f"leave it out; it is for {', '.join(step.forms)}")
+
+    def key(self, context: Context) -> str:
+        """A hash of all that its results depend on beside the rows."""
+        files = [step.outside(context.base) for step in self.steps().values()]
+        return fingerprint(self.model_dump_json(), context.form, str(context.seed), *files)
+
+
+__all__ = [
+    "STEPS",
+    "Clean",
+    "Context",
+    "Drop",
+    "Keep",
+    "Outcome",
+    "PrepareSettings",
+    "RowResult",
+    "RowSet",
+    "RowStep",
+    "SetStep",
+    "Step",
+]
