@@ -1,15 +1,16 @@
 """Taking personal data out of texts.
 
-In: batches of texts. Out: for each the new text, what was found, and whether its row is to go. Settings with no more than
-that decide it: the same text gets the same answer in any order, in any process.
+In: a text, or tagged words, and what was found in it. Out: it with masks or stand-ins instead. Nothing but settings, seed and
+the text decides: the same one gets the same answer in any order, in any process.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from luthier.prepare.personal.finder import Span
 from luthier.prepare.personal.kinds import NAMED_BY_MODEL
@@ -17,16 +18,9 @@ from luthier.prepare.personal.settings import AnonymiseSettings, model_for
 from luthier.prepare.personal.standins import StandIns
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """A text without its personal data, and the finds (places in the old text)."""
-
-    text: str
-    spans: list[Span] = field(default_factory=list)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(span.kind for span in self.spans).items()))
+def counted(spans: Iterable[Span]) -> Counter[str]:
+    """How many finds there are of each kind."""
+    return Counter(span.kind for span in spans)
 
 
 class Writer:
@@ -53,15 +47,18 @@ class Writer:
 
     def words(self, words: Sequence[str], spans: Sequence[Span]) -> list[str]:
         """Words that were joined by single blanks, with each word that a find touches written over whole."""
+        made, ends = list(words), list(accumulate(len(word) + 1 for word in words))
         if self.settings.mode == "drop":
-            return list(words)
-        made, start, left = [], 0, list(spans)
-        for word in words:
-            end = start + len(word)
-            while left and left[0].end <= start:
-                left.pop(0)
-            made.append(self.instead(left[0].kind, word) if left and left[0].start < end else word)
-            start = end + 1
+            return made
+        done = 0
+        for span in spans:
+            first = max(done, bisect_right(ends, span.start))
+            done = max(done, bisect_left(ends, span.end) + 1)
+            touched = words[first:done]
+            instead = self.instead(span.kind, " ".join(touched)).split(" ") if touched else []
+            if len(instead) != len(touched):
+                instead = [self.instead(span.kind, word) for word in touched]
+            made[first:done] = [each or "_" for each in instead]
         return made
 
 

@@ -5,6 +5,7 @@ Nothing heavy is imported: spaCy and presidio come with the first text.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -71,50 +72,50 @@ class AnonymiseSettings(Settings):
     """How many processes look; by default as many as there are processors, for 2000 texts and more."""
 
 
-def problems_in(settings: AnonymiseSettings, where: str = "prepare.anonymise") -> list[Problem]:
-    """What is wrong with the settings and with what is installed, before any text is read."""
-    problems = [*of_kinds(settings, where), *of_languages(settings, where), *of_recognisers(settings, where)]
+def problems_in(settings: AnonymiseSettings) -> list[Problem]:
+    """What is wrong with the settings and with what is installed, before any text is read; places are their keys."""
+    problems = [*of_kinds(settings), *of_languages(settings), *of_recognisers(settings)]
     if not 0 <= settings.score <= 1:
-        problems.append(Problem(f"{settings.score:g} is not from 0 to 1", f"{where}.score", "0.4 is the default"))
+        problems.append(Problem(f"{settings.score:g} is not from 0 to 1", "score", "0.4 is the default"))
     if settings.workers is not None and settings.workers < 1:
-        problems.append(Problem(f"{settings.workers} is not a number of processes from 1", f"{where}.workers", ""))
+        problems.append(Problem(f"{settings.workers} is not a number of processes from 1", "workers", ""))
     if settings.secret is not None and not os.environ.get(settings.secret):
         what = f"the environment variable '{settings.secret}' is not set, and stand-ins are to be drawn from it"
-        problems.append(Problem(what, f"{where}.secret", f"export {settings.secret}=..., or leave secret out"))
+        problems.append(Problem(what, "secret", f"export {settings.secret}=..., or leave secret out"))
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        problems.append(Problem(f"needs {', '.join(missing)}, which is not installed", where, EXTRA))
+        problems.append(Problem(f"needs {', '.join(missing)}, which is not installed", "", EXTRA))
     return problems
 
 
-def of_kinds(settings: AnonymiseSettings, where: str) -> Iterator[Problem]:
+def of_kinds(settings: AnonymiseSettings) -> Iterator[Problem]:
     for kind in settings.kinds:
         if kind not in KINDS:
-            yield Problem(f"unknown kind '{kind}'", f"{where}.kinds", nearest(kind, KINDS))
+            yield Problem(f"unknown kind '{kind}'", "kinds", nearest(kind, KINDS))
     if not settings.kinds and not settings.recognisers:
-        yield Problem("nothing is looked for", f"{where}.kinds", "name a kind or a recogniser, or leave kinds out")
+        yield Problem("nothing is looked for", "kinds", "name a kind or a recogniser, or leave kinds out")
 
 
-def of_languages(settings: AnonymiseSettings, where: str) -> Iterator[Problem]:
+def of_languages(settings: AnonymiseSettings) -> Iterator[Problem]:
     known = [*MODELS, *settings.models]
     for language in settings.languages:
         if language not in known:
             mend = f"{nearest(language, known)} or name its spaCy model: models: {{{language}: ...}}"
-            yield Problem(f"unknown language '{language}'", f"{where}.languages", mend)
+            yield Problem(f"unknown language '{language}'", "languages", mend)
     if not settings.languages:
-        yield Problem("no language", f"{where}.languages", "name one or more: [en, es]")
+        yield Problem("no language", "languages", "name one or more: [en, es]")
     for language, model in settings.models.items():
         if language not in settings.languages:
-            yield Problem(f"'{language}' is not among the languages", f"{where}.models", f"add {language} to languages")
+            yield Problem(f"'{language}' is not among the languages", "models", f"add {language} to languages")
         if model is not None and not is_installed(model):
             close = nearest(model, (name for names in MODELS.values() for name in names if is_installed(name)))
-            yield Problem(f"the spaCy model '{model}' is not installed", f"{where}.models.{language}", close)
+            yield Problem(f"the spaCy model '{model}' is not installed", f"models.{language}", close)
 
 
-def of_recognisers(settings: AnonymiseSettings, where: str) -> Iterator[Problem]:
+def of_recognisers(settings: AnonymiseSettings) -> Iterator[Problem]:
     names = [recogniser.name for recogniser in settings.recognisers]
     for index, recogniser in enumerate(settings.recognisers):
-        here = f"{where}.recognisers, {index + 1}"
+        here = f"recognisers, {index + 1}"
         if not NAME.match(recogniser.name):
             yield Problem(f"'{recogniser.name}' is no name", here, "small letters, digits and underscores")
         if recogniser.name in KINDS or names.count(recogniser.name) > 1:
@@ -122,9 +123,9 @@ def of_recognisers(settings: AnonymiseSettings, where: str) -> Iterator[Problem]
         if (recogniser.pattern is None) == (not recogniser.words):
             yield Problem("needs either a pattern or words", here, "pattern: 'E-\\d{6}', or words: [Falcon, Osprey]")
         if any(not word.strip() for word in recogniser.words):
-            yield Problem("an empty word", f"{here}.words", "leave it out")
+            yield Problem("an empty word", f"{here}: words", "leave it out")
         if recogniser.pattern is not None:
-            yield from of_pattern(recogniser.pattern, f"{here}.pattern")
+            yield from of_pattern(recogniser.pattern, f"{here}: pattern")
 
 
 def of_pattern(pattern: str, where: str) -> Iterator[Problem]:
@@ -150,3 +151,17 @@ def model_for(settings: AnonymiseSettings, language: str) -> str | None:
     if language in settings.models:
         return settings.models[language]
     return next((name for name in MODELS.get(language, ()) if is_installed(name)), None)
+
+
+def installed_models(settings: AnonymiseSettings) -> str:
+    """What finds names, with versions, and whether a secret is set: results depend on both."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    said = []
+    for name in ("presidio_analyzer", "spacy", *(model_for(settings, language) for language in settings.languages)):
+        try:
+            said.append(f"{name} {version(name.replace('_', '-'))}" if name else "none")
+        except PackageNotFoundError:
+            said.append(str(name))
+    secret = os.environ.get(settings.secret, "") if settings.secret else ""
+    return "; ".join([*said, hashlib.blake2b(secret.encode(), digest_size=8).hexdigest() if secret else ""])

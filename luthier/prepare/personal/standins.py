@@ -29,7 +29,7 @@ STEMS = (
 ENDS = "brook burn bury by combe cote croft dale den don field ford gate ham hurst land ley low mere more shaw stead".split()
 ENDS += "stone stow thorpe ton wade water well wick wood worth".split()
 """Surnames and places are put together from a stem and an end: some 1800 of them."""
-TITLES = frozenset("mr mrs ms miss mx dr prof sir madam sr sra srta don doña dña dra".split())
+TITLES = frozenset("mr mrs ms miss mx dr prof sir madam sr sra srta don dona dna dra".split())
 PARTICLES = frozenset("de la los del da dos van der den von di le bin al el y".split())
 STAND_IN_HOSTS = ("example.com", "example.org", "example.net")
 """Kept for examples (RFC 2606)."""
@@ -207,7 +207,7 @@ def alike(letter: str, number: int) -> str:
     """Another letter or digit of the same sort, or the mark itself."""
     if letter.isdigit():
         return str(number % 10)
-    if letter.isalpha():
+    if letter.isalpha() and letter not in "ºª":
         drawn = string.ascii_lowercase[number % 26]
         return drawn.upper() if letter.isupper() else drawn
     return letter

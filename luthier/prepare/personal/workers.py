@@ -11,7 +11,6 @@ import contextlib
 import os
 import pickle
 import queue
-import signal
 import struct
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from luthier.errors import UserError
 from luthier.prepare.personal.finder import Finder, Span
 from luthier.prepare.personal.settings import AnonymiseSettings
 
-TEXTS = 256
+TEXTS = 64
 """Texts that go to a worker at a time."""
 ALONE = 2000
 """So many texts are looked at without workers: these take some seconds to start."""
@@ -37,7 +36,11 @@ class Worker:
 
     def __init__(self, settings: AnonymiseSettings) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+            start_new_session=True,  # an interrupt is for the caller, who ends this one
         )
         self.send(settings)
 
@@ -59,7 +62,8 @@ class Worker:
             ) from None
         if isinstance(answer, BaseException):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        spans: list[list[Span]] = answer
+        return spans
 
     def end(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):
@@ -87,6 +91,9 @@ class Search:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """End every worker; safe to call twice."""
         for worker in self.workers:
@@ -96,7 +103,14 @@ class Search:
         self.workers, self.threads = [], None
 
     def find(self, texts: Iterable[str]) -> Iterator[list[Span]]:
-        """The spans of each text, in order; a few batches are read ahead, no more."""
+        """The spans of each text, in order; a few batches are read ahead, no more. On any error workers end."""
+        try:
+            yield from self.found(texts)
+        except BaseException:
+            self.close()
+            raise
+
+    def found(self, texts: Iterable[str]) -> Iterator[list[Span]]:
         source = iter(texts)
         waiting: deque[Future[list[list[Span]]]] = deque()
         while batch := list(islice(source, TEXTS)):
@@ -134,8 +148,8 @@ class Search:
 
 def child_environment() -> dict[str, str]:
     """One thread of numbers a worker; the import path of the caller."""
-    paths = [path for path in sys.path if path]
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])}
+    paths = [path or os.getcwd() for path in sys.path]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def write(stream: IO[bytes], message: Any) -> None:
@@ -156,9 +170,15 @@ def read(stream: IO[bytes]) -> Any:
     return pickle.loads(data)
 
 
+def survives(error: Exception) -> bool:
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), type(error))
+    except Exception:
+        return False
+
+
 def serve() -> None:
     """A worker's life: settings, then batches until the caller is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller says when to end
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints goes to the errors, not between messages
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -172,7 +192,7 @@ def serve() -> None:
             except BrokenPipeError:
                 raise
             except Exception as error:
-                write(sink, error)
+                write(sink, error if survives(error) else RuntimeError(repr(error)))
 
 
 if __name__ == "__main__":

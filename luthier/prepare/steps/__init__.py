@@ -7,6 +7,7 @@ from pathlib import Path
 
 from luthier.errors import Problem
 from luthier.files import fingerprint
+from luthier.prepare.steps.anonymise import Anonymise
 from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
 from luthier.prepare.steps.keep import Keep
@@ -16,6 +17,7 @@ from luthier.tasks import Form
 STEPS: dict[str, type[Step]] = {
     "clean": Clean,
     "keep": Keep,
+    "anonymise": Anonymise,
 }
 """By the name of their section in `prepare:`."""
 
@@ -27,6 +29,8 @@ class PrepareSettings(Settings):
     """Mends and normalises texts; off by default, so that a model learns from what its users will send."""
     keep: Keep | None = None
     """Drops rows by length, language and quality; off by default."""
+    anonymise: Anonymise | None = None
+    """Masks or replaces personal data and secrets, or drops their rows; off by default."""
 
     def steps(self) -> dict[str, Step]:
         """Those that are asked for, in their order."""
@@ -56,6 +60,7 @@ class PrepareSettings(Settings):
 
 __all__ = [
     "STEPS",
+    "Anonymise",
     "Clean",
     "Context",
     "Drop",
