@@ -21,9 +21,9 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.evaluate.earlier import read_predictions
 from luthier.evaluate.metrics import METRICS, NAMED, label_names
-from luthier.evaluate.outcome import show_difference, show_p, show_value
 from luthier.evaluate.significance import RESAMPLES, holm, interval
 from luthier.evaluate.verdict import SystemResult, finite, measure, paired
+from luthier.page.words import show_difference, show_p, show_value
 from luthier.records import Prediction
 from luthier.runs import Run
 from luthier.text_table import columns

@@ -86,6 +86,26 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Bar:
+    title: str
+    value: float
+    """Not negative; its length."""
+    label: str
+    """The value in words: "1,204 rows"."""
+    emphasised: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Amounts side by side: rows of each label, texts of each length."""
+
+    kind: ClassVar[str] = "bars"
+    title: str
+    bars: Sequence[Bar]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Passage:
     head: str
     text: str
@@ -101,7 +121,7 @@ class Passages:
     note: str = ""
 
 
-Block = Table | Intervals | Curves | Passages
+Block = Table | Intervals | Curves | Bars | Passages
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import numpy as np
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.metrics import is_right, names
 from luthier.evaluate.mistakes import confidence
-from luthier.evaluate.outcome import SIGNIFICANT, show_value
+from luthier.evaluate.outcome import SIGNIFICANT
 from luthier.evaluate.slices import Gap
 from luthier.finding import Finding, Table
+from luthier.page.words import show_value
 from luthier.records import Example
 
 MOST_DRAWN = 2000

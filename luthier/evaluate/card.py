@@ -14,11 +14,11 @@ from typing import Any, Literal
 import jinja2
 import yaml
 
-from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
-from luthier.evaluate.report import facts
+from luthier.evaluate.outcome import TUNED
 from luthier.evaluate.uses import use_of
 from luthier.files import read_json, write_text
 from luthier.models.describe import Kind
+from luthier.page.words import facts, show_difference, show_p, show_value
 from luthier.tasks import Head
 
 Files = Literal["weights", "adapter", "own adapter"]

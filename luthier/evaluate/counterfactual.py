@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.metrics import names
-from luthier.evaluate.outcome import show_value
 from luthier.evaluate.significance import wilson
 from luthier.evaluate.swaps import Swap, swapped
 from luthier.finding import Block, Figure, Finding, Passage, Passages, Table
+from luthier.page.words import show_value
 from luthier.records import Example, Prediction
 
 if TYPE_CHECKING:

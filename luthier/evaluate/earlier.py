@@ -15,9 +15,9 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.metrics import CLASSIFY, GENERATE, MULTI_LABEL, PREFER, TAG, is_right
-from luthier.evaluate.outcome import show_p
 from luthier.evaluate.significance import two_sided_binomial, wilson
 from luthier.finding import Block, Figure, Passage, Passages
+from luthier.page.words import show_p
 from luthier.records import Prediction
 
 PREDICTIONS = "predictions.jsonl"

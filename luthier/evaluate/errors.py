@@ -17,9 +17,9 @@ from luthier.evaluate.earlier import Earlier, read_earlier
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.metrics import GENERATE, LM, REGRESS, names
 from luthier.evaluate.mistakes import WORST, confidence, cut
-from luthier.evaluate.outcome import show_value
 from luthier.evaluate.significance import wilson
 from luthier.finding import Block, Figure, Finding, Passage, Passages, Table
+from luthier.page.words import show_value
 from luthier.records import Prediction
 
 if TYPE_CHECKING:

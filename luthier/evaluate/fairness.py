@@ -17,11 +17,12 @@ from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.examinations.fairness import AUTOMATIC, LABEL_GAPS, SWAPPED
 from luthier.evaluate.metrics import CLASSIFY, METRICS, REGRESS, Metric
 from luthier.evaluate.metrics.labels import count_labels as label_counts
-from luthier.evaluate.outcome import SIGNIFICANT, change, show_difference, show_p, show_value, span
+from luthier.evaluate.outcome import SIGNIFICANT, change, span
 from luthier.evaluate.significance import holm
 from luthier.evaluate.slices import Dimension, Gap, compare_slices, parity_and_odds
 from luthier.finding import Block, Figure, Finding, Interval, Intervals, Table
 from luthier.languages import languages
+from luthier.page.words import show_difference, show_p, show_value
 from luthier.records import NOT_GIVEN
 
 if TYPE_CHECKING:

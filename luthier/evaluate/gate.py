@@ -16,8 +16,9 @@ from luthier.evaluate.baselines import BASELINES
 from luthier.evaluate.conditions import OPERATORS, Condition, parse
 from luthier.evaluate.examinations import EXAMINATIONS
 from luthier.evaluate.metrics import METRICS
-from luthier.evaluate.outcome import SIGNIFICANT, TUNED, show_difference, show_p, show_value
+from luthier.evaluate.outcome import SIGNIFICANT, TUNED
 from luthier.evaluate.settings import EvaluateSettings
+from luthier.page.words import show_difference, show_p, show_value
 from luthier.tasks import TASKS
 
 EPSILON = "epsilon"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from luthier.evaluate.metrics import Array, Metric
 from luthier.evaluate.significance import LEVEL, Difference, difference, interval
+from luthier.page.words import no_minus_zero, show_difference, show_p, show_value
 
 TUNED, MAJORITY = "tuned", "majority"
 Kind = Literal["tuning", "prompting", "retrieval", "both", "previous", "other"]
@@ -219,31 +220,3 @@ def span(metric: Metric, low: float, high: float, unit: str) -> str:
     if metric.percent:
         return f"{no_minus_zero(100 * low, 1)} to {no_minus_zero(100 * high, 1)}{unit}"
     return f"{show_value(low, False)} to {show_value(high, False)}"
-
-
-def no_minus_zero(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:,.{digits}f}"
-
-
-def show_value(value: float | None, percent: bool) -> str:
-    """82.4%, or a plain number of about three digits."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    if percent:
-        return f"{no_minus_zero(100 * value, 1)}%"
-    return no_minus_zero(value, 1 if abs(value) >= 100 else 2)
-
-
-def show_difference(value: float, percent: bool) -> str:
-    """+18.3, in points where the metric is a percentage."""
-    text = no_minus_zero(100 * value, 1) if percent else show_value(value, False)
-    return text if text.startswith("-") else f"+{text}"
-
-
-def show_p(p: float | None) -> str:
-    """Never zero: a p value is a chance, and no finite test set makes it none."""
-    if p is None or math.isnan(p):
-        return "p n/a"
-    if p < 0.0001:
-        return "p < 0.0001"
-    return f"p = {p:.4f}" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

@@ -6,25 +6,24 @@ In: plain dictionaries: the verdict, and what is known of training, data, machin
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from luthier.evaluate import charts
 from luthier.evaluate.metrics import METRICS, TAG
-from luthier.evaluate.outcome import TUNED, show_difference, show_p, show_value
+from luthier.evaluate.outcome import TUNED
 from luthier.files import write_text
+from luthier.page import charts
+from luthier.page.render import placed, render
+from luthier.page.words import facts, minus, short, show_value
 
 MOST_CLASSES = 20
 """More labels than this, and the matrix gives way to the commonest confusions, and the table to the weakest labels."""
 WEAKEST = 10
-LONGEST_TEXT = 600
 BADGES = {
     "helps": "Tuning helps",
     "hurts": "Tuning hurts",
@@ -54,29 +53,13 @@ class ReportData:
     """What to type to repeat the run."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """One block of facts: pairs, or a table when it has columns."""
-
-    title: str
-    pairs: list[tuple[str, str]] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-    rows: list[tuple[str, list[str]]] = field(default_factory=list)
-
-
 def write_report(path: Path, report: ReportData) -> None:
     """Write the page; a crash leaves the old one or the new one, whole."""
     write_text(path, render_report(report))
 
 
 def render_report(report: ReportData) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(minus=minus, short=short, labels=labels, duration=duration, money=money)
-    environment.globals.update(show_value=show_value, show_difference=show_difference, show_p=show_p)
-    template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(view(report))
+    return render(Path(__file__).with_name("report.html.jinja"), view(report))
 
 
 def view(report: ReportData) -> dict[str, Any]:
@@ -101,47 +84,15 @@ def view(report: ReportData) -> dict[str, Any]:
         "confusion": confusion(tuned["confusion"]) if tuned["confusion"] else None,
         "classes": classes[:WEAKEST] or tuned["classes"],
         "other_classes": classes[WEAKEST:],
-        "findings": findings(verdict),
+        "findings": [placed(name, finding) for name, finding in verdict.get("findings", {}).items()],
+        "labels": labels,
         "class_count": len(tuned["classes"]),
         "counted": ("Type", "Entities") if verdict["task"] == TAG else ("Label", "Test rows"),
         "data": facts(report.data),
         "manifest": facts(report.manifest),
         "recipe": recipe_text(report.resolved),
         "command": report.command,
-        "box": {
-            "width": charts.WIDTH,
-            "height": charts.HEIGHT,
-            "left": charts.LEFT,
-            "right": charts.WIDTH - charts.RIGHT,
-        }
-        | {"top": charts.TOP, "bottom": charts.HEIGHT - charts.BOTTOM},
     }
-
-
-def findings(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the examinations found: a sentence, its named figures and its blocks, each with its marks placed."""
-    return [
-        {
-            "name": name,
-            "title": finding["title"],
-            "sentence": finding["sentence"],
-            "blocks": [block | PLACED.get(block["kind"], lambda _: {})(block) for block in finding["blocks"]],
-        }
-        for name, finding in verdict.get("findings", {}).items()
-    ]
-
-
-def placed_intervals(block: Mapping[str, Any]) -> dict[str, Any]:
-    percent = block["percent"]
-    rows = [(row["title"], row["emphasised"], row["value"], row["low"], row["high"]) for row in block["rows"]]
-    return {"forest": charts.forest(rows, lambda value: minus(show_value(value, percent)), percent)}
-
-
-def placed_curves(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {"chart": charts.plane(block)}
-
-
-PLACED = {"intervals": placed_intervals, "curves": placed_curves}
 
 
 def byline(report: ReportData) -> str:
@@ -227,16 +178,6 @@ def is_finite(value: Any) -> bool:
 # ---- words
 
 
-def minus(text: str) -> str:
-    """A real minus sign before a number."""
-    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
-
-
-def short(text: Any) -> str:
-    text = str(text)
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
-
-
 def labels(value: Any) -> Markup:
     """An answer for people: a label, a list of them, a text; said so when there is none."""
     if isinstance(value, str | None):
@@ -244,71 +185,5 @@ def labels(value: Any) -> Markup:
     return Markup(", ").join(value) if value else Markup("<em>no label</em>")
 
 
-def duration(seconds: float) -> str:
-    """About three digits, in the unit that fits."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def money(cost: float | None) -> str:
-    """Two digits after the point, or the first two that are not zero; the currency is the user's."""
-    if cost is None:
-        return "–"
-    return f"{cost:,.2f}" if cost >= 1 or cost == 0 else f"{cost:.2g}"
-
-
 def recipe_text(resolved: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True, width=100) if resolved else ""
-
-
-def facts(values: Mapping[str, Any]) -> list[Facts]:
-    """Any nested facts as blocks: first the plain ones, then a block for each group."""
-    plain = [(heading(key), fact(key, value)) for key, value in values.items() if not isinstance(value, Mapping)]
-    blocks = [Facts("", pairs=[(key, text) for key, text in plain if text])]
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            blocks.append(group(heading(key), value))
-    return [block for block in blocks if block.pairs or block.rows]
-
-
-def group(title: str, values: Mapping[str, Any]) -> Facts:
-    """A table where every value is itself a group of figures, else pairs."""
-    if all(isinstance(value, Mapping) for value in values.values()):
-        inner = list(dict.fromkeys(key for value in values.values() for key in value))
-        if len(inner) > len(values) and len(inner) > 4:  # the longer side goes down
-            rows = [(str(key), [fact(key, value.get(key)) for value in values.values()]) for key in inner]
-            return Facts(title, columns=[str(key) for key in values], rows=rows)
-        rows = [(str(key), [fact(name, value.get(name)) for name in inner]) for key, value in values.items()]
-        return Facts(title, columns=[str(key) for key in inner], rows=rows)
-    return Facts(title, pairs=[(str(key), fact(str(key), value)) for key, value in values.items()])
-
-
-def heading(key: Any) -> str:
-    """A key as people write it; the unit that `fact` shows beside the figure is left out."""
-    text = "time" if key == "seconds" else str(key).removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
-def fact(key: str, value: Any) -> str:
-    """A value for people, by its kind and by the unit its key ends in."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        if key.endswith("seconds"):
-            return duration(value)
-        if key.endswith("bytes"):
-            return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
-        if isinstance(value, int):
-            return str(value) if "seed" in key else f"{value:,}"
-        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {fact(str(name), inner)}" for name, inner in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(fact("", item) for item in value)
-    return short(value)

@@ -22,11 +22,11 @@ import numpy as np
 
 from luthier.engine.likelihood import answers_of_rows
 from luthier.evaluate.examinations.base import Evidence
-from luthier.evaluate.outcome import show_value
 from luthier.evaluate.probe_files import PAIRED, read_probes
 from luthier.evaluate.significance import percentiles, resampled_sums, wilson
 from luthier.finding import Figure, Finding
 from luthier.models.network import Network
+from luthier.page.words import show_value
 from luthier.records import Row
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.evaluate.outcome import show_difference, show_p, show_value
+from luthier.page.words import show_difference, show_p, show_value
 from luthier.text_table import columns
 
 

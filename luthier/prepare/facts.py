@@ -2,6 +2,7 @@
 
 task, source            as asked for
 files                   for each file or table: format as found, rows, columns
+licence, notes          as stated
 convention, columns     the way of naming columns that was found, and our field: their column
 rows_read               all rows, the bad ones included
 rows_skipped            reason: rows (the 20 most frequent reasons)

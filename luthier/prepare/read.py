@@ -237,6 +237,8 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
         "task": task,
         "source": wanted.source if isinstance(wanted.source, str) else dict(wanted.source),
         "files": {table.file: table_facts(table) for split in tables.values() for table in split},
+        "licence": settings.licence,
+        "notes": settings.notes,
         "convention": convention.name,
         "columns": {ours: theirs if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()},
         "rows_read": rows_read,

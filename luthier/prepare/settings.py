@@ -61,6 +61,10 @@ class DataSettings(Settings):
     """Share of the rows cut for validation by content hash, where no validation split is given; 0 for none."""
     max_rows: dict[Split, int] = Field(default_factory=dict)
     """At most so many rows of a split: the same ones each time, near its share of each label."""
+    licence: str | None = None
+    """The licence of the data, as the data report and the model card name it."""
+    notes: str | None = None
+    """Where the data come from, for the data report: who wrote them, when, and what to mind."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Whether a row that cannot be used stops the run, or is counted and kept aside."""
 

@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from luthier.evaluate.card import CardData, render_card, write_card
-from luthier.evaluate.charts import labelled, smoothed, thinned, ticks
 from luthier.evaluate.report import ReportData, render_report, write_report
 from luthier.evaluate.verdict import SystemResult, build_verdict
+from luthier.page.charts import labelled, smoothed, thinned, ticks
 from luthier.records import Prediction
 
 ATTACK = "<script>alert(1)</script> & 'quotes'"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from luthier.errors import UserError
-from luthier.evaluate.outcome import show_difference, show_p, show_value
 from luthier.evaluate.verdict import SystemResult, build_verdict
+from luthier.page.words import show_difference, show_p, show_value
 from luthier.records import Prediction
 
 LABELS = ["bad", "fine", "good"]

@@ -1,0 +1,90 @@
+"""The data as a page: what was read, what became of every row, what is left, what a careful person would ask about.
+
+In: a `Dataset`. Out: `data.html`, one self-contained page, and the same as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier.files import write_json, write_text
+from luthier.page.render import placed, render
+from luthier.prepare.portrait import portrait
+from luthier.prepare.read import Dataset
+from luthier.tasks import TASKS
+
+PAGE, FACTS = "data.html", "data.json"
+MOST_REASONS = 8
+ORDER = ("train", "validation", "test")
+
+
+def data_report(data: Dataset) -> dict[str, Any]:
+    """Everything that is known of the data, JSON-able."""
+    form = TASKS[data.facts["task"]].form
+    return {**data.facts, "portrait": portrait(form, data.splits, data.facts).as_json("What is in it")}
+
+
+def write_data_report(folder: Path, report: Mapping[str, Any], title: str) -> Path:
+    """Write page and JSON; a crash leaves the old ones or the new ones, each whole. Returns the page's path."""
+    write_json(folder / FACTS, report)
+    write_text(folder / PAGE, render(Path(__file__).with_name("data.html.jinja"), view(report, title)))
+    return folder / PAGE
+
+
+def view(report: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """Everything the template asks for, placed and worded."""
+    steps = report["steps"]
+    ready = {name: rows for name in ORDER if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
+    most = max(1, steps[0]["rows_in"])
+    source = report["source"] if isinstance(report["source"], str) else ", ".join(report["source"].values())
+    return {
+        "title": title,
+        "source": source,
+        "sentence": sentence(report["rows_read"], ready),
+        "warnings": report["warnings"],
+        "steps": [waterfall_row(step, most) for step in steps],
+        "shown": [step | {"reasons": samples(step)} for step in steps if any(step["samples"].values())],
+        "findings": [
+            placed(step["step"].replace(" ", "-"), step["finding"]) for step in steps if step["finding"] is not None
+        ],
+        "portrait": placed("portrait", report["portrait"]),
+        "splits": [(name, ready[name], report["split_from"][name]) for name in ready],
+        "files": report["files"],
+        "columns": report["columns"],
+        "licence": report["licence"],
+        "notes": report["notes"],
+    }
+
+
+def sentence(rows_read: int, ready: Mapping[str, int]) -> str:
+    words = {"train": "to learn from", "validation": "to choose the best checkpoint by", "test": "to be judged on"}
+    parts = [f"{rows:,} {words[name]}" for name, rows in ready.items()]
+    return f"{rows_read:,} rows were read, and {sum(ready.values()):,} are ready: {', '.join(parts)}."
+
+
+def waterfall_row(step: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """One step's bar: what stays and what goes, in percent of the rows that were read."""
+    gone = step["rows_in"] - step["rows_out"]
+    told = [f"{count:,} {reason}" for reason, count in step["dropped"].items()]
+    told = [*told[:MOST_REASONS], f"{len(told) - MOST_REASONS} more reasons"] if len(told) > MOST_REASONS else told
+    changed = [f"{count:,} × {kind}" for kind, count in step["changed"].items()]
+    if step["changed_rows"]:
+        told.append(f"{step['changed_rows']:,} rows changed ({', '.join(changed)})")
+    return {
+        "title": step["title"],
+        "stays": round(100 * step["rows_out"] / most, 2),
+        "goes": round(100 * gone / most, 2),
+        "rows": f"{step['rows_out']:,}",
+        "gone": f"{gone:,}" if gone else "",
+        "why": "; ".join(told),
+    }
+
+
+def samples(step: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"title": reason or "changed", "changed": not reason, "rows": rows}
+        for reason, rows in step["samples"].items()
+        if rows
+    ]
