@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luthier.checksums import passes_dni, passes_iban, passes_luhn, passes_nhs
+from luthier.prepare.personal.given_names import ENGLISH, SPANISH
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ CUES_ES = (
 )
 """Words after which a name comes."""
 
+GIVEN = "|".join(sorted({*ENGLISH, *SPANISH}, key=len, reverse=True))
 COMPANIES = r"(?i:inc|llc|ltd|plc|corp|corporation|company|co|gmbh|ag|s\.?a|s\.?l|bv|nv|and sons|incorporated|limited)"
 MAIL_LINE = r"(?:\d{1,6}[ ,]|PSC |Unit \d|USS |USNS |USCGC |P\.? ?O\.? )"
 PHONE_LABELS = (
@@ -120,6 +122,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(rf"\b{CUES_EN}[ \t]{{0,12}}(?:\n[ \t]{{0,4}})?(?:{TITLES} )?{NAME}\b", 0.6),
         Form.of(rf"\b{CUES_ES}[ \t]{{0,12}}(?:\n[ \t]{{0,4}})?(?:{TITLES} )?{NAME}\b", 0.6),
         Form.of(rf"^[>?*\s]{{0,6}}{LONE_NAME}(?=(?:\n[^\n\d]{{0,60}}){{0,3}}\n[>?*\s]{{0,6}}{MAIL_LINE})", 0.6, is_no_company),
+        Form.of(rf"\b(?P<value>(?:{GIVEN})(?:[ -](?:{GIVEN}))?(?: (?:{PARTICLE} )?{NAME_WORD}){{1,3}})(?!\w)", 0.6, is_no_company),
         Form.of(rf"^{NAME}(?=: ?[\"“])", 0.6),
         Form.of(r"(?i:\b(?:full |last |first )?name:[ \t]{1,12})(?P<value>[^\W\d_]{2,20}(?:[ -][^\W\d_]{1,20}\.?){0,3})$", 0.6),
         Form.of(

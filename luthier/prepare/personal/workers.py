@@ -74,10 +74,14 @@ class Worker:
 
 
 class Search:
-    """A finder here, and workers once there are texts enough for them. Use as a context."""
+    """A finder here, and workers once there are texts enough for them. Use as a context.
 
-    def __init__(self, settings: AnonymiseSettings) -> None:
-        self.settings = settings
+    Args:
+        alone: So many texts are looked at here before workers start.
+    """
+
+    def __init__(self, settings: AnonymiseSettings, alone: int = ALONE) -> None:
+        self.settings, self.alone = settings, alone
         self.wanted = settings.workers or os.cpu_count() or 1
         self.workers: list[Worker] = []
         self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -115,7 +119,7 @@ class Search:
         waiting: deque[Future[list[list[Span]]]] = deque()
         while batch := list(islice(source, TEXTS)):
             self.seen += len(batch)
-            if self.wanted == 1 or (self.threads is None and self.seen <= ALONE):
+            if self.wanted == 1 or (self.threads is None and self.seen <= self.alone):
                 yield from self.find_here(batch)
                 continue
             waiting.append(self.pool().submit(self.find_there, batch))
