@@ -52,7 +52,7 @@ MARKED = {
     "US_DRIVER_LICENSE": "licence",
 }
 """Our kind for each of the set's labels that presidio as installed has a recogniser for (not titles, ages, firms)."""
-SAME = {"place": "location", "address": "location", "url_token": "url"}
+SAME = {"place": "location", "address": "location"}
 ALL_KINDS = [*DEFAULT_KINDS, "place", "date", "group", "url", "licence"]
 WARM_UP = 256
 SPEED_ROUNDS = 5
@@ -140,7 +140,17 @@ def in_own_process(name: str, job: Mapping[str, list[str]], rounds: int) -> dict
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))
-        command = [sys.executable, "-m", "benchmarks.personal", "--side", name, "--job", folder, "--rounds", str(rounds)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.personal",
+            "--side",
+            name,
+            "--job",
+            folder,
+            "--rounds",
+            str(rounds),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, cwd=ROOT, env=environment)
         peak = 0
@@ -155,7 +165,9 @@ def in_own_process(name: str, job: Mapping[str, list[str]], rounds: int) -> dict
             raise SystemExit(f"{name} failed")
         made: dict[str, Any] = json.loads((Path(folder) / "out.json").read_text())
         made["peak"] = peak
-        made["found"] = {key: [[Span(**s) for s in spans] for spans in several] for key, several in made["found"].items()}
+        made["found"] = {
+            key: [[Span(**s) for s in spans] for spans in several] for key, several in made["found"].items()
+        }
         return made
 
 
@@ -165,7 +177,9 @@ def covered(start: int, end: int, spans: Iterable[tuple[int, int]]) -> float:
     return len(inside) / (end - start)
 
 
-def scores(rows: Sequence[Mapping[str, Any]], found: Sequence[Spans], kinds: set[str], ignored: set[str]) -> dict[str, Score]:
+def scores(
+    rows: Sequence[Mapping[str, Any]], found: Sequence[Spans], kinds: set[str], ignored: set[str]
+) -> dict[str, Score]:
     """Recall and precision by kind, over all (`all kinds`), and of characters whatever their kind (`characters`)."""
     counts: Counter[tuple[str, str]] = Counter()
     for row, several in zip(rows, found, strict=True):
@@ -202,7 +216,14 @@ def documents(rows: Sequence[Mapping[str, Any]], found: Sequence[Spans]) -> Scor
 def shown(title: str, ours: Mapping[str, Score], theirs: Mapping[str, Score]) -> None:
     header = [title, "recall", "presidio", "precision", "presidio", "F1", "presidio"]
     body = [
-        [name, *(f"{getattr(side.get(name, Score(0, 0)), of):.3f}" for of in ("recall", "precision", "f1") for side in (ours, theirs))]
+        [
+            name,
+            *(
+                f"{getattr(side.get(name, Score(0, 0)), of):.3f}"
+                for of in ("recall", "precision", "f1")
+                for side in (ours, theirs)
+            ),
+        ]
         for name in dict.fromkeys([*ours, *theirs])
     ]
     print(columns([header, *body]), end="\n\n")
@@ -225,7 +246,10 @@ def main() -> None:
         made = run_side(options.side, job, int(options.rounds))
         (Path(options.job) / "out.json").write_text(json.dumps(made, default=vars))
         return
-    rows, business = rows_of("pii_presidio", options.split), rows_of("pii_enterprise", options.split)[: options.documents]
+    rows, business = (
+        rows_of("pii_presidio", options.split),
+        rows_of("pii_enterprise", options.split)[: options.documents],
+    )
     speed = [row["text"] for split in ("train", "validation", "test") for row in rows_of("pii_presidio", split)]
     job = {
         "pii_presidio": [row["text"] for row in rows],
@@ -250,7 +274,9 @@ def report(rows: list[dict[str, Any]], business: list[dict[str, Any]], sides: di
     base = sides["presidio"]["texts_a_second"]
     for name, side in sides.items():
         rate = side["texts_a_second"]
-        table.append([name, f"{rate:.1f}", f"{rate / base:.2f}", f"{side['peak'] / 2**20:.0f}", f"{side['loading']:.1f}"])
+        table.append(
+            [name, f"{rate:.1f}", f"{rate / base:.2f}", f"{side['peak'] / 2**20:.0f}", f"{side['loading']:.1f}"]
+        )
     print(columns(table))
     figures = {
         "all_kinds": {"luthier": as_json(every[0]["all kinds"]), "presidio": as_json(every[1]["all kinds"])},

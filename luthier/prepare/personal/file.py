@@ -76,7 +76,9 @@ def anonymise_file(
     dropped = path.with_name(f"{path.name.partition('.')[0]}.dropped.jsonl")
     for target in (path, *([dropped] if settings.mode == "drop" else [])):
         if target.exists():
-            raise UserError("is there already, and nothing is written over", where=str(target), mend="name another --out")
+            raise UserError(
+                "is there already, and nothing is written over", where=str(target), mend="name another --out"
+            )
     (table,) = read_sources(find_sources(DataSettings(source=source), Path.cwd()))["train"]
     raise_all(bad_rows(table.bad))
     check_columns(table, only)
@@ -111,7 +113,11 @@ def beside(source: str) -> Path:
 
 def check_columns(table: Table, only: Sequence[str]) -> None:
     raise_all(
-        [Problem(f"no column '{name}'", table.file, nearest(name, table.columns)) for name in only if name not in table.columns]
+        [
+            Problem(f"no column '{name}'", table.file, nearest(name, table.columns))
+            for name in only
+            if name not in table.columns
+        ]
     )
 
 
@@ -174,7 +180,9 @@ def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row
     """What writes a row to the file, in the format of `path`'s name."""
     format = format_of(path.name)
     if format not in ("jsonl", "csv", "tsv", "text"):
-        raise UserError("is no name of a format that is written here", where=str(path), mend="end it in .jsonl, .csv or .tsv")
+        raise UserError(
+            "is no name of a format that is written here", where=str(path), mend="end it in .jsonl, .csv or .tsv"
+        )
     if format == "text" and table.columns != ["text"]:
         raise UserError("a plain text holds one column", where=str(path), mend="end it in .jsonl or .csv")
     with opened(temporary, path.suffix == ".gz") as stream:
@@ -183,7 +191,9 @@ def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row
         elif format == "text":
             yield lambda row: print(row["text"], end="\n\n", file=stream)
         else:
-            cells = csv.DictWriter(stream, table.columns, delimiter="," if format == "csv" else "\t", lineterminator="\n")
+            cells = csv.DictWriter(
+                stream, table.columns, delimiter="," if format == "csv" else "\t", lineterminator="\n"
+            )
             cells.writeheader()
             yield lambda row: cells.writerow({name: cell_of(row.get(name)) for name in table.columns})
 
@@ -208,11 +218,17 @@ def shown(account: Account) -> str:
     went = f", {account.dropped_rows} dropped" if account.dropped_rows else ""
     lines = [f"{account.rows} rows: {account.changed_rows} changed{went}"]
     if account.kinds:
-        lines.append(in_columns([["found", "times"], *([kind, str(count)] for kind, count in account.kinds.most_common())]))
+        lines.append(
+            in_columns([["found", "times"], *([kind, str(count)] for kind, count in account.kinds.most_common())])
+        )
     if len(account.columns) > 1:
-        lines.append(in_columns([["column", "times"], *([name, str(count)] for name, count in account.columns.most_common())]))
+        lines.append(
+            in_columns([["column", "times"], *([name, str(count)] for name, count in account.columns.most_common())])
+        )
     lines += [f"warning: {warning}" for warning in account.warnings]
-    return "\n".join([*lines, f"written: {account.out}", "not every name is found: read some rows before you share them"])
+    return "\n".join(
+        [*lines, f"written: {account.out}", "not every name is found: read some rows before you share them"]
+    )
 
 
 def settings_of(given: Mapping[str, Any]) -> AnonymiseSettings:
@@ -226,5 +242,11 @@ def settings_of(given: Mapping[str, Any]) -> AnonymiseSettings:
 def own_patterns(given: Iterable[str]) -> list[dict[str, str]]:
     """Recognisers from `NAME=EXPRESSION`."""
     parts = [each.partition("=") for each in given]
-    raise_all([Problem(f"'{name}' is no NAME=EXPRESSION", "--pattern", "--pattern 'staff=E-\\d{6}'") for name, sign, _ in parts if not sign])
+    raise_all(
+        [
+            Problem(f"'{name}' is no NAME=EXPRESSION", "--pattern", "--pattern 'staff=E-\\d{6}'")
+            for name, sign, _ in parts
+            if not sign
+        ]
+    )
     return [{"name": name, "pattern": pattern} for name, _, pattern in parts]

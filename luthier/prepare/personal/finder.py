@@ -32,7 +32,8 @@ COMMON = {
     ),
 }
 """The commonest words of a language, which tell it."""
-WORDS = re.compile(r"[^\W\d_]+")
+WORDS = re.compile(r"(?<![\w.@/:-])[^\W\d_]+(?![\w@/:-]|\.\w)")
+"""Those of sentences, not of web addresses."""
 NO_NAMES = frozenset("address name phone mobile email e-mail website fax date dear hello hi zip user".split())
 DATED = re.compile(r"\b(?:1[89]|20)\d\d\b|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b")
 """What a date has that points at a day or year: `next week` does not."""
@@ -85,8 +86,10 @@ class Finder:
     def entities(self, has: str) -> list[str]:
         """The entities that can be in a text with these characters."""
         kinds = [KINDS[kind] for kind in self.settings.kinds]
-        return [*self.names, *(name for kind in kinds if kind.needs in has.split() or not kind.needs
-                               for name in kind.entities)]
+        return [
+            *self.names,
+            *(name for kind in kinds if kind.needs in has.split() or not kind.needs for name in kind.entities),
+        ]
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """The spans of each text."""
@@ -158,6 +161,7 @@ def trimmed(text: str, start: int, end: int, kind: str, by_model: bool) -> Itera
         if not by_model or DATED.search(text, start, end):
             yield start, end
         return
+    lower = not any(map(str.isupper, text))
     breaks = [start, *(place for match in LINE.finditer(text, start, end) for place in match.span()), end]
     for begin, stop in zip(breaks[::2], breaks[1::2], strict=True):
         piece = text[begin:stop]
@@ -165,18 +169,18 @@ def trimmed(text: str, start: int, end: int, kind: str, by_model: bool) -> Itera
         kept = re.sub(r"(?:['’]s)?[\s,;:!?\"()\[\]<>*#–—\\/|-]*\Z", "", piece[left:])
         if kind == "person":
             kept = kept.split("\\")[0]
-            if not is_name(kept) or STREET_AHEAD.match(text, begin + left + len(kept)):
+            if not is_name(kept, lower) or STREET_AHEAD.match(text, begin + left + len(kept)):
                 continue
         if kept:
             yield begin + left, begin + left + len(kept)
 
 
-def is_name(text: str) -> bool:
-    """Whether this can be a person's: letters that begin large, no digits."""
+def is_name(text: str, lower: bool) -> bool:
+    """Whether this can be a person's: letters that begin large (but where the whole text has small ones), no digits."""
     return (
         len(text) > 1
         and not any(each.isdigit() or each in "@/_#%=" for each in text)
-        and any(each.isupper() for each in text)
+        and (lower or any(each.isupper() for each in text))
         and text.lower() not in NO_NAMES
     )
 

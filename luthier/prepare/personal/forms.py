@@ -121,10 +121,21 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(rf"\b{TITLES} {NAME}", 0.8),
         Form.of(rf"\b{CUES_EN}[ \t]{{0,12}}(?:\n[ \t]{{0,4}})?(?:{TITLES} )?{NAME}\b", 0.6),
         Form.of(rf"\b{CUES_ES}[ \t]{{0,12}}(?:\n[ \t]{{0,4}})?(?:{TITLES} )?{NAME}\b", 0.6),
-        Form.of(rf"^[>?*\s]{{0,6}}{LONE_NAME}(?=(?:\n[^\n\d]{{0,60}}){{0,3}}\n[>?*\s]{{0,6}}{MAIL_LINE})", 0.6, is_no_company),
-        Form.of(rf"\b(?P<value>(?:{GIVEN})(?:[ -](?:{GIVEN}))?(?: (?:{PARTICLE} )?{NAME_WORD}){{1,3}})(?!\w)", 0.6, is_no_company),
+        Form.of(
+            rf"^[>?*\s]{{0,6}}{LONE_NAME}(?=(?:\n[^\n\d]{{0,60}}){{0,3}}\n[>?*\s]{{0,6}}{MAIL_LINE})",
+            0.6,
+            is_no_company,
+        ),
+        Form.of(
+            rf"\b(?P<value>(?:{GIVEN})(?:[ -](?:{GIVEN}))?(?: (?:{PARTICLE} )?{NAME_WORD}){{1,3}})(?!\w)",
+            0.6,
+            is_no_company,
+        ),
         Form.of(rf"^{NAME}(?=: ?[\"“])", 0.6),
-        Form.of(r"(?i:\b(?:full |last |first )?name:[ \t]{1,12})(?P<value>[^\W\d_]{2,20}(?:[ -][^\W\d_]{1,20}\.?){0,3})$", 0.6),
+        Form.of(
+            r"(?i:\b(?:full |last |first )?name:[ \t]{1,12})(?P<value>[^\W\d_]{2,20}(?:[ -][^\W\d_]{1,20}\.?){0,3})$",
+            0.6,
+        ),
         Form.of(
             r"(?i:\b(?:my name is|me llamo|mi nombre es) (?!on |in |not |also |still |wrong|spelled|incorrect)"
             r"(?P<value>[^\W\d_]{2,20}(?: [^\W\d_]{1,20}\.?){0,2}))(?=[.,!;]|\s{0,3}$)",
@@ -156,7 +167,9 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(rf"(?<![\w.+/-])\+?\(?\d[\d ()./-]{{5,20}}\d(?=[ -]{{0,2}}\(?(?i:{PHONE_LABELS})\b)", 0.6),
         Form.of(r"(?<![\w.+/-])[6-9]\d{2}[ .-]\d{3}[ .-]\d{3}(?![\d.-])", 0.45),
         Form.of(r"(?<![\w.+/-])[6-9]\d{2}(?:[ .-]\d{2}){3}(?![\d.-])", 0.5),
-        Form.of(r"(?<![\w.+/-])\(?0?\d{1,5}\)?(?:[ ./-]{1,2}\d{2,8}){1,5}(?: ?(?:x|ext\.?) ?\d{1,6})?(?![\w-]*\d)", 0.15),
+        Form.of(
+            r"(?<![\w.+/-])\(?0?\d{1,5}\)?(?:[ ./-]{1,2}\d{2,8}){1,5}(?: ?(?:x|ext\.?) ?\d{1,6})?(?![\w-]*\d)", 0.15
+        ),
         Form.of(r"(?<![\w.+/-])\d{9,11}(?:x\d{1,6})?(?![\w-]*\d)", 0.1),
     ),
     "STREET_ADDRESS": (
@@ -184,18 +197,25 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(rf"(?<![\w.,$€£-])\d{{1,5}}(?:,? [{UPPER}\d][\w.'’-]{{0,20}}){{1,5}}{TOWN_PART}", 0.7),
         Form.of(r"\b(?i:p\.? ?o\.? ?box|apartado(?: de correos)?|apdo\.?)\s{1,2}\d{1,7}\b", 0.8),
         Form.of(r"\b(?:PSC|Unit|CMR) \d{3,5},? Box \d{1,5}(?:\s{1,3}(?:APO|FPO|DPO)\s{1,3}A[AEP]\s{1,3}\d{5})?", 0.9),
+        Form.of(rf"\bUS(?:S|NS|CGC|NV) {WORD}\s{{1,3}}(?:APO|FPO|DPO)\s{{1,3}}A[AEP]\s{{1,3}}\d{{5}}\b", 0.9),
         Form.of(rf"\b{TOWN},\s{STATE}\s\d{{5}}(?:-\d{{4}})?\b", 0.7),
         Form.of(rf"\b{UNIT}\s{{1,2}}\d{{1,5}}\b", 0.3),
         Form.of(rf"^[>?*\s]{{0,6}}(?P<value>{WORD}(?: {WORD}){{0,2}},? \d{{5}})$", 0.5),
         Form.of(rf"\b{UK_POSTCODE}\b", 0.7),
-        Form.of(r"(?i:\b(?:zip|postal|post)[ -]?code(?: is)?:?\s{1,3}|\bzip:\s{0,3}|\bC\.?P\.?:?\s{1,3})"
-                r"(?P<value>(?:\d{3,5}(?:[ -]\d{2,5})?|[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2})(?: [A-Z]{2}\b)?)", 0.7),
+        Form.of(
+            r"(?i:\b(?:zip|postal|post)[ -]?code(?: is)?:?\s{1,3}|\bzip:\s{0,3}|\bC\.?P\.?:?\s{1,3})"
+            r"(?P<value>(?:\d{3,5}(?:[ -]\d{2,5})?|[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2})(?: [A-Z]{2}\b)?)",
+            0.7,
+        ),
     ),
     "URL_TOKEN": (
         Form.of(rf"\bhttps?://[^\s<>\"']{{1,400}}?[?&#;]{TOKEN_WORDS}=[^\s<>\"'&]{{6,2000}}[^\s<>\"']{{0,400}}", 0.9),
         Form.of(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@<>\"']{1,100}:[^\s/@<>\"']{1,200}@[^\s<>\"']{1,400}", 0.95),
-        Form.of(r"\bhttps?://[^\s<>\"']{1,400}/(?P<token>[A-Za-z0-9_-]{24,400})(?![^\s<>\"'])", 0.5,
-                lambda text: looks_random(text.rsplit("/", 1)[-1])),
+        Form.of(
+            r"\bhttps?://[^\s<>\"']{1,400}/(?P<token>[A-Za-z0-9_-]{24,400})(?![^\s<>\"'])",
+            0.5,
+            lambda text: looks_random(text.rsplit("/", 1)[-1]),
+        ),
         Form.of(r"\bhttps://hooks\.slack\.com/services/[A-Za-z0-9/]{20,100}", 0.95),
     ),
     "SECRET": (
@@ -210,14 +230,21 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form.of(r"\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,3000}\.[\w-]{10,1000}", 0.95),
         Form.of(r"\b\d{8,10}:AA[\w-]{32,35}\b", 0.9),
         Form.of(r"(?i:AccountKey=|SharedAccessKey=)(?P<value>[A-Za-z0-9+/=]{40,100})", 0.95),
-        Form.of(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[A-Za-z0-9+/=\s:,-]{16,3500}(?:-----END [A-Z ]{0,30}KEY-----)?",
-                1.0),
-        Form.of(rf"\b{SECRET_WORDS}[\"']?\s{{0,3}}(?::|=|\bis\b|\bes\b)\s{{0,3}}[\"']?(?P<value>[^\s\"',;<>]{{6,200}})", 0.7,
-                lambda text: any(each.isdigit() for each in text) or not text.isalpha()),
+        Form.of(
+            r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[A-Za-z0-9+/=\s:,-]{16,3500}(?:-----END [A-Z ]{0,30}KEY-----)?",
+            1.0,
+        ),
+        Form.of(
+            rf"\b{SECRET_WORDS}[\"']?\s{{0,3}}(?::|=|\bis\b|\bes\b)\s{{0,3}}[\"']?(?P<value>[^\s\"',;<>]{{6,200}})",
+            0.7,
+            lambda text: any(each.isdigit() for each in text) or not text.isalpha(),
+        ),
         Form.of(r"\b(?i:bearer)\s(?P<value>[A-Za-z0-9._~+/=-]{16,2000})", 0.8, looks_random),
     ),
     "AGE": (
-        Form.of(r"(?i:\b(?:aged?|turned|turning|tengo|tiene|cumplió|cumple)\s{1,2})(?P<value>\d{1,3})(?=[\s.,;!?)]|$)", 0.7),
+        Form.of(
+            r"(?i:\b(?:aged?|turned|turning|tengo|tiene|cumplió|cumple)\s{1,2})(?P<value>\d{1,3})(?=[\s.,;!?)]|$)", 0.7
+        ),
         Form.of(r"\b(?P<value>\d{1,3})(?=[ -](?i:years?[ -]old|y/?o\b|yrs?[ -]old|años\b))", 0.8),
     ),
     "DATE_TIME": (

@@ -65,7 +65,11 @@ class StandIns:
     def of(self, kind: str, text: str) -> str:
         """The stand-in for `text`; never `text` itself."""
         made = self.makers.get(kind, lambda value: self.scrambled(kind, value))(text)
-        return made if made != text else self.makers.get(kind, lambda value: self.scrambled(kind, value))(text + "\0")[: len(made)]
+        return (
+            made
+            if made != text
+            else self.makers.get(kind, lambda value: self.scrambled(kind, value))(text + "\0")[: len(made)]
+        )
 
     def numbers(self, kind: str, value: str) -> Iterator[int]:
         """Endless numbers from 0 to 255 that only kind, value and key decide."""
@@ -161,7 +165,11 @@ class StandIns:
                 return word
             if word.isdigit():
                 return self.scrambled("address", word)
-            return cased(self.pick("street", plainly(word), STEMS, ENDS), word) if word.isalpha() else self.scrambled("address", word)
+            return (
+                cased(self.pick("street", plainly(word), STEMS, ENDS), word)
+                if word.isalpha()
+                else self.scrambled("address", word)
+            )
 
         return re.sub(r"[^\W_]+", other, text)
 

@@ -22,12 +22,14 @@ from typing import IO, Any
 
 from luthier.errors import UserError
 from luthier.prepare.personal.finder import Finder, Span
-from luthier.prepare.personal.settings import AnonymiseSettings
+from luthier.prepare.personal.settings import AnonymiseSettings, model_for
 
 TEXTS = 64
 """Texts that go to a worker at a time."""
 ALONE = 2000
 """So many texts are looked at without workers: these take some seconds to start."""
+HEAVY: tuple[str, ...] = ("torch", "transformers", "stanza")
+"""What spaCy and presidio load where it is there, and none of our recognisers uses: a GiB and many seconds."""
 LENGTH = struct.Struct("<Q")
 
 
@@ -74,10 +76,10 @@ class Worker:
 
 
 class Search:
-    """A finder here, and workers once there are texts enough for them. Use as a context.
+    """Workers: one for the first texts, as many as are wanted once there are texts enough. Use as a context.
 
     Args:
-        alone: So many texts are looked at here before workers start.
+        alone: So many texts are left to the first worker.
     """
 
     def __init__(self, settings: AnonymiseSettings, alone: int = ALONE) -> None:
@@ -86,7 +88,6 @@ class Search:
         self.workers: list[Worker] = []
         self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self.threads: ThreadPoolExecutor | None = None
-        self.here: Finder | None = None
         self.seen = 0
 
     def __enter__(self) -> Search:
@@ -99,12 +100,13 @@ class Search:
         self.close()
 
     def close(self) -> None:
-        """End every worker; safe to call twice."""
-        for worker in self.workers:
+        """End every worker; safe to call twice. A later search starts new ones."""
+        workers, self.workers, self.idle = self.workers, [], queue.SimpleQueue()
+        threads, self.threads = self.threads, None
+        for worker in workers:
             worker.end()  # threads that wait for its answer get an error then
-        if self.threads is not None:
-            self.threads.shutdown(wait=True, cancel_futures=True)
-        self.workers, self.threads = [], None
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def find(self, texts: Iterable[str]) -> Iterator[list[Span]]:
         """The spans of each text, in order; a few batches are read ahead, no more. On any error workers end."""
@@ -119,39 +121,32 @@ class Search:
         waiting: deque[Future[list[list[Span]]]] = deque()
         while batch := list(islice(source, TEXTS)):
             self.seen += len(batch)
-            if self.wanted == 1 or (self.threads is None and self.seen <= self.alone):
-                yield from self.find_here(batch)
-                continue
-            waiting.append(self.pool().submit(self.find_there, batch))
-            if len(waiting) >= 2 * self.wanted:
+            waiting.append(self.start().submit(self.ask, self.idle, batch))
+            if len(waiting) >= 2 * len(self.workers):
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
-    def find_here(self, batch: Sequence[str]) -> list[list[Span]]:
-        if self.here is None:
-            self.here = Finder(self.settings)
-        return self.here.find(batch)
-
-    def find_there(self, batch: Sequence[str]) -> list[list[Span]]:
-        worker = self.idle.get()
+    @staticmethod
+    def ask(idle: queue.SimpleQueue[Worker], batch: Sequence[str]) -> list[list[Span]]:
+        worker = idle.get()
         try:
             return worker.ask(batch)
         finally:
-            self.idle.put(worker)
+            idle.put(worker)
 
-    def pool(self) -> ThreadPoolExecutor:
+    def start(self) -> ThreadPoolExecutor:
+        """The threads that talk to the workers; more workers where it is time for them."""
+        while len(self.workers) < (self.wanted if self.seen > self.alone else 1):
+            self.workers.append(Worker(self.settings))
+            self.idle.put(self.workers[-1])
         if self.threads is None:
-            self.here = None  # its memory is the workers' now
-            self.workers = [Worker(self.settings) for _ in range(self.wanted)]
-            for worker in self.workers:
-                self.idle.put(worker)
             self.threads = ThreadPoolExecutor(self.wanted, thread_name_prefix="personal")
         return self.threads
 
 
 def child_environment() -> dict[str, str]:
-    """One thread of numbers a worker; the import path of the caller."""
+    """One thread for numbers in each worker; the import path of the caller."""
     paths = [path or os.getcwd() for path in sys.path]
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -187,6 +182,8 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the errors, not between messages
     with contextlib.suppress(EOFError, BrokenPipeError):
         settings = read(source)
+        if not any("trf" in (model_for(settings, language) or "") for language in settings.languages):
+            sys.modules.update(dict.fromkeys(HEAVY))
         finder: Finder | None = None
         while True:
             batch = read(source)
