@@ -1,19 +1,21 @@
 """Personal data found by Luthier and by plain presidio in one run: recall, precision, texts a second, peak memory.
 
-In: options, and the sets `pii_presidio` and `pii_enterprise` in the folder that LUTHIER_DATA names (test splits; nothing was
-tuned on them). Out: tables and, last, one JSON object. Presidio runs as installed (its default recognisers, no threshold)
-in a process of its own, with the same spaCy model. Loading is not timed.
+In: options, and the sets `pii_presidio` and `pii_enterprise` in the folder that LUTHIER_DATA names (test splits;
+nothing was tuned on them). Out: tables and, last, one JSON object. Presidio runs as installed (its default
+recognisers, no threshold) in a process of its own, with the same spaCy model. Loading is not timed.
 Run: python -m benchmarks.personal [--speed-rows 600] [--documents 300]
 
-A marked span is found where finds of its kind cover half of its characters or more; a find is right where marked spans of
-its kind cover half of it. Of finds that overlap, the surer one is taken, for both sides. Streets, towns and postcodes are
-one kind, `location`. In the second table, of the kinds that Luthier looks for by default, towns and countries count neither
-way. `characters` counts those of all kinds together: what of the personal data is covered by any find.
+A marked span is found where finds of its kind cover half of its characters or more; a find is right where marked
+spans of its kind cover half of it. Of finds that overlap, the surer one is taken, for both sides. Streets, towns and
+postcodes are one kind, `location`. In the second table, of the kinds that Luthier looks for by default, towns and
+countries count neither way. `characters` counts those of all kinds together: what of the personal data is covered by
+any find.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import resource
@@ -73,12 +75,10 @@ def rows_of(name: str, split: str) -> list[dict[str, Any]]:
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
         raise SystemExit(f"set {DATA_VARIABLE} to the folder with pii_presidio and pii_enterprise")
-    import gzip
-
     file = Path(folder) / name / f"{split}.jsonl"
-    lines = file.open(encoding="utf-8") if file.exists() else gzip.open(f"{file}.gz", "rt", encoding="utf-8")
-    with lines:
-        return [json.loads(line) for line in lines]
+    packed = file.with_name(f"{file.name}.gz")
+    text = file.read_text() if file.exists() else gzip.decompress(packed.read_bytes()).decode()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def presidio_finder() -> Callable[[Iterable[str]], list[Spans]]:

@@ -1,7 +1,7 @@
 """Taking personal data out of texts.
 
-In: a text, or tagged words, and what was found in it. Out: it with masks or stand-ins instead. Nothing but settings, seed and
-the text decides: the same one gets the same answer in any order, in any process.
+In: a text, or tagged words, and what was found in it. Out: it with masks or stand-ins instead. Nothing but settings,
+seed and the text decides: the same one gets the same answer in any order, in any process.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def unnamed(settings: AnonymiseSettings) -> list[str]:
     if not asked or not without:
         return []
     return [
-        f"no spaCy model for {' and '.join(without)}: of {', '.join(asked)} only what stands beside words such as 'Mr' or "
-        f"'my name is' is found there; install one ({', '.join(map(model_hint, without))})"
+        f"no spaCy model for {' and '.join(without)}: of {', '.join(asked)} only what stands beside words such as 'Mr' "
+        f"or 'my name is' is found there; install one ({', '.join(map(model_hint, without))})"
     ]
 
 

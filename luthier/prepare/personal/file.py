@@ -1,7 +1,7 @@
 """Taking personal data out of one file, without a recipe.
 
-In: a file of rows, settings. Out: another file with the same rows and columns, and an account by kind. The first file is only
-read. Rows stream: no more than a few batches are in memory.
+In: a file of rows, settings. Out: another file with the same rows and columns, and an account by kind. The first file
+is only read. Rows stream: no more than a few batches are in memory.
 """
 
 from __future__ import annotations
@@ -204,9 +204,12 @@ def opened(path: Path, packed: bool) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8", newline="") as stream:
             yield stream
         return
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as inner:
-        with io.TextIOWrapper(inner, encoding="utf-8", newline="") as stream:
-            yield stream
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as inner,
+        io.TextIOWrapper(inner, encoding="utf-8", newline="") as stream,
+    ):
+        yield stream
 
 
 def cell_of(value: Any) -> Any:

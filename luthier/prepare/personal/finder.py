@@ -1,6 +1,7 @@
 """Finding personal data: presidio's analyzer over windows of text, many texts at a time.
 
-In: texts. Out: for each its spans, in order and apart from each other: kind, start, end (in characters), score from 0 to 1.
+In: texts. Out: for each its spans, in order and apart from each other: kind, start, end (in characters), score from 0
+to 1.
 """
 
 from __future__ import annotations
@@ -13,28 +14,35 @@ from typing import Any
 
 from luthier.prepare.personal.kinds import KIND_OF, KINDS
 from luthier.prepare.personal.settings import AnonymiseSettings
+from luthier.prepare.personal.words import COMMON_ENGLISH, COMMON_SPANISH
 
 WINDOW, OVERLAP = 4000, 400
 """Texts longer than a window are looked at window by window, each of which begins within the one before: no time grows
 faster than the text."""
 BATCH = 64
 """Windows that go through spaCy together."""
-COMMON = {
-    "en": frozenset(
-        "the of and to in is that it for was on are with as be this have from or had by not but what all were when we "
-        "there can an your which their said if do will each about how up out them then she many some so these would "
-        "my i you he at please me has been they".split()
-    ),
-    "es": frozenset(
-        "de la que el en y los del se las por un para con no una su al lo como más pero sus le ya o este sí porque "
-        "esta entre cuando muy sin sobre también me hasta hay donde quien desde todo nos durante todos uno les ni "
-        "es soy mi tengo vivo llamo tu está son fue ha señor señora".split()
-    ),
-}
+COMMON = {"en": frozenset(COMMON_ENGLISH), "es": frozenset(COMMON_SPANISH)}
 """The commonest words of a language, which tell it."""
 WORDS = re.compile(r"(?<![\w.@/:-])[^\W\d_]+(?![\w@/:-]|\.\w)")
 """Those of sentences, not of web addresses."""
-NO_NAMES = frozenset("address name phone mobile email e-mail website fax date dear hello hi zip user".split())
+NO_NAMES = frozenset(
+    [
+        "address",
+        "name",
+        "phone",
+        "mobile",
+        "email",
+        "e-mail",
+        "website",
+        "fax",
+        "date",
+        "dear",
+        "hello",
+        "hi",
+        "zip",
+        "user",
+    ]
+)
 DATED = re.compile(r"\b(?:1[89]|20)\d\d\b|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b")
 """What a date has that points at a day or year: `next week` does not."""
 STREET_AHEAD = re.compile(r"[ .]{1,2}\d")
@@ -186,7 +194,8 @@ def is_name(text: str, lower: bool) -> bool:
 
 
 def apart(spans: Sequence[Span], text: str) -> list[Span]:
-    """Spans without overlap: the surer and longer one stays whole, of the other what sticks out with a letter or digit."""
+    """Spans without overlap: the surer and longer one stays whole, of the other what sticks out with a letter or
+    digit."""
     taken: list[Span] = []
     for span in sorted(spans, key=lambda each: (-each.score, each.start - each.end, each.start, each.kind)):
         pieces = [(span.start, span.end)]

@@ -1,7 +1,7 @@
 """Forms of personal data that presidio has no recogniser for, or none that is good enough: regular expressions.
 
-In: nothing. Out: `FORMS`, by presidio entity. Every repetition is bounded, so that no text makes a search long. Only the
-group `value` is taken where a form has one; `(?i:...)` marks what may be written in any case.
+In: nothing. Out: `FORMS`, by presidio entity. Every repetition is bounded, so that no text makes a search long. Only
+the group `value` is taken where a form has one; `(?i:...)` marks what may be written in any case.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luthier.checksums import passes_dni, passes_iban, passes_luhn, passes_nhs
-from luthier.prepare.personal.given_names import ENGLISH, SPANISH
+from luthier.prepare.personal.words import ENGLISH_NAMES, SPANISH_NAMES
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ CUES_ES = (
 )
 """Words after which a name comes."""
 
-GIVEN = "|".join(sorted({*ENGLISH, *SPANISH}, key=len, reverse=True))
+GIVEN = "|".join(sorted({*ENGLISH_NAMES, *SPANISH_NAMES}, key=len, reverse=True))
 COMPANIES = r"(?i:inc|llc|ltd|plc|corp|corporation|company|co|gmbh|ag|s\.?a|s\.?l|bv|nv|and sons|incorporated|limited)"
 MAIL_LINE = r"(?:\d{1,6}[ ,]|PSC |Unit \d|USS |USNS |USCGC |P\.? ?O\.? )"
 PHONE_LABELS = (
@@ -154,7 +154,8 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "PHONE_NUMBER": (
         Form.of(r"(?<![\w.+-])(?:\+|00)\d{1,3}[ .-]?(?:\(0?\)[ .-]?)?\d{1,5}(?:[ ./-]?\d{2,5}){1,5}(?![\w-]*\d)", 0.6),
         Form.of(
-            r"(?<![\w.+/-])(?:\+?1[-. ]?|001[-. ]?)?\(?[2-9]\d{2}\)?[-. ]\d{3}[-. ]\d{4}(?: ?(?:x|ext\.?) ?\d{1,6})?(?!\d)",
+            r"(?<![\w.+/-])(?:\+?1[-. ]?|001[-. ]?)?\(?[2-9]\d{2}\)?[-. ]\d{3}[-. ]\d{4}"
+            r"(?: ?(?:x|ext\.?) ?\d{1,6})?(?!\d)",
             0.6,
         ),
         Form.of(r"(?<![\w.+/-])\(\d{2,5}\) ?\d{2,5}(?:[ .-]?\d{2,5}){1,3}(?![\w-]*\d)", 0.5),
@@ -174,8 +175,8 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "STREET_ADDRESS": (
         Form.of(
-            rf"(?<![\w.,$€£-]){HOUSE},?(?: \d{{1,5}})? (?:[NSEW]\.? )?(?:[{UPPER}\d][\w.'’-]{{0,20}} ){{1,4}}{STREETS_EN}\b"
-            rf"\.?{UNIT_PART}?{TOWN_PART}?",
+            rf"(?<![\w.,$€£-]){HOUSE},?(?: \d{{1,5}})? (?:[NSEW]\.? )?(?:[{UPPER}\d][\w.'’-]{{0,20}} ){{1,4}}"
+            rf"{STREETS_EN}\b\.?{UNIT_PART}?{TOWN_PART}?",
             0.75,
         ),
         Form.of(
@@ -256,8 +257,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
 """By presidio's name of the entity."""
 
 CONTEXT: dict[str, list[str]] = {
-    "PHONE_NUMBER": ["phone", "number", "telephone", "cell", "mobile", "call", "fax", "tel", "desk", "office", "dial"]
-    + ["sms", "whatsapp", "teléfono", "tfno", "tlf", "móvil", "llamar", "llame", "llámame", "contact"],
+    "PHONE_NUMBER": [
+        *("phone", "number", "telephone", "cell", "mobile", "call", "fax", "tel", "desk", "office", "dial", "contact"),
+        *("sms", "whatsapp", "teléfono", "tfno", "tlf", "móvil", "llamar", "llame", "llámame"),
+    ],
     "STREET_ADDRESS": ["address", "live", "located", "street", "dirección", "domicilio", "vivo", "vive", "send"],
     "UK_NHS": ["nhs"],
     "CREDIT_CARD": ["card", "credit", "debit", "visa", "mastercard", "amex", "cc", "tarjeta", "crédito"],

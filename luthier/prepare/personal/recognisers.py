@@ -1,7 +1,7 @@
 """What presidio's registry holds for us: its own recognisers, some of them mended, and ours in its way.
 
-In: settings. Out: a `RecognizerRegistry` and an `NlpEngine` for presidio's `AnalyzerEngine`. Importing this imports presidio
-and spaCy.
+In: settings. Out: a `RecognizerRegistry` and an `NlpEngine` for presidio's `AnalyzerEngine`. Importing this imports
+presidio and spaCy.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Own(LocalRecognizer):
 
     def __init__(self, settings: Recogniser, language: str) -> None:
         super().__init__([settings.name.upper()], supported_language=language, name=f"Own{settings.name}")
-        self.context = settings.context or None
+        self.context: Any = settings.context or None
         self.score = 0.3 if settings.context else 1.0
         if settings.pattern is not None:
             self.pattern = regex.compile(settings.pattern)
@@ -117,7 +117,7 @@ class Own(LocalRecognizer):
         return [result(self, start, end, self.score) for start, end in spans if end > start]
 
 
-class Email(theirs.EmailRecognizer):  # type: ignore[misc]
+class Email(theirs.EmailRecognizer):
     """Presidio's, with the list of public suffixes that came with its library: no look at the network."""
 
     SUFFIXES = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
@@ -132,7 +132,7 @@ class Email(theirs.EmailRecognizer):  # type: ignore[misc]
         return self.SUFFIXES(pattern_text.rpartition("@")[2]).suffix != ""
 
 
-class Phone(theirs.PhoneRecognizer):  # type: ignore[misc]
+class Phone(theirs.PhoneRecognizer):
     """Presidio's (the telephone library's numbers by country), asked only where digits enough stand together."""
 
     CANDIDATE = re.compile(r"\d(?:[ ()./x-]{0,3}\d){6}")
@@ -144,7 +144,7 @@ class Phone(theirs.PhoneRecognizer):  # type: ignore[misc]
         return super().analyze(text, entities, nlp_artifacts) if self.CANDIDATE.search(text) else []
 
 
-class Registry(RecognizerRegistry):  # type: ignore[misc]
+class Registry(RecognizerRegistry):
     """Presidio's registry, which finds the recognisers of a language and of some entities once, not for every text."""
 
     def __init__(self, recognisers: Sequence[EntityRecognizer], languages: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ class Registry(RecognizerRegistry):  # type: ignore[misc]
         return self.known[key]
 
 
-class Names(SpacyNlpEngine):  # type: ignore[misc]
+class Names(SpacyNlpEngine):
     """spaCy's models with nothing but what finds names; words in small letters stand for lemmas as context."""
 
     def __init__(self, settings: AnonymiseSettings) -> None:
@@ -190,7 +190,8 @@ class Names(SpacyNlpEngine):  # type: ignore[misc]
 
 
 def pipeline(language: str, model: str | None) -> Any:
-    """The spaCy pipeline of a language: the model's finder of names alone, or its rules of words where there is none."""
+    """The spaCy pipeline of a language: the model's finder of names alone, or its rules of words where there is
+    none."""
     if model is None:
         return spacy.blank(language)
     with warnings.catch_warnings():

@@ -1,7 +1,8 @@
 """Stand-ins for personal data: of the same shape, drawn from a keyed hash of what they stand for.
 
-In: a find's kind and text. Out: the text to write instead. The same text under the same key always gets the same stand-in,
-whatever the order of rows and without a table of what stood for what. Key: BLAKE2b's (RFC 7693, section 2.9).
+In: a find's kind and text. Out: the text to write instead. The same text under the same key always gets the same
+stand-in, whatever the order of rows and without a table of what stood for what. Key: BLAKE2b's (RFC 7693, section
+2.9).
 """
 
 from __future__ import annotations
@@ -10,27 +11,18 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from luthier.checksums import dni_letter, luhn_sum
+from luthier.prepare.personal.words import ENDS, FIRST, STEMS
 
-FIRST = (
-    "Ada Alba Alma Amy Ana Ben Blanca Carl Carla Clara Cora Dan Daniel Diana Diego Edith Elena Elisa Emma Eric Eva Felix "
-    "Flora Frank Gema Gina Grace Hugo Ida Inés Irene Iris Ivan Jack Jaime Jane Joel Jorge Judith Julia Kate Laura Leo "
-    "Lidia Lily Lola Louis Lucas Luis Mara Marcos Marta Max Mia Miguel Mira Nadia Nina Noah Nora Olga Olive Oscar Pablo "
-    "Paula Peter Pilar Ralph Raquel Rita Rosa Ruth Samuel Sara Sergio Silvia Simon Sonia Stella Teresa Tessa Theo Thomas "
-    "Tomás Toni Vera Victor Viola Walter Wendy Zoe"
-).split()
-STEMS = (
-    "Ash Bar Beck Black Brad Bridge Brom Cald Carl Chat Clay Cold Cran Dal Dun East Elm Fair Fal Glen Green Hal Hart Haw "
-    "Hazel High Holm Kings Lang Lin Mar Mill Mor New North Oak Pem Pres Red Rock Rush Salt Sand Shel Stan Stone Thorn Wal "
-    "West Whit Wick Win Wood"
-).split()
-ENDS = "brook burn bury by combe cote croft dale den don field ford gate ham hurst land ley low mere more shaw stead".split()
-ENDS += "stone stow thorpe ton wade water well wick wood worth".split()
-"""Surnames and places are put together from a stem and an end: some 1800 of them."""
-TITLES = frozenset("mr mrs ms miss mx dr prof sir madam sr sra srta don dona dna dra".split())
-PARTICLES = frozenset("de la los del da dos van der den von di le bin al el y".split())
+TITLES = frozenset(
+    ["mr", "mrs", "ms", "miss", "mx", "dr", "prof", "sir", "madam", "sr", "sra", "srta", "don", "dona", "dna", "dra"]
+)
+PARTICLES = frozenset(
+    ["de", "la", "los", "del", "da", "dos", "van", "der", "den", "von", "di", "le", "bin", "al", "el", "y"]
+)
 STAND_IN_HOSTS = ("example.com", "example.org", "example.net")
 """Kept for examples (RFC 2606)."""
 STAND_IN_NETS = ("192.0.2.", "198.51.100.", "203.0.113.")
@@ -64,12 +56,9 @@ class StandIns:
 
     def of(self, kind: str, text: str) -> str:
         """The stand-in for `text`; never `text` itself."""
-        made = self.makers.get(kind, lambda value: self.scrambled(kind, value))(text)
-        return (
-            made
-            if made != text
-            else self.makers.get(kind, lambda value: self.scrambled(kind, value))(text + "\0")[: len(made)]
-        )
+        make = self.makers.get(kind, partial(self.scrambled, kind))
+        made = make(text)
+        return made if made != text else self.scrambled(kind, make(text + " "))
 
     def numbers(self, kind: str, value: str) -> Iterator[int]:
         """Endless numbers from 0 to 255 that only kind, value and key decide."""
@@ -78,7 +67,7 @@ class StandIns:
             yield from hashlib.blake2b(f"{kind}\0{block}\0{value}".encode(), key=self.key).digest()
             block += 1
 
-    def pick(self, kind: str, value: str, *lists: list[str]) -> str:
+    def pick(self, kind: str, value: str, *lists: Sequence[str]) -> str:
         drawn = self.numbers(kind, value)
         return "".join(choices[(next(drawn) << 8 | next(drawn)) % len(choices)] for choices in lists)
 
@@ -86,7 +75,7 @@ class StandIns:
         """Word by word, so that `Ana` and `Ana Pérez` share what they share: the first word a first name, the others
         surnames; titles and particles stay."""
         seen = 0
-        made = []
+        made: list[str] = []
         for word in re.split(r"([\s.,]+)", text):
             plain = plainly(word)
             if not plain or plain in TITLES or (seen and plain in PARTICLES):
@@ -94,7 +83,7 @@ class StandIns:
                 made.append(word)
                 continue
             if len(plain) == 1:
-                stand_in = self.pick("initial", plain, list(string.ascii_uppercase))
+                stand_in = self.pick("initial", plain, string.ascii_uppercase)
             else:
                 stand_in = self.pick("first", plain, FIRST) if not seen else self.pick("last", plain, STEMS, ENDS)
             made.append(cased(stand_in, word))
@@ -103,12 +92,13 @@ class StandIns:
 
     def email(self, text: str) -> str:
         drawn = self.numbers("email", text.casefold())
-        name = f"{plainly(FIRST[next(drawn) % len(FIRST)])}.{STEMS[next(drawn) % len(STEMS)]}{ENDS[next(drawn) % len(ENDS)]}"
-        return f"{name}{next(drawn) % 10}{next(drawn) % 10}{next(drawn) % 10}@{STAND_IN_HOSTS[next(drawn) % 3]}".lower()
+        first, stem, end = (several[next(drawn) % len(several)] for several in (FIRST, STEMS, ENDS))
+        number = "".join(str(next(drawn) % 10) for _ in range(3))
+        return f"{plainly(first)}.{stem}{end}{number}@{STAND_IN_HOSTS[next(drawn) % 3]}".lower()
 
     def phone(self, text: str) -> str:
-        """The same digits however they are parted; a leading + or 00 keeps the country's number. Of ten digits the middle
-        ones are 555-01, which North America keeps for fiction."""
+        """The same digits however they are parted; a leading + or 00 keeps the country's number. Of ten digits the
+        middle ones are 555-01, which North America keeps for fiction."""
         extension = re.search(r"(?i)\s?(?:x|ext\.?)\s?\d+\Z", text)
         bare = text[: extension.start()] if extension else text
         country = re.match(r"(?:\+|00)\s?(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|\d{3})", bare)
@@ -140,7 +130,8 @@ class StandIns:
         return laid_over(text, bare[:2] + "00" + "".join(alike(each, next(drawn)) for each in bare[4:]))
 
     def national_id(self, text: str) -> str:
-        """A Spanish letter that is wrong; the area 000 of a US number and the British prefix QQ, which are never given."""
+        """A Spanish letter that is wrong; the area 000 of a US number and the British prefix QQ, which are never
+        given."""
         bare = re.sub(r"[ ./-]", "", text).upper()
         drawn = self.numbers("national_id", bare)
         made = "".join(alike(each, next(drawn)) for each in bare)
@@ -161,7 +152,7 @@ class StandIns:
 
         def other(match: re.Match[str]) -> str:
             word = match.group()
-            if match.start() in kept or plainly(word) in PARTICLES or len(word) < 2 and word.isalpha():
+            if match.start() in kept or plainly(word) in PARTICLES or (len(word) < 2 and word.isalpha()):
                 return word
             if word.isdigit():
                 return self.scrambled("address", word)

@@ -1,8 +1,8 @@
 """Finding personal data with several processes.
 
-In: batches of texts. Out: the spans of each text, in the order given. Each worker is a Python process of its own that talks
-over its standard input and output, so nothing of the calling program is started twice. Workers read one batch each at a
-time; errors come back as they are; they end with their caller, however that ends.
+In: batches of texts. Out: the spans of each text, in the order given. Each worker is a Python process of its own that
+talks over its standard input and output, so nothing of the calling program is started twice. Workers read one batch
+each at a time; errors come back as they are; they end with their caller, however that ends.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def serve() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         settings = read(source)
         if not any("trf" in (model_for(settings, language) or "") for language in settings.languages):
-            sys.modules.update(dict.fromkeys(HEAVY))
+            sys.modules.update(dict.fromkeys(HEAVY))  # type: ignore[arg-type]  # None: not to be imported
         finder: Finder | None = None
         while True:
             batch = read(source)

@@ -1,7 +1,7 @@
 """Personal data and secrets taken out of rows, by presidio and forms of our own (`luthier/prepare/personal`).
 
-In: a row's fields. Out: the same with masks or stand-ins in its texts, and how many of each kind; or the row goes. Labels,
-scores and tags stay as they are.
+In: a row's fields. Out: the same with masks or stand-ins in its texts, and how many of each kind; or the row goes.
+Labels, scores and tags stay as they are.
 """
 
 from __future__ import annotations
