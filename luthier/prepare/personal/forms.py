@@ -219,6 +219,14 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ),
         Form.of(r"\bhttps://hooks\.slack\.com/services/[A-Za-z0-9/]{20,100}", 0.95),
     ),
+    "URL": (
+        Form.of(r"(?i:\b(?:https?|ftp)://|\bwww\.)[^\s<>\"']{3,1000}", 0.7),
+        Form.of(
+            r"(?i)(?<![\w@.-])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,5}"
+            r"(?:com|org|net|edu|gov|info|io|ai|app|dev|co|es|uk|us|eu|de|fr|it|mx|ar)\b(?:/[^\s<>\"']{0,500})?",
+            0.5,
+        ),
+    ),
     "SECRET": (
         Form.of(r"\b(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}\b", 0.95),
         Form.of(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{22,255}|glpat-[\w-]{20,60})\b", 0.95),

@@ -15,6 +15,7 @@ from typing import Any
 import regex
 import spacy
 import tldextract
+from phonenumbers import PhoneNumberMatcher
 from presidio_analyzer import (
     AnalysisExplanation,
     EntityRecognizer,
@@ -51,7 +52,6 @@ THEIRS: dict[str, str] = {
     "IBAN_CODE": "IbanRecognizer",
     "IP_ADDRESS": "IpRecognizer",
     "MAC_ADDRESS": "MacAddressRecognizer",
-    "URL": "UrlRecognizer",
     "CRYPTO": "CryptoRecognizer",
     "US_SSN": "UsSsnRecognizer",
     "US_ITIN": "UsItinRecognizer",
@@ -133,15 +133,25 @@ class Email(theirs.EmailRecognizer):
 
 
 class Phone(theirs.PhoneRecognizer):
-    """Presidio's (the telephone library's numbers by country), asked only where digits enough stand together."""
+    """Presidio's (the telephone library's numbers by country), asked only where digits enough stand together, and with
+    an end where a text is nothing but digits."""
 
     CANDIDATE = re.compile(r"\d(?:[ ()./x-]{0,3}\d){6}")
+    TRIES = 500
+    """How many candidates in one window may turn out to be no number."""
 
     def __init__(self, language: str, regions: Sequence[str]) -> None:
         super().__init__(supported_language=language, context=CONTEXT["PHONE_NUMBER"], supported_regions=regions)
 
     def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[RecognizerResult]:
-        return super().analyze(text, entities, nlp_artifacts) if self.CANDIDATE.search(text) else []
+        if not self.CANDIDATE.search(text):
+            return []
+        found = {
+            (match.start, match.end)
+            for region in self.supported_regions
+            for match in PhoneNumberMatcher(text, region, leniency=self.leniency, max_tries=self.TRIES)
+        }
+        return [result(self, start, end, self.SCORE) for start, end in sorted(found)]
 
 
 class Registry(RecognizerRegistry):
