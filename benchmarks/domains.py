@@ -68,6 +68,7 @@ def methods(target: str, options: argparse.Namespace, folder: Path) -> dict[str,
     texts = folder / f"{target}.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in unlabelled))
     train = {"epochs": 2, "batch_size": 16, "max_length": options.max_length, "validate_every": 10**6}
+    train["most_truncated"] = 1.0  # reviews are long, and their beginnings tell enough
     model = {"path": SMOLLM if options.decoder else MINILM, "dtype": "float32", "device": "cpu"}
     plain = {
         "model": model,

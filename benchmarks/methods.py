@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def selections() -> list[Entry]:
 
     virtual = {"num_virtual_tokens": 20}
     blocks = [f"layer.{number}." for number in range(2, 6)]
-    added = ["oscar-worthy", "cliché-ridden"]
+    added = ["coming-of-age", "pretentious"]  # frequent enough to be in the rows that are drawn
     return [
         Entry("full", reviews({"full": {}}, train={"learning_rate": 1e-4}), trainer(None), TRAINER),
         Entry("last_layers", reviews({"last_layers": {"layers": 4}}), trainer([*blocks, "pooler"]), TRAINER),
@@ -245,11 +245,19 @@ def table(lines: Sequence[Line]) -> str:
     return columns(rows)
 
 
+def seeded(entry: Entry, seed: int) -> Entry:
+    """The same with another seed, under another name."""
+    if not seed:
+        return entry
+    return replace(entry, name=f"{entry.name}; seed {seed}", recipe={**entry.recipe, "seed": seed})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="names of lines, separated by semicolons; a name takes what starts with it")
     parser.add_argument("--no-peers", action="store_true", help="Luthier alone")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; gone at the end without it")
+    parser.add_argument("--seed", type=int, default=0, help="of both sides; lines of others than 0 say so")
     parser.add_argument("--json", type=Path, help="a file for all figures; lines that it has are kept")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="luthier-methods-"))
@@ -259,7 +267,10 @@ def main() -> None:
     found: dict[str, Line] = {name: Line(**values) for name, values in kept.items()}
     for entries in groups.values():
         for entry in entries:
-            if entry.name in found or not any(entry.name.startswith(name) for name in asked):
+            if not any(entry.name.startswith(name) for name in asked):
+                continue
+            entry = seeded(entry, options.seed)
+            if entry.name in found:
                 continue
             line = run_entry(entry, folder / entry.name.replace(", ", "-").replace(" ", "_"), not options.no_peers)
             print(table([line]), flush=True)
@@ -268,7 +279,8 @@ def main() -> None:
                 options.json.write_text(json.dumps({name: asdict(each) for name, each in found.items()}, indent=1))
     for title, entries in groups.items():
         print(f"\n{title}\n")
-        print(table([found[entry.name] for entry in entries if entry.name in found]))
+        names = {entry.name for entry in entries}
+        print(table([line for name, line in found.items() if name.partition("; seed")[0] in names]))
     differences = [line.figures["against_peer"] for line in found.values() if line.figures.get("against_peer")]
     worse = [d for d in differences if not d["better"] and (d["low"] > 0 or d["high"] < 0)]
     print(json.dumps({"lines": len(found), "compared": len(differences), "worse_beyond_interval": len(worse)}))

@@ -42,6 +42,8 @@ class BatchSettings(Settings):
     1 goes by size, higher gives small sets more, and a large number treats all alike."""
     max_length: int | None = Field(None, ge=2)
     """Longest row in tokens; the default is 1,024 or the model's window, whichever is less."""
+    most_truncated: float = Field(0.5, ge=0, le=1)
+    """Refuses to start where a larger share of a split's rows loses text to `max_length`."""
 
 
 @dataclass(frozen=True)

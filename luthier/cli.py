@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data_cli import add_data_commands
 from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
 from luthier.tasks import TASKS
 from luthier.version import __version__
@@ -148,50 +149,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("out", help="folder to write")
 
+    add_data_commands(commands)
     command("schema", run_schema, "Print the recipe's JSON schema, for editors.")
-
-    data = command("data", lambda arguments: data.print_help(), "Look at a data file, or change it, without a recipe.")
-    anonymise_arguments(data.add_subparsers(title="commands", metavar="COMMAND"))
     return parser
-
-
-def anonymise_arguments(commands: Any) -> None:
-    about = "Write a file anew without its personal data and secrets."
-    sub = commands.add_parser("anonymise", help=about, description=about)
-    sub.set_defaults(run_command=run_anonymise, options=sub._option_string_actions)
-    sub.add_argument("file", help="a file of rows; it is only read")
-    sub.add_argument("--mode", default="mask", help="mask (default), pseudonym or drop")
-    sub.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="where to look (default: all texts)")
-    sub.add_argument("--kinds", nargs="+", metavar="KIND", help="what to look for (default: see docs/data.md)")
-    sub.add_argument("--languages", nargs="+", metavar="CODE", help="of the texts (default: en es)")
-    sub.add_argument("--pattern", action="append", default=[], metavar="NAME=EXPRESSION", help="your own kind of data")
-    sub.add_argument("--score", type=float, help="how sure a find must be, 0 to 1 (default: 0.4)")
-    sub.add_argument("--secret", metavar="VARIABLE", help="environment variable that stand-ins are drawn from")
-    sub.add_argument("--seed", type=int, default=0, help="what they are drawn from without one (default: 0)")
-    sub.add_argument("--workers", type=int, help="processes (default: one for each processor)")
-    sub.add_argument("--out", help="the file to write (default: NAME.anonymised.SUFFIX beside it)")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def run_anonymise(arguments: argparse.Namespace) -> int | None:
-    from luthier import terminal
-    from luthier.prepare.personal import file
-
-    wanted = {
-        name: value
-        for name in ("mode", "kinds", "languages", "score", "secret", "workers")
-        if (value := getattr(arguments, name)) is not None
-    }
-    account = file.anonymise_file(
-        arguments.file,
-        file.settings_of(wanted | {"recognisers": file.own_patterns(arguments.pattern)}),
-        only=arguments.columns,
-        out=arguments.out,
-        seed=arguments.seed,
-        progress=terminal.watcher(arguments.json),
-    )
-    print(json.dumps(account.as_json(), ensure_ascii=False) if arguments.json else file.shown(account))
-    return None
 
 
 def split_overrides(arguments: argparse.Namespace) -> None:

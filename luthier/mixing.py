@@ -64,9 +64,8 @@ def read_mix(recipe: Recipe, base: Path, progress: Progress) -> tuple[list[Datas
             )
         problems += misfits(recipe, entry, key)
         try:
-            data = read_data(
-                entry.data, entry.task, base=base, progress=progress, prepare=recipe.prepare, seed=recipe.seed
-            )
+            beside = recipe.prepare.for_others(TASKS[entry.task].form)
+            data = read_data(entry.data, entry.task, base=base, progress=progress, prepare=beside, seed=recipe.seed)
             found.append(data)
             for split in ("validation", "test"):
                 if not data.splits.get(split):

@@ -193,6 +193,7 @@ def prepare(
         parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale, facts.decoder_start
     )
     tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
+    raise_all(too_much_cut(parsed, source, prompt_format.max_length, tokenised))
     check_streams(parsed, tokenised["train"].rows)
     check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
     raise_all(parsed.chosen_objective.misfits(Known(found.folder, tokenizer, prompt_format, base)))
@@ -410,6 +411,22 @@ def check_splits(data: Dataset, problems: list[Problem]) -> None:
                     f"leave data.{name}_fraction at 0.1, or name a file under data.splits.{name}",
                 )
             )
+
+
+def too_much_cut(
+    recipe: Recipe, source: Source, max_length: int, tokenised: Mapping[str, TokenisedSplit]
+) -> list[Problem]:
+    """Splits of which more rows lose text than the recipe allows."""
+    return [
+        Problem(
+            f"{split.truncated:,} of {len(split.rows):,} rows of {name} lose text to max_length ({max_length} tokens)",
+            source.place(("train", "max_length")),
+            "raise train.max_length, drop long rows (prepare.keep.most_words), or say that it may be so: "
+            f"train.most_truncated, now {recipe.train.most_truncated:g}",
+        )
+        for name, split in tokenised.items()
+        if split.truncated > recipe.train.most_truncated * len(split.rows)
+    ]
 
 
 def check_added_tokens(recipe: Recipe, source: Source, tokenizer: Any, rows: StoredRows) -> None:

@@ -9,8 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from luthier.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 QUICK = 1.5
 """Seconds under which a finished stage is not worth a line."""
@@ -97,6 +101,13 @@ def _done(title: str, seconds: float, note: str) -> str:
 def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s" if seconds < 10 else f"{rest}s"
+
+
+def console() -> Console:
+    """Standard output, with colours where it is a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
 
 
 def watcher(quiet: bool = False) -> Progress:

@@ -178,7 +178,10 @@ def test_check_as_text(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(home / "labels.yaml"), "--json", "train.max_length=6", "num_train_epochs=2"]) == 0
+    cut = ["check", str(home / "labels.yaml"), "--json", "train.max_length=6", "num_train_epochs=2"]
+    assert main(cut) == 2
+    assert "rows of train lose text to max_length (6 tokens)" in capsys.readouterr().err
+    assert main([*cut, "train.most_truncated=1"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert said.err == ""

@@ -28,7 +28,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists())]
 WITH_RUN = ("models.md", "runs.md", "shipping.md", "tuning.md", "verdict.md")
 """Pages that go on from a recipe and a finished run, those of first-run.md."""
-WITH_RECIPE = ("recipe.md", "data.md", "privacy.md")
+WITH_RECIPE = ("recipe.md", "data.md", "prepare.md", "privacy.md")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 NOT_RUN = {
     "make demo": "sets up an environment of its own and takes minutes",
@@ -224,7 +224,9 @@ def test_commands_in_the_text_are_spelt_right(page: Path) -> None:
 def test_keys_in_the_text_exist(page: Path) -> None:
     keys = {".".join(path) for path in every_key(Recipe)}
     for span in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?:[:=][^`]*)?`", prose(page)):
-        if span.split(".")[0] in Recipe.model_fields and not span.endswith((".csv", ".safetensors")):
+        if span.split(".")[0] in Recipe.model_fields and not span.endswith(
+            (".csv", ".html", ".json", ".jsonl", ".safetensors")
+        ):
             assert span in keys, f"{page.name}: there is no key `{span}`"
 
 

@@ -17,22 +17,36 @@ from luthier.prepare.checks import Read, Splits
 from luthier.prepare.columns import is_labelled
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.split import Alike, Marks
+from luthier.prepare.steps import PrepareSettings
 from luthier.prepare.steps.base import Drop
 from luthier.prepare.texts import whole_text
 from luthier.tasks import TASKS, Form
 
 SHOWN_CONFLICTS = 10
+HOW = {
+    "content": "by content hash",
+    "group": "by the hash of each row's group",
+    "time": "by time, the latest rows for test",
+    "label": "by content hash within each label",
+}
 Keep = Callable[[StepAccount, Alike, str, str], None]
 """Keeps aside what goes: step, rows, reason, and the word before the place of the row that stays."""
 
 
 def make_splits(
-    marks: Marks, given: Splits, settings: DataSettings, task: str, read: Read, account: Account
+    marks: Marks,
+    given: Splits,
+    settings: DataSettings,
+    prepare: PrepareSettings,
+    task: str,
+    read: Read,
+    account: Account,
 ) -> tuple[Splits, dict[str, Any]]:
     """Copies out, conflicts out, leaks out, missing splits cut from train; and the facts of it."""
     drop = aside(account, TASKS[task].form, read)
+    by = prepare.split.by
     splits, duplicates, conflicts = without_copies(marks, given, is_labelled(task), account, drop)
-    facts = {
+    facts: dict[str, Any] = {
         "duplicates_dropped": duplicates,
         "conflicts": {
             "texts": sum(len(np.unique(found.others)) for found in conflicts),
@@ -46,11 +60,14 @@ def make_splits(
     fractions = {split: share for split, share in fractions.items() if split not in splits and share > 0}
     moved = 0
     if fractions:
-        new, moved = splitting.cut(marks, splits["train"], fractions)
+        new, moved = splitting.cut(marks, splits["train"], fractions, by)
         splits |= new
         origin |= {"train": "what is left by the cut"} | {
-            split: f"cut by content hash, {share:g} of train's rows" for split, share in fractions.items()
+            split: f"cut {HOW[by]}, {share:g} of train's rows" for split, share in fractions.items()
         }
+        if by != "content":  # equal inputs may have other groups or times
+            for what, count in without_leaks(marks, splits, account, drop).items():
+                facts["leakage"][what] = facts["leakage"].get(what, 0) + count
     return splits, facts | {"moved_for_rare_labels": moved, "split_from": origin}
 
 
@@ -80,7 +97,9 @@ def without_copies(
 def without_leaks(marks: Marks, splits: Splits, account: Account, drop: Keep) -> dict[str, int]:
     """Takes out of `splits` what also is in a stronger one; counts it. Raises `UserError` where nothing is left."""
     step = account.step("leaks", "Rows of several splits", sum(map(len, splits.values())))
-    leaks = splitting.drop_leaks(marks, splits)
+    leaks = splitting.drop_leaks(marks.keys, splits)
+    if marks.groups is not None:
+        leaks |= splitting.drop_leaks(marks.groups, splits, "rows of a group")
     for what, alike in leaks.items():
         drop(step, alike, what, "there:")
     emptied = [split for split, rows in splits.items() if not len(rows)]

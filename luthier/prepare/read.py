@@ -46,6 +46,7 @@ from luthier.prepare.divide import make_splits
 from luthier.prepare.examples import Examples
 from luthier.prepare.facts import describe, rows_fingerprint, spread, table_facts, warnings
 from luthier.prepare.formats import bad_rows
+from luthier.prepare.groups import group_reader, missing_columns, moment_reader, problems_in_split
 from luthier.prepare.readers import LABEL_SETTINGS, READERS, stray_tags, tag_names
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
 from luthier.prepare.slices import missing_slices, slicer
@@ -126,7 +127,12 @@ def read_data(
     chosen = data if isinstance(data, DataSettings) else settings or DataSettings()
     prepare, base = prepare or PrepareSettings(), base or Path.cwd()
     context = Context(TASKS[task].form, seed, base)
-    raise_all(problems_in(chosen) + label_problems(chosen, task) + list(prepare.misfits(context.form, base)))
+    problems = [
+        *problems_in(chosen),
+        *label_problems(chosen, task),
+        *problems_in_split(prepare.split, is_labelled(task)),
+    ]
+    raise_all(problems + list(prepare.misfits(context.form, base)))
     progress = progress or Progress()
     with without_collection(), progress.stage("reading the data") as tell:
         if isinstance(data, DataSettings):
@@ -181,11 +187,12 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
     settings, task, context = wanted.settings, wanted.task, wanted.context
     account = Account(writer)
     convention, columns = agree_on_columns(task, settings, tables)
-    raise_all(missing_slices(wanted.slices, tables))
+    raise_all(missing_slices(wanted.slices, tables) + missing_columns(wanted.prepare.split, tables))
     bins_dropped: Counter[str] = Counter()
     read, finish = row_reader(convention, columns), READERS[context.form](settings, bins_dropped)
     weigh = weigher(str(columns[WEIGHT])) if WEIGHT in columns else None
-    reader = Reader(lambda row: finish(read(row)), weigh, slicer(wanted.slices))
+    by = wanted.prepare.split
+    reader = Reader(lambda row: finish(read(row)), weigh, slicer(wanted.slices), group_reader(by), moment_reader(by))
     rows_read = sum(len(table.rows) + table.broken for split in tables.values() for table in split)
     first = account.step("read", "Read", rows_read)
     marks, given, multi_label, weights = clean(writer, tables, reader, wanted.prepare, context, account, advance)
@@ -204,7 +211,7 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
     unknown: dict[int, Drop] = {}
     if weights is not None:
         weights, unequal = settled(marks.ids, given["train"], weights)
-    splits, split_facts = make_splits(marks, given, settings, task, read_example, account)
+    splits, split_facts = make_splits(marks, given, settings, wanted.prepare, task, read_example, account)
     weights = run_set_steps(
         wanted.prepare, context, account, read_all, marks, splits, frozenset(given), weights, advance
     )

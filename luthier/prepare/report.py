@@ -64,6 +64,17 @@ def sentence(rows_read: int, ready: Mapping[str, int]) -> str:
     return f"{rows_read:,} rows were read, and {sum(ready.values()):,} are ready: {', '.join(parts)}."
 
 
+def summary(report: Mapping[str, Any]) -> str:
+    """The same in a few lines for a terminal."""
+    ready = {name: rows for name in ORDER if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
+    lines = [sentence(report["rows_read"], ready)]
+    for step in report["steps"]:
+        if step["rows_in"] != step["rows_out"] or step["changed_rows"]:
+            row = waterfall_row(step, 1)
+            lines.append(f"{row['rows']:>11} after {step['title'].lower()}: {row['why']}")
+    return "\n".join([*lines, *(f"    warning {warning}" for warning in report["warnings"])])
+
+
 def waterfall_row(step: Mapping[str, Any], most: int) -> dict[str, Any]:
     """One step's bar: what stays and what goes, in percent of the rows that were read."""
     gone = step["rows_in"] - step["rows_out"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from luthier.errors import UserError
 WHOLE = ""
 """Stands for "any row" among the labels, so that a split as a whole is filled like one label of it."""
 PARTS = ("train", "test", "validation")
+By = Literal["content", "group", "time", "label"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Marks:
     kinds: np.ndarray
     """Which of the label sets each row has."""
     label_sets: Sequence[tuple[str, ...]]
+    groups: np.ndarray | None = None
+    """Hashes of what rows must share a split by, where that is asked for."""
+    moments: np.ndarray | None = None
+    """When each row was, in seconds since 1970, where rows are split by it."""
 
     def sets_of(self, rows: np.ndarray) -> list[tuple[tuple[str, ...], int]]:
         """Each label set that these rows have, and how many have it."""
@@ -84,19 +89,23 @@ def settle_conflicts(marks: Marks, rows: np.ndarray, copies: np.ndarray) -> tupl
     return rows[keep], Alike(rows[order[~stays]], best[~stays])
 
 
-def drop_leaks(marks: Marks, splits: dict[str, np.ndarray]) -> dict[str, Alike]:
+def drop_leaks(keys: np.ndarray, splits: dict[str, np.ndarray], what: str = "rows also") -> dict[str, Alike]:
     """Drop from train what is also in validation or test, and from validation what is in test; what went, with the
-    row of the other split."""
+    row of the other split.
+
+    Args:
+        keys: Of all rows; two rows are the same where their keys are.
+    """
     found = {}
     for split, stronger in (("validation", "test"), ("train", "test"), ("train", "validation")):
         if split in splits and stronger in splits:
             rows = splits[split]
-            known, first = np.unique(marks.keys[splits[stronger]], return_index=True)
-            place = np.minimum(np.searchsorted(known, marks.keys[rows]), max(len(known) - 1, 0))
-            leaked = known[place] == marks.keys[rows] if len(known) else np.zeros(len(rows), bool)
+            known, first = np.unique(keys[splits[stronger]], return_index=True)
+            place = np.minimum(np.searchsorted(known, keys[rows]), max(len(known) - 1, 0))
+            leaked = known[place] == keys[rows] if len(known) else np.zeros(len(rows), bool)
             if leaked.any():
                 others = splits[stronger][first[place[leaked]]]
-                found[f"{split} rows also in {stronger}"] = Alike(rows[leaked], others)
+                found[f"{split} {what} in {stronger}"] = Alike(rows[leaked], others)
             splits[split] = rows[~leaked]
     return found
 
@@ -104,18 +113,23 @@ def drop_leaks(marks: Marks, splits: dict[str, np.ndarray]) -> dict[str, Alike]:
 # ── Cutting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cut(marks: Marks, rows: np.ndarray, fractions: Mapping[str, float]) -> tuple[dict[str, np.ndarray], int]:
-    """Train, and each of `fractions` ("test", "validation") above 0; and how many rows fill gaps of rare labels.
+def cut(
+    marks: Marks, rows: np.ndarray, fractions: Mapping[str, float], by: By = "content"
+) -> tuple[dict[str, np.ndarray], int]:
+    """Train, and each of `fractions` ("test", "validation") above 0; and how many rows fill gaps of rare labels (none
+    where they are cut by group or time, which must not be torn apart).
 
     Raises `UserError` when there are too few rows to fill every split.
     """
     parts = [part for part in ("test", "validation") if fractions.get(part, 0) > 0]
     test, validation = fractions.get("test", 0.0), fractions.get("validation", 0.0)
-    places = positions(marks.keys[rows])
+    places = ranks(marks, rows, by)
     where = np.zeros(len(rows), np.int8)
-    where[places >= 1 - validation] = PARTS.index("validation")
+    where[places < test + validation if by == "time" else places >= 1 - validation] = PARTS.index("validation")
     where[places < test] = PARTS.index("test")
-    moved = fill_gaps(marks, rows, places, where, parts, (test, 1 - validation))
+    moved = 0
+    if by in ("content", "label"):
+        moved = fill_gaps(marks, rows, places, where, parts, (test, 1 - validation))
     splits = {part: rows[where == PARTS.index(part)] for part in ("train", *parts)}
     if not all(map(len, splits.values())):
         labels = {label for labels, _ in marks.sets_of(rows) for label in labels}
@@ -124,6 +138,32 @@ def cut(marks: Marks, rows: np.ndarray, fractions: Mapping[str, float]) -> tuple
         mend = "give more rows, give the splits as files (`splits: {...}`), or set one of the fractions to 0"
         raise UserError(what, where="data", mend=mend)
     return splits, moved
+
+
+def ranks(marks: Marks, rows: np.ndarray, by: By) -> np.ndarray:
+    """A number from 0 to 1 for each row: the lowest are test, the highest validation, what is between train; by time
+    the latest have the lowest, and validation is next to test."""
+    if by == "group":
+        assert marks.groups is not None
+        return positions(marks.groups[rows])
+    places = positions(marks.keys[rows])
+    if by == "label":
+        return within(marks.kinds[rows], places)
+    if by == "time":
+        assert marks.moments is not None
+        ago = -marks.moments[rows]
+        return np.searchsorted(np.sort(ago), ago) / len(rows)  # rows of one moment have one number
+    return places
+
+
+def within(kinds: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Each row's rank among the rows of its kind, from 0 to below 1."""
+    order = np.lexsort((places, kinds))
+    sizes = np.bincount(kinds)
+    before = np.cumsum(sizes) - sizes
+    rank = np.empty(len(kinds))
+    rank[order] = (np.arange(len(kinds)) - np.repeat(before, sizes) + 0.5) / np.repeat(sizes, sizes)
+    return rank
 
 
 def fill_gaps(
@@ -190,13 +230,9 @@ def subset(marks: Marks, rows: np.ndarray, limit: int) -> np.ndarray:
     keys = marks.keys[rows]
     order = np.lexsort((marks.ids[rows], keys))
     kinds = marks.kinds[rows][order]
-    by_kind = np.argsort(kinds, kind="stable")
-    sizes = np.bincount(kinds, minlength=len(marks.label_sets))
-    before = np.cumsum(sizes) - sizes
-    rank = np.empty(len(rows))
-    rank[by_kind] = (np.arange(len(rows)) - np.repeat(before, sizes) + 0.5) / np.repeat(sizes, sizes)
+    rank = within(kinds, np.arange(len(rows)))
     covered: set[str] = set()
-    for first in np.sort(by_kind[before[sizes > 0]]):
+    for first in np.sort(np.unique(kinds, return_index=True)[1]):
         labels = marks.label_sets[kinds[first]]
         if not covered.issuperset(labels):
             covered.update(labels)

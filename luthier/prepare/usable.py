@@ -42,6 +42,8 @@ class Raw(NamedTuple):
     fields: Fields
     weight: float
     slices: Mapping[str, str]
+    group: bytes
+    moment: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Reader:
     weigh: Weigh | None
     """What a row of train counts, where a column says it."""
     slices: Slices | None
+    group: Callable[[Mapping[str, Any]], bytes] | None = None
+    """The hash of what rows must share a split by."""
+    moment: Callable[[Mapping[str, Any]], float] | None = None
+    """When it was, where rows are split by that."""
 
 
 class Cleaned(NamedTuple):
@@ -80,6 +86,7 @@ def clean(
     keyed = EXAMPLES[context.form]
     examples = ExampleWriter(writer)
     keys, kinds, weights = bytearray(), array("i"), array("d")
+    groups, moments = bytearray(), array("d")
     kind_of: dict[tuple[str, ...], int] = {}
     several_labels = False
     splits: Splits = {}
@@ -92,13 +99,24 @@ def clean(
                 examples.add(example if reader.slices is None else replace(example, slices=row.slices))
                 if reader.weigh is not None:
                     weights.append(row.weight)
+                if reader.group is not None:
+                    groups += row.group
+                if reader.moment is not None:
+                    moments.append(row.moment)
                 keys += bytes.fromhex(key)
                 kinds.append(kind_of.setdefault(labels, len(kind_of)))
                 if len(kinds) % AT_ONCE == 0:
                     advance(len(kinds))
         splits[split] = np.arange(start, len(kinds), dtype=np.uint32)
     examples.flush()
-    marks = Marks(writer.array("ids"), np.frombuffer(keys, f"S{ID_BYTES}"), np.frombuffer(kinds, np.int32), [*kind_of])
+    marks = Marks(
+        writer.array("ids"),
+        np.frombuffer(keys, f"S{ID_BYTES}"),
+        np.frombuffer(kinds, np.int32),
+        [*kind_of],
+        np.frombuffer(groups, f"S{ID_BYTES}") if reader.group is not None else None,
+        np.frombuffer(moments) if reader.moment is not None else None,
+    )
     return Cleaned(marks, splits, several_labels, np.frombuffer(weights) if reader.weigh is not None else None)
 
 
@@ -108,11 +126,14 @@ def usable(table: Table, reader: Reader, split: str) -> Iterator[Raw]:
         try:
             fields = reader.fields(row)
             weight = reader.weigh(row) if reader.weigh is not None and split == "train" else 1.0
+            group = reader.group(row) if reader.group is not None else b""
+            moment = reader.moment(row) if reader.moment is not None else 0.0
         except RowError as bad:
             table.add_bad(number, bad.what, row, bad.mend)
             continue
         if fields is not None:
-            yield Raw(table.place(number), fields, weight, reader.slices(row) if reader.slices is not None else {})
+            slices = reader.slices(row) if reader.slices is not None else {}
+            yield Raw(table.place(number), fields, weight, slices, group, moment)
 
 
 def row_steps(prepare: PrepareSettings, context: Context, account: Account) -> Callable[[Iterable[Raw]], Iterable[Raw]]:

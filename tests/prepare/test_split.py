@@ -160,7 +160,7 @@ def test_conflicts_and_leaks() -> None:
     assert kept.tolist() == [1, 2]
     assert (conflicts.rows.tolist(), conflicts.others.tolist()) == ([0], [1])
     splits = {"train": np.array([0, 2]), "validation": np.array([1]), "test": np.array([3])}
-    ((what, leaked),) = splitting.drop_leaks(marks, splits).items()
+    ((what, leaked),) = splitting.drop_leaks(marks.keys, splits).items()
     assert what == "train rows also in validation"
     assert (leaked.rows.tolist(), leaked.others.tolist()) == ([0], [1])
     assert splits["train"].tolist() == [2]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from luthier.errors import Problem
 from luthier.files import fingerprint
+from luthier.prepare.groups import SplitSettings
 from luthier.prepare.steps.anonymise import Anonymise
 from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
@@ -31,6 +32,8 @@ class PrepareSettings(Settings):
     """Drops rows by length, language and quality; off by default."""
     anonymise: Anonymise | None = None
     """Masks or replaces personal data and secrets, or drops their rows; off by default."""
+    split: SplitSettings = SplitSettings()
+    """How test and validation rows are cut from train."""
 
     def steps(self) -> dict[str, Step]:
         """Those that are asked for, in their order."""
@@ -51,6 +54,11 @@ class PrepareSettings(Settings):
             elif name in self.model_fields_set:
                 what = f"this step can't look into rows of this task (form {form})"
                 yield Problem(what, f"prepare.{name}", f"leave it out; it is for {', '.join(step.forms)}")
+
+    def for_others(self, form: Form) -> PrepareSettings:
+        """The same steps for another data set: without what names columns of this one, and what can't look into it."""
+        unfit = {name: None for name, step in self.steps().items() if form not in step.forms}
+        return self.model_copy(update={"split": SplitSettings(), **unfit})
 
     def key(self, context: Context) -> str:
         """A hash of all that its results depend on beside the rows."""

@@ -1,0 +1,140 @@
+"""`luthier data`: look at data, or change a file, one command each. Parse, call, print; imports when asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+
+
+def add_data_commands(commands: Any) -> None:
+    """Adds `data` and its own commands to the command line's."""
+    about = "Look at data, or change a file: each works alone."
+    parser = commands.add_parser("data", help=about, description=about)
+    found = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        sub = found.add_parser(name, help=about, description=about)
+        sub.set_defaults(run_command=run, options=sub._option_string_actions)
+        return sub
+
+    sub = command("report", run_report, "Write the data report: a page and JSON, without a model.")
+    source_arguments(sub)
+    sub.add_argument("--out", default="data-report", help="folder to write (default: data-report)")
+
+    sub = command("show", run_show, "Print a few rows as the model will see them, what it learns from in colour.")
+    sub.add_argument("recipe", help="recipe file (YAML)")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the recipe")
+    sub.add_argument("--rows", type=int, default=3, help="how many (default: 3)")
+    sub.add_argument("--split", default="train", choices=("train", "validation", "test"))
+    sub.add_argument("--json", action="store_true", help="print a JSON object a row: tokens and their weights")
+
+    sub = command("split", run_split, "Cut a file into train, validation and test, as a recipe would; or into folds.")
+    source_arguments(sub)
+    sub.add_argument("--folds", type=int, help="so many folds of train and test instead of one cut")
+    sub.add_argument("--out", help="folder to write (default: the file's name and -splits)")
+
+    about = "Write a file anew without its personal data and secrets."
+    anonymise_arguments(command("anonymise", run_anonymise, about))
+
+
+def anonymise_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("file", help="a file of rows; it is only read")
+    sub.add_argument("--mode", default="mask", help="mask (default), pseudonym or drop")
+    sub.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="where to look (default: all texts)")
+    sub.add_argument("--kinds", nargs="+", metavar="KIND", help="what to look for (default: see docs/data.md)")
+    sub.add_argument("--languages", nargs="+", metavar="CODE", help="of the texts (default: en es)")
+    sub.add_argument("--pattern", action="append", default=[], metavar="NAME=EXPRESSION", help="your own kind of data")
+    sub.add_argument("--score", type=float, help="how sure a find must be, 0 to 1 (default: 0.4)")
+    sub.add_argument("--secret", metavar="VARIABLE", help="environment variable that stand-ins are drawn from")
+    sub.add_argument("--seed", type=int, default=0, help="what they are drawn from without one (default: 0)")
+    sub.add_argument("--workers", type=int, help="processes (default: one for each processor)")
+    sub.add_argument("--out", help="the file to write (default: NAME.anonymised.SUFFIX beside it)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def source_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", help="recipe file (YAML), or a data file, folder or hub data set")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.*, prepare.*, task, seed")
+    sub.add_argument("--task", help="what the rows are for; by default what they look like")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run_report(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.data_files import read_for
+    from luthier.prepare.report import data_report, write_data_report
+    from luthier.prepare.report import summary as summary_of
+
+    wanted = read_for(arguments.source, arguments.task, arguments.overrides, terminal.watcher(arguments.json))
+    report = data_report(wanted.data)
+    folder = Path(arguments.out)
+    page = write_data_report(folder, report, f"Data: {arguments.source}")
+    wanted.write_rows(folder)
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print(summary_of(report))
+        print(f"\nreport: {page}")
+    return None
+
+
+def run_show(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.data_show import shown_rows
+    from luthier.planning import prepare
+
+    if arguments.rows < 1:
+        raise UserError(f"--rows is {arguments.rows}", mend="ask for one or more")
+    prepared = prepare(arguments.recipe, arguments.overrides, progress=terminal.watcher(arguments.json))
+    for row in shown_rows(prepared, arguments.split, arguments.rows):
+        if arguments.json:
+            print(json.dumps(row.as_json(), ensure_ascii=False))
+        else:
+            terminal.console().print(row.text())
+    return None
+
+
+def run_split(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.data_files import read_for, write_folds, write_splits
+
+    uncut = ["data.test_fraction=0", "data.validation_fraction=0"] if arguments.folds is not None else []
+    overrides = [*arguments.overrides, *uncut]
+    wanted = read_for(arguments.source, arguments.task, overrides, terminal.watcher(arguments.json))
+    folder = Path(arguments.out or f"{Path(arguments.source).name.partition('.')[0]}-splits")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError("holds files already", where=str(folder), mend="name another folder with --out")
+    if arguments.folds is not None:
+        written = write_folds(wanted, folder, arguments.folds)
+    else:
+        written = write_splits(wanted, folder)
+    if arguments.json:
+        print(json.dumps({str(path): rows for path, rows in written.items()}))
+    else:
+        print("\n".join(f"{rows:>9,} rows  {path}" for path, rows in written.items()))
+    return None
+
+
+def run_anonymise(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.prepare.personal import file
+
+    wanted = {
+        name: value
+        for name in ("mode", "kinds", "languages", "score", "secret", "workers")
+        if (value := getattr(arguments, name)) is not None
+    }
+    account = file.anonymise_file(
+        arguments.file,
+        file.settings_of(wanted | {"recognisers": file.own_patterns(arguments.pattern)}),
+        only=arguments.columns,
+        out=arguments.out,
+        seed=arguments.seed,
+        progress=terminal.watcher(arguments.json),
+    )
+    print(json.dumps(account.as_json(), ensure_ascii=False) if arguments.json else file.shown(account))
+    return None

@@ -1,0 +1,159 @@
+"""Data of a recipe, or of a file alone, read as a run would read them; and written as files of their own.
+
+In: a recipe or a data source. Out: its clean rows; files with the raw rows of each split or fold, and with what was
+dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.errors import UserError
+from luthier.files import json_line, write_lines
+from luthier.prepare.examples import EXAMPLES
+from luthier.prepare.groups import group_of
+from luthier.prepare.read import Dataset, read_data
+from luthier.prepare.sources import Tables, find_sources, read_sources
+from luthier.prepare.split import positions
+from luthier.progress import Progress
+from luthier.recipe import Recipe, read_recipe
+from luthier.records import Example
+from luthier.scaffold import guess_task, sample
+from luthier.tasks import TASKS
+
+SECTIONS = ("data", "prepare", "task", "seed")
+ORDER = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ReadData:
+    """Rows as a run would have them."""
+
+    recipe: Recipe
+    data: Dataset
+    base: Path
+
+    def tables(self) -> Tables:
+        """The raw rows again, each file by itself."""
+        return read_sources(find_sources(self.recipe.data, self.base))
+
+    def write_rows(self, folder: Path) -> None:
+        """What was dropped, and what the steps of preparation wrote for people."""
+        if self.data.kept_aside:
+            write_lines(folder / "kept_aside.jsonl", self.data.kept_aside.lines())
+        for name, lines in self.data.files.items():
+            write_lines(folder / name, (f"{json_line(line)}\n" for line in lines))
+
+
+def read_for(source: str, task: str | None, overrides: Sequence[str], progress: Progress) -> ReadData:
+    """The rows of a recipe or of a data source.
+
+    Args:
+        task: What they are for; None for the recipe's own, or for what they look like.
+        overrides: Such as `prepare.keep.least_words=3`.
+
+    Raises:
+        UserError: wrong settings, or data that can't be read.
+    """
+    base = Path.cwd()
+    if Path(source).suffix in (".yaml", ".yml"):
+        recipe, _ = read_recipe(source, [*overrides, *([f"task={task}"] if task else [])])
+    else:
+        recipe = recipe_for(source, task, overrides)
+    data = read_data(
+        recipe.data,
+        recipe.task,
+        base=base,
+        progress=progress,
+        slices=recipe.slices,
+        prepare=recipe.prepare,
+        seed=recipe.seed,
+    )
+    return ReadData(recipe, data, base)
+
+
+def recipe_for(source: str, task: str | None, overrides: Sequence[str]) -> Recipe:
+    """A recipe that reads this source; its columns are guessed where neither their names nor overrides tell."""
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] not in SECTIONS:
+            mend = f"override {', '.join(SECTIONS)} only; or give a recipe"
+            raise UserError(f"{override!r} says nothing of data", where="command line", mend=mend)
+    data: dict[str, Any] = {"source": source}
+    if task is None and not any(each.startswith("task=") for each in overrides):
+        guess = guess_task(sample(source), None, None)
+        task = guess.task
+        if not any(each.startswith("data.columns") for each in overrides):
+            data["columns"] = guess.columns
+    values = {"model": "none", "data": data, "task": task}
+    return read_recipe({key: value for key, value in values.items() if value}, overrides)[0]
+
+
+# ── Splits and folds as files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_splits(wanted: ReadData, folder: Path) -> dict[Path, int]:
+    """The raw rows of each split, whole, one JSON object a line; and how many went where."""
+    return write_parts(wanted, folder, {name: rows for name in ORDER if (rows := wanted.data.splits[name])})
+
+
+def write_folds(wanted: ReadData, folder: Path, folds: int) -> dict[Path, int]:
+    """So many folds, each with a train and a test file: every row is in the test file of one of them.
+
+    A row's fold is a share of the range of hashes, as splits are: it stays there when other rows come or go, and rows
+    of one group or with the same input are together.
+
+    Raises:
+        UserError: fewer than two folds, or splits that are given.
+    """
+    if folds < 2:
+        raise UserError(f"--folds is {folds}", mend="ask for two or more")
+    given = [name for name, how in wanted.data.facts["split_from"].items() if how == "given" and name != "train"]
+    if given:
+        mend = "name the file to be cut, without its splits"
+        raise UserError(f"folds are cut from one set of rows, and {', '.join(given)} is given", where="data", mend=mend)
+    examples = [each for name in ORDER for each in wanted.data.splits[name]]
+    fold = np.minimum((places_of(wanted, examples) * folds).astype(int), folds - 1)
+    written: dict[Path, int] = {}
+    for number in range(folds):
+        parts = {
+            "train": [each for each, at in zip(examples, fold, strict=True) if at != number],
+            "test": [each for each, at in zip(examples, fold, strict=True) if at == number],
+        }
+        written |= write_parts(wanted, folder / f"fold-{number + 1}", parts)
+    return written
+
+
+def places_of(wanted: ReadData, examples: Sequence[Example]) -> np.ndarray:
+    """Where in 0 to 1 each example's input, or its group, is."""
+    form, group = TASKS[wanted.recipe.task].form, wanted.recipe.prepare.split.group
+    if group is None:
+        keys = [bytes.fromhex(EXAMPLES[form](dict(each.fields), each.place)[1]) for each in examples]
+    else:
+        groups = {place: group_of(row, group) for place, row in raw_rows(wanted.tables())}
+        keys = [groups[each.place] for each in examples]
+    return positions(np.array(keys, "S16"))
+
+
+def write_parts(wanted: ReadData, folder: Path, parts: Mapping[str, Iterable[Example]]) -> dict[Path, int]:
+    """The raw rows of the examples of each part. The rows of a file are in their order there."""
+    of = {each.place: name for name, rows in parts.items() for each in rows}
+    written: dict[Path, int] = {}
+    for name in parts:
+        rows = [row for place, row in raw_rows(wanted.tables()) if of.get(place) == name]
+        path = folder / f"{name}.jsonl"
+        write_lines(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+        written[path] = len(rows)
+    return written
+
+
+def raw_rows(tables: Tables) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for several in tables.values():
+        for table in several:
+            for number, row in table.rows:
+                yield table.place(number), row
