@@ -7,6 +7,7 @@ to 1.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -196,18 +197,21 @@ def is_name(text: str, lower: bool) -> bool:
 def apart(spans: Sequence[Span], text: str) -> list[Span]:
     """Spans without overlap: the surer and longer one stays whole, of the other what sticks out with a letter or
     digit."""
-    taken: list[Span] = []
+    taken: list[Span] = []  # apart from each other and in order, and so are their ends
     for span in sorted(spans, key=lambda each: (-each.score, each.start - each.end, each.start, each.kind)):
         pieces = [(span.start, span.end)]
-        for other in taken:
-            if other.start < span.end and span.start < other.end:
-                pieces = [part for piece in pieces for part in without(piece, other)]
+        first = bisect_right(taken, span.start, key=lambda each: each.end)
+        last = bisect_left(taken, span.end, key=lambda each: each.start)
+        for other in taken[first:last]:
+            pieces = [part for piece in pieces for part in without(piece, other)]
         for start, end in pieces:
-            whole = (start, end) == (span.start, span.end)
-            if whole or re.search(r"\w{2}", text[start:end]):
-                blank = 0 if whole else len(text[start:end]) - len(text[start:end].lstrip())
-                taken.append(Span(span.kind, start + blank, start + len(text[start:end].rstrip()), span.score))
-    return sorted(taken, key=lambda each: each.start)
+            if (start, end) != (span.start, span.end):
+                rest = text[start:end]
+                if not re.search(r"\w{2}", rest):
+                    continue
+                start, end = start + len(rest) - len(rest.lstrip()), start + len(rest.rstrip())
+            insort(taken, Span(span.kind, start, end, span.score), key=lambda each: each.start)
+    return taken
 
 
 def without(piece: tuple[int, int], other: Span) -> Iterator[tuple[int, int]]:

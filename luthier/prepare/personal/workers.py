@@ -56,7 +56,7 @@ class Worker:
         try:
             self.send(list(texts))
             answer = read(self.process.stdout)
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):  # the last one: a pipe that is closed
             code = self.process.wait()
             raise UserError(
                 f"a process that looked for personal data ended by itself (exit code {code})",
@@ -68,11 +68,11 @@ class Worker:
         return spans
 
     def end(self) -> None:
+        self.process.kill()  # first, so that no thread still reads from it
+        self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
-        self.process.kill()
-        self.process.wait()
 
 
 class Search:
@@ -112,6 +112,8 @@ class Search:
         """The spans of each text, in order; a few batches are read ahead, no more. On any error workers end."""
         try:
             yield from self.found(texts)
+        except GeneratorExit:  # nobody asks for the rest
+            raise
         except BaseException:
             self.close()
             raise
