@@ -28,7 +28,7 @@ def passes_luhn(text: str) -> bool:
 def passes_iban(text: str) -> bool:
     """The checksum of account numbers (ISO 13616: modulo 97 is 1). Blanks and hyphens do not count."""
     bare = re.sub(r"[ -]", "", text).upper()
-    if not re.fullmatch(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", bare):
+    if not re.fullmatch(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", bare) or not 2 <= int(bare[2:4]) <= 98:
         return False
     return int("".join(str(int(each, 36)) for each in bare[4:] + bare[:4])) % 97 == 1
 

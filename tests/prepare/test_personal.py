@@ -31,6 +31,7 @@ from luthier.prepare.steps import PrepareSettings
 
 pytest.importorskip("presidio_analyzer")
 pytest.importorskip("spacy")
+SLOW = r"(?:a|aa|aaa)+$"
 PATTERNS = {"en": None, "es": None}
 """No model: what has a form of its own."""
 KEY = "sk-proj-" + "a1B2c3D4e5F6g7H8i9J0"
@@ -229,7 +230,7 @@ def test_finds_at_the_edges_of_windows_stay_whole(patterns: Finder) -> None:
 
 
 def test_a_pattern_that_never_ends_is_an_error() -> None:
-    own = {"name": "slow", "pattern": r"(a+)+$"}
+    own = {"name": "slow", "pattern": SLOW}
     finder = Finder(AnonymiseSettings.model_validate({"models": PATTERNS, "recognisers": [own]}))
     with pytest.raises(UserError, match="'slow': its pattern took more than"):
         finder.find(["a" * 60 + "b"])
@@ -251,14 +252,14 @@ def test_own_recognisers_and_allowed_words() -> None:
             ],
         }
     )
-    text = "Maria Callas: E-123456 works on blue osprey, not falconry; the case 4711 of 1999 people"
+    text = "In 1999 Maria Callas: E-123456 works on blue osprey, not falconry; the case 4711"
     (spans,) = Finder(settings).find([text])
     assert [(span.kind, text[span.start : span.end]) for span in spans] == [
         ("staff", "E-123456"),
         ("project", "blue osprey"),
         ("case", "4711"),
     ]
-    assert Writer(settings, 0).text(text, spans).startswith("Maria Callas: [STAFF] works on [PROJECT], not falconry")
+    assert Writer(settings, 0).text(text, spans).startswith("In 1999 Maria Callas: [STAFF] works on [PROJECT], not falconry")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def test_two_workers_answer_in_order_and_as_one_does() -> None:
 
 def test_errors_of_workers_come_back() -> None:
     settings = AnonymiseSettings.model_validate(
-        MAILS.model_dump() | {"recognisers": [{"name": "slow", "pattern": r"(a+)+$"}]}
+        MAILS.model_dump() | {"recognisers": [{"name": "slow", "pattern": SLOW}]}
     )
     with Search(settings) as search, pytest.raises(UserError, match="'slow'") as caught:
         list(search.find(["a" * 60 + "b"]))
@@ -366,7 +367,7 @@ def test_the_step_masks_and_its_account_does_not_show_what_it_hid() -> None:
 
 
 def test_the_step_drops_and_keeps_aside() -> None:
-    data = prepared([*rows(), *({"text": f"plain {n}", "label": "odd"} for n in range(40))], mode="drop")
+    data = prepared([*rows(), *({**row, "text": row["text"].partition(",")[0]} for row in rows())], mode="drop")
     (step,) = [each for each in data.facts["steps"] if each["step"] == "anonymise"]
     assert step["dropped"] == {"personal data": 40} and "mail1@" not in json.dumps(data.facts)
     assert data.kept_aside[0]["reason"] == "personal data: 1 email"
@@ -382,7 +383,7 @@ def test_stand_ins_do_not_depend_on_the_order_of_rows() -> None:
 
 def test_tagged_words_are_masked_whole_and_keep_their_number() -> None:
     tagged = [
-        {"tokens": ["Hello", "Mr", "Warboys", ",", f"a{n}@b.com"], "tags": ["O", "O", "B-PER", "O", "O"]}
+        {"tokens": [f"Hello{n}", "Mr", "Warboys", ",", f"a{n}@b.com"], "tags": ["O", "O", "B-PER", "O", "O"]}
         for n in range(30)
     ]
     masked = prepared(tagged, "tag").splits["train"][0].fields
@@ -395,7 +396,7 @@ def test_every_turn_of_a_conversation_is_looked_at() -> None:
     turns = [
         {
             "messages": [
-                {"role": "user", "content": f"I am a{n}@b.com"},
+                {"role": "user", "content": f"I am a{n}@b.com of {n} years"},
                 {"role": "assistant", "content": f"Hi c{n}@d.com"},
             ]
         }

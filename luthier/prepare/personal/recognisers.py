@@ -207,13 +207,13 @@ def pipeline(language: str, model: str | None) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\[W095\]")  # a model of another version: measured, see docs
         loaded = spacy.load(model)
-    loaded.disable_pipes(*(name for name in loaded.pipe_names if name not in NEEDED))
+    loaded.select_pipes(disable=[name for name in loaded.pipe_names if name not in NEEDED])
     own = loaded.has_pipe("ner") and not any(
         "listener" in str(part.get("@architectures", "")).lower()
         for part in [loaded.config["components"]["ner"]["model"].get("tok2vec", {})]
     )
     if own and "tok2vec" in loaded.pipe_names:
-        loaded.disable_pipes("tok2vec")
+        loaded.select_pipes(disable=["tok2vec"])
     loaded.max_length = 10**9  # texts come in windows
     return loaded
 

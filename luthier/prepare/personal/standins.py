@@ -20,6 +20,8 @@ from luthier.prepare.personal.words import ENDS, FIRST, STEMS
 TITLES = frozenset(
     ["mr", "mrs", "ms", "miss", "mx", "dr", "prof", "sir", "madam", "sr", "sra", "srta", "don", "dona", "dna", "dra"]
 )
+FORMAL = TITLES - {"don", "dona", "dna", "sir"}
+"""Those that stand before a surname."""
 PARTICLES = frozenset(
     ["de", "la", "los", "del", "da", "dos", "van", "der", "den", "von", "di", "le", "bin", "al", "el", "y"]
 )
@@ -74,18 +76,19 @@ class StandIns:
     def person(self, text: str) -> str:
         """Word by word, so that `Ana` and `Ana Pérez` share what they share: the first word a first name, the others
         surnames; titles and particles stay."""
-        seen = 0
+        words = re.split(r"([\s.,]+)", text)
+        plains = [plainly(word) for word in words]
+        names = sum(bool(plain) and plain not in TITLES and plain not in PARTICLES for plain in plains)
+        seen = int(names == 1 and bool(FORMAL.intersection(plains)))  # Mr Pérez: a surname alone
         made: list[str] = []
-        for word in re.split(r"([\s.,]+)", text):
-            plain = plainly(word)
+        for word, plain in zip(words, plains, strict=True):
             if not plain or plain in TITLES or (seen and plain in PARTICLES):
-                seen += bool(made and plain in TITLES)
                 made.append(word)
                 continue
             if len(plain) == 1:
                 stand_in = self.pick("initial", plain, string.ascii_uppercase)
             else:
-                stand_in = self.pick("first", plain, FIRST) if not seen else self.pick("last", plain, STEMS, ENDS)
+                stand_in = self.pick("last", plain, STEMS, ENDS) if seen else self.pick("first", plain, FIRST)
             made.append(cased(stand_in, word))
             seen += 1
         return "".join(made)
