@@ -33,6 +33,7 @@ from luthier.prepare.checks import (
 )
 from luthier.prepare.columns import (
     IN_WORDS,
+    LISTS,
     NUMBERED,
     UNLABELLED,
     Columns,
@@ -314,6 +315,9 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
         if isinstance(weight := columns.get(WEIGHT), str) and table in tables["train"] and weight not in table.columns:
             problems.append(Problem(f"no column {weight!r}, the weight of its rows", table.file, "add it"))
     raise_all(problems)
+    # Further right answers are often known of held-out rows alone.
+    held_out = {name: name for name in LISTS if name in convention.may and any(name in each.columns for each in others)}
+    columns = {**held_out, **columns}
     if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
     return convention, columns
