@@ -259,7 +259,11 @@ def test_own_recognisers_and_allowed_words() -> None:
         ("project", "blue osprey"),
         ("case", "4711"),
     ]
-    assert Writer(settings, 0).text(text, spans).startswith("In 1999 Maria Callas: [STAFF] works on [PROJECT], not falconry")
+    assert (
+        Writer(settings, 0)
+        .text(text, spans)
+        .startswith("In 1999 Maria Callas: [STAFF] works on [PROJECT], not falconry")
+    )
 
 
 @pytest.mark.parametrize(
