@@ -16,6 +16,7 @@ import numpy as np
 
 from luthier.errors import UserError
 from luthier.files import json_line, write_lines
+from luthier.prepare.detect import detect, sample
 from luthier.prepare.examples import EXAMPLES
 from luthier.prepare.groups import group_of
 from luthier.prepare.read import Dataset, read_data
@@ -24,7 +25,6 @@ from luthier.prepare.split import positions
 from luthier.progress import Progress
 from luthier.recipe import Recipe, read_recipe
 from luthier.records import Example
-from luthier.prepare.detect import detect, sample
 from luthier.tasks import TASKS
 
 SECTIONS = ("data", "prepare", "task", "seed")
