@@ -83,7 +83,7 @@ def source_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run_detect(arguments: argparse.Namespace) -> int | None:
-    from luthier.prepare.detect import detect, sample
+    from luthier.prepare.detect import detect, sample, said
 
     table = sample(arguments.source)
     found = detect(table, arguments.task)
@@ -91,11 +91,8 @@ def run_detect(arguments: argparse.Namespace) -> int | None:
         facts = {"source": table.file, "format": table.format, "columns": list(table.columns)}
         told = {"task": found.task, "rows": found.convention, "fields": found.columns, "why": found.why}
         print(json.dumps(facts | told, ensure_ascii=False))
-        return None
-    fields = ", ".join(f"{ours} from {theirs}" for ours, theirs in found.columns.items())
-    print(f"source   {table.file}: {table.format}\ncolumns  {', '.join(table.columns)}")
-    print(f"rows     {found.convention}: {fields}\ntask     {found.task}: {found.why}")
-    print(f"next     luthier init {arguments.source} --task {found.task}")
+    else:
+        print(f"{said(table, found)}\nnext     luthier init {arguments.source} --task {found.task}")
     return None
 
 

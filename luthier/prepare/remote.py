@@ -235,10 +235,9 @@ def opened(url: str, name: str) -> tuple[Any, str]:
 
         options: dict[str, Any] = {"config_kwargs": S3_WAITS} if scheme_of(url) in ("s3", "s3a") else {}
         return fsspec.core.url_to_fs(url, **options)
-    except ImportError as error:
+    except ImportError:
         package = MODULES.get(scheme_of(url), "")
-        ours = package == "s3fs" or "fsspec" in str(error)
-        mend = "pip install 'luthier[remote]'" if ours else f"pip install {package}" if package else str(error)
+        mend = f"pip install 'luthier[remote]' {package}".strip()
         raise UserError(f"{scheme_of(url)}:// needs {package or 'fsspec'}", where=name, mend=mend) from None
     except ValueError:
         mend = "use https://, s3://, gs:// or another one that fsspec knows; a database needs a `query`"
