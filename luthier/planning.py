@@ -25,7 +25,7 @@ from luthier.more_data import more_rows, read_more
 from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.slices import unique_slices
-from luthier.prepare.sources import origin_of
+from luthier.prepare.sources import is_fetched
 from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
@@ -150,7 +150,7 @@ def prepare(
         problems += error.problems
     data = None
     try:
-        fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
+        fetched = is_fetched(parsed.data, base)
         if not (mistyped and fetched and rows is None):
             chosen = rows if rows is not None else parsed.data
             data = read_data(
