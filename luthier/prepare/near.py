@@ -104,9 +104,7 @@ def copies_of_others(
         return NONE
     for keys in sketches.keys:
         weak = found.open(weak)
-        theirs = keys[strong]
-        order = np.argsort(theirs, kind="stable")
-        known, under = theirs[order], strong[order]
+        known, under = by_key(keys, strong)
         begin = np.searchsorted(known, keys[weak], "left")
         shared = begin < len(known)
         shared[shared] = known[begin[shared]] == keys[weak[shared]]
@@ -169,7 +167,12 @@ def search_within(
     found = Found(sketches, similarity, agree, but_for_equal=False)
     for keys in sketches.keys:
         entries = found.open(entries)
-        left, group = alike(keys, entries)
+        if not fresh.all():  # only what may share a key with a fresh one
+            may_share = np.zeros(2**16, bool)
+            may_share[keys[entries[fresh[sketches.texts[entries]]]] >> 16] = True
+            left, group = alike(keys, entries[may_share[keys[entries] >> 16]])
+        else:
+            left, group = alike(keys, entries)
         if not fresh.all():
             asked = np.zeros(len(entries), bool)
             asked[group[fresh[sketches.texts[left]]]] = True
@@ -190,16 +193,20 @@ def search_within(
 
 def alike(keys: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The entries that share their key with another, those of one key together and rising; a number for each key."""
-    if not len(entries):
-        return entries, entries
-    order = np.argsort(keys[entries], kind="stable").astype(np.uint32)
-    mine = keys[entries[order]]
-    same = mine[1:] == mine[:-1]
-    del mine
-    several = np.append(same, False)
+    known, under = by_key(keys, entries)
+    same = known[1:] == known[:-1]
+    several = np.append(same, False)[: len(known)]
     several[1:] |= same
-    starts = np.append(True, ~same)[several]
-    return entries[order[several]], np.cumsum(starts) - 1
+    starts = np.append(True, ~same)[: len(known)][several]
+    return under[several], np.cumsum(starts) - 1
+
+
+def by_key(keys: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of entries, sorted, and whose each is; the entries of one key rise. (Sorting both as one number is ten
+    times as fast as a stable sort of places.)"""
+    both = keys[entries].astype(np.uint64) << np.uint64(32) | entries.astype(np.uint64)
+    both.sort()
+    return (both >> np.uint64(32)).astype(np.uint32), both.astype(np.uint32)
 
 
 def leaders(left: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
