@@ -64,7 +64,7 @@ def anonymise_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("file", help="a file of rows; it is only read")
     sub.add_argument("--mode", default="mask", help="mask (default), pseudonym or drop")
     sub.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="where to look (default: all texts)")
-    sub.add_argument("--kinds", nargs="+", metavar="KIND", help="what to look for (default: see docs/data.md)")
+    sub.add_argument("--kinds", nargs="+", metavar="KIND", help="what to look for (default: see docs/prepare.md)")
     sub.add_argument("--languages", nargs="+", metavar="CODE", help="of the texts (default: en es)")
     sub.add_argument("--pattern", action="append", default=[], metavar="NAME=EXPRESSION", help="your own kind of data")
     sub.add_argument("--score", type=float, help="how sure a find must be, 0 to 1 (default: 0.4)")
@@ -83,7 +83,7 @@ def source_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run_detect(arguments: argparse.Namespace) -> int | None:
-    from luthier.prepare.detect import detect, sample, said
+    from luthier.prepare.detect import detect, said, sample
 
     table = sample(arguments.source)
     found = detect(table, arguments.task)

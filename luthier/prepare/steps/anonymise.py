@@ -20,7 +20,7 @@ from luthier.tasks import Form
 
 class Anonymise(RowStep, AnonymiseSettings):
     """Finds personal data and secrets in every text of a row, and masks or replaces them, or leaves the row out. Not
-    every name is found: see docs/data.md."""
+    every name is found: see docs/prepare.md."""
 
     title: ClassVar[str] = "Anonymise"
     shows_rows: ClassVar[bool] = False
