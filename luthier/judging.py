@@ -109,6 +109,7 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
             title=report.title,
             license=manifest["model"].get("license") or "",
             dataset=str(prepared.data.facts["source"]),
+            data_license=recipe.data.licence or "",
             data=account(prepared.data.facts),
             resolved=recipe.resolved(),
             labels=prepared.data.labels,

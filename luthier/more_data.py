@@ -17,6 +17,7 @@ from luthier.files import fingerprint
 from luthier.prepare.columns import UNLABELLED
 from luthier.prepare.examples import Examples
 from luthier.prepare.read import Dataset, DataSettings, read_data
+from luthier.prepare.steps import PrepareSettings
 from luthier.progress import Progress
 from luthier.stored_rows import StoredRows
 from luthier.tune.objectives import MoreData
@@ -37,7 +38,9 @@ def read_more(
     for name, more in named.items():
         try:
             settings = DataSettings.model_validate({**WHOLE, **more.data})
-            found[name] = read_data(settings, task if more.labelled else UNLABELLED, base=base, progress=progress)
+            as_they_are = PrepareSettings(deduplicate=None)
+            asked = task if more.labelled else UNLABELLED
+            found[name] = read_data(settings, asked, base=base, progress=progress, prepare=as_they_are)
         except UserError as error:
             problems += [replace(each, where=place(each.where, more.where)) for each in error.problems]
     return found, problems

@@ -15,7 +15,7 @@ from luthier.batches import BatchPlan, PoissonPlan
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.evaluate.conditions import conditions
-from luthier.judged_against import check_alternatives, check_sections, read_documents
+from luthier.judged_against import check_alternatives, check_sections, read_documents, without_test_rows
 from luthier.judged_by import check_columns, check_metrics
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
@@ -25,7 +25,7 @@ from luthier.more_data import more_rows, read_more
 from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.slices import unique_slices
-from luthier.prepare.sources import origin_of
+from luthier.prepare.sources import is_fetched
 from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
@@ -150,7 +150,7 @@ def prepare(
         problems += error.problems
     data = None
     try:
-        fetched = parsed.data.source is not None and origin_of(parsed.data.source, base) in ("hub", "package")
+        fetched = is_fetched(parsed.data, base)
         if not (mistyped and fetched and rows is None):
             chosen = rows if rows is not None else parsed.data
             data = read_data(
@@ -186,6 +186,7 @@ def prepare(
 
     from luthier.models.load import load_tokenizer
 
+    documents = without_test_rows(parsed, documents, data, progress)
     tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
     room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
     max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)

@@ -37,6 +37,7 @@ from luthier.tune.optimizers import OptimizerSettings
 from luthier.tune.privacy import PrivacySettings
 from luthier.tune.rates import RateSettings
 from luthier.tune.schedules import ScheduleSettings
+from luthier.urls import without_secrets
 
 ALIASES = {
     "model_name_or_path": "model.path",
@@ -235,11 +236,13 @@ class Recipe(Settings):
 
 
 def _strict(value: Any) -> Any:
-    """Infinities as words, for JSON has no numbers for them; they are read back as the same."""
+    """Infinities as words, for JSON has no numbers for them; they are read back as the same. Passwords are left out."""
     if isinstance(value, dict):
         return {key: _strict(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_strict(inner) for inner in value]
+    if isinstance(value, str):
+        return without_secrets(value)
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 

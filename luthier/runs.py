@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import files
 from luthier.errors import UserError
+from luthier.urls import without_secrets
 from luthier.version import __version__
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def create_run(folder: Path | None, name: str, recipe_text: str, resolved: Mappi
                 mend += f", or go on with that run: luthier train --resume {shlex.quote(str(folder))}"
             raise UserError("already exists", where=str(folder), mend=mend) from None
     run = Run(folder)
-    files.write_text(folder / RECIPE, recipe_text)
+    files.write_text(folder / RECIPE, without_secrets(recipe_text))
     files.write_json(folder / RESOLVED, resolved)
     return run
 

@@ -128,3 +128,15 @@ def test_an_earlier_run_of_another_task(recipe: dict[str, Any], first: Path, tmp
 def test_no_test_split_says_how_to_make_one(recipe: dict[str, Any]) -> None:
     said = refused(recipe, {}, data={**recipe["data"], "test_fraction": 0})
     assert "the test split is empty" in said and "data.test_fraction at 0.1" in said and "data.splits.test" in said
+
+
+def test_documents_that_hold_a_test_row_are_left_out(recipe: dict[str, Any], tmp_path: Path) -> None:
+    pairs = [{"prompt": f"what do people say of film {i} ?", "completion": ("dull", "fun")[i % 2]} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    texts = [{"passage": f"Film {i} is {('dull', 'fun')[i % 2]}."} for i in range(40)]
+    texts += [{"passage": f"{row['prompt'].upper()} {row['completion']}"} for row in pairs]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    corpus = {"source": str(tmp_path / "corpus.jsonl"), "columns": {"text": "passage"}}
+    recipe["evaluate"] |= {"baselines": ["rag"], "documents": corpus}
+    prepared = prepare(recipe)
+    assert len(prepared.documents) == 80 - len(prepared.data.splits["test"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from luthier.cli import main
 
@@ -120,3 +121,16 @@ def test_wrong_calls_are_told(
 ) -> None:
     assert main(["data", *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_vocabulary(reviews: Path, tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(tiny("llama"))
+    assert main(["data", "vocabulary", "reviews.jsonl", "--model", model, "--most", "2"]) == 0
+    sentence, table, selection = capsys.readouterr().out.strip().split("\n\n")
+    assert "tokens a word" in sentence and table.startswith("Word")
+    added = yaml.safe_load(selection)["selection"]["tokens"]["add"]
+    assert len(added) == 2
+    assert main(["data", "vocabulary", "reviews.jsonl", "--model", model, "--most", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["details"]["add"] == added
+    assert main(["data", "vocabulary", "reviews.jsonl"]) == 2
+    assert "--model" in capsys.readouterr().err

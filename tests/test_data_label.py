@@ -206,6 +206,6 @@ def test_shares_along_an_answer_are_those_of_its_tree(labels: list[str], data: s
     assume(not any(one != other and one.startswith(other) for one in labels for other in labels))
     assert found is not None and found[answer] == pytest.approx(exact[answer])
     for label in labels:  # labels that leave the answer together share what was left there
-        left = len(os.path.commonprefix([label, answer]))
+        left = next((n for n in range(len(answer)) if label[n : n + 1] != answer[n]), len(answer))
         together = [each for each in labels if each[: left + 1] == label[: left + 1]]
         assert sum(found[each] for each in together) == pytest.approx(sum(exact[each] for each in together))

@@ -60,7 +60,7 @@ def test_files_say_what_they_are_for(file: Path) -> None:
 
 
 def test_only_the_command_line_prints() -> None:
-    speakers = {"cli.py", "terminal.py"}
+    speakers = {"cli.py", "data_cli.py", "terminal.py"}
     for file in FILES:
         if file.name in speakers:
             continue
@@ -79,10 +79,10 @@ def test_every_form_of_examples_is_in_every_table() -> None:
     from luthier.evaluate.predict import PREDICTORS
     from luthier.evaluate.uses import USES
     from luthier.prepare.columns import CONVENTIONS
+    from luthier.prepare.detect import GUESSERS
     from luthier.prepare.examples import EXAMPLES
     from luthier.prepare.readers import READERS
     from luthier.prompts.tokenise import FORMS
-    from luthier.scaffold import GUESSERS
     from luthier.tasks import TASKS
 
     forms = {task.form for task in TASKS.values()}

@@ -54,7 +54,7 @@ def growth(originals: str, queries: str) -> Found:
     from luthier.prepare.sketches import sketch
 
     with tempfile.TemporaryDirectory() as folder, ArrayWriter(Path(folder)) as writer:
-        sketches = sketch(texts(originals), SIMILARITY, writer)
+        sketches = sketch(texts(originals), SIMILARITY, writer, about=sum(1 for _ in texts(originals)))
         pairs = copies_within(sketches, np.ones(sketches.count, bool), SIMILARITY)
     return {"": list(zip(pairs.texts.tolist(), pairs.of.tolist(), strict=True))}
 

@@ -40,6 +40,8 @@ class CardData:
     kind: Kind = "decoder"
     head: Head = "language"
     """What the model gives, where the task leaves that open."""
+    data_license: str = ""
+    """The licence of the data, as the recipe states it."""
     added_tokens: bool = False
     """Whether the tokenizer was given tokens that the base model's does not have."""
     files: Files | None = None

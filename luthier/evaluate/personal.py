@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from luthier.checksums import digits, passes_iban, passes_luhn
+
 EMAIL = re.compile(r"[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,24}\b")
 PHONE = re.compile(r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,5}\)[ .-]?)?\d{2,5}(?:[ .-]\d{2,5}){1,4}(?![\w.]*\d)")
 INTERNATIONAL = re.compile(r"(?<![\w.])\+\d{8,15}\b")
@@ -17,23 +19,6 @@ IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"
 ADDRESS = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
 SOCIAL = re.compile(r"(?<!\d)(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?!\d)")
 PHONE_DIGITS = (9, 15)
-
-
-def digits(text: str) -> str:
-    return re.sub(r"\D", "", text)
-
-
-def passes_luhn(text: str) -> bool:
-    """The checksum of card numbers (ISO/IEC 7812-1, annex B)."""
-    numbers = [int(each) for each in reversed(digits(text))]
-    doubled = [2 * each - 9 * (each > 4) for each in numbers[1::2]]
-    return len(set(numbers)) > 1 and (sum(numbers[::2]) + sum(doubled)) % 10 == 0
-
-
-def passes_iban(text: str) -> bool:
-    """The checksum of account numbers (ISO 13616: modulo 97 is 1)."""
-    bare = text.replace(" ", "")
-    return len(bare) >= 15 and int("".join(str(int(each, 36)) for each in bare[4:] + bare[:4])) % 97 == 1
 
 
 def is_phone(text: str) -> bool:

@@ -33,6 +33,8 @@ class Convention:
     build: Callable[[Values], Values]
     may: Names = field(default_factory=dict)
     """Fields that may be there."""
+    known_as: str = ""
+    """What people call this way, where it is not by its fields."""
 
     @property
     def name(self) -> str:
@@ -78,6 +80,10 @@ def build_prompt(values: Values) -> Values:
 
 def build_question(values: Values) -> Values:
     return conversation(values, values["question"], "question", values["answer"], "answer")
+
+
+def build_source(values: Values) -> Values:
+    return conversation(values, values["source"], "source", values["target"], "target")
 
 
 def build_instruction(values: Values) -> Values:
@@ -130,6 +136,7 @@ def with_lists(build: Callable[[Values], Values]) -> Callable[[Values], Values]:
 TEXT_NAMES = ("sentence", "review", "content", "comment", "tweet", "body", "document")
 LABEL_NAMES = ("labels", "class", "category", "target", "sentiment", "intent", "label_name", "label_text")
 SCORE_NAMES = ("scores", "rating", "stars", "value", "similarity", "target", "label")
+TARGET_NAMES = ("target_text", "tgt", "summary", "highlights", "translation")
 LISTS: Names = {"references": (), "concepts": ()}
 """Lists of texts beside a row, which metrics look at; one column may be a prompt as well."""
 SYSTEM: Names = {"system": ("system_prompt",)}
@@ -144,9 +151,15 @@ INSTRUCTION = Convention(
     {"instruction": (), "output": ("response", "completion")},
     with_lists(build_instruction),
     {"input": ("context",), **BESIDE},
+    "Alpaca",
 )
 PROMPT = Convention({"prompt": ("input",), "completion": ("response", "output")}, with_lists(build_prompt), BESIDE)
 QUESTION = Convention({"question": ("query",), "answer": ("response",)}, with_lists(build_question), BESIDE)
+SOURCE = Convention(
+    {"source": ("source_text", "src", "article", "dialogue", "document"), "target": TARGET_NAMES},
+    with_lists(build_source),
+    BESIDE,
+)
 
 PAIR = Convention(
     {"prompt": ("messages", "question", "instruction", "conversations"), "chosen": (), "rejected": ()},
@@ -158,11 +171,12 @@ UNPAIRED = Convention(
     {"prompt": ("messages", "question", "instruction"), "completion": ("response", "answer", "output"), "label": ()},
     build_unpaired,
     SYSTEM,
+    "KTO",
 )
 
 CONVENTIONS: dict[Form, tuple[Convention, ...]] = {
     "classify": (CLASSIFY,),
-    "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION),
+    "generate": (MESSAGES, INSTRUCTION, PROMPT, QUESTION, SOURCE),
     "prefer": (PAIR, PAIR_ALONE, UNPAIRED),
     "lm": (TEXT,),
     "regress": (SCORED,),

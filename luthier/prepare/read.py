@@ -34,6 +34,7 @@ from luthier.prepare.checks import (
 )
 from luthier.prepare.columns import (
     IN_WORDS,
+    LISTS,
     NUMBERED,
     UNLABELLED,
     Columns,
@@ -59,6 +60,7 @@ from luthier.prepare.weights import WEIGHT, problems_in_weights, settled, to_mea
 from luthier.progress import Progress
 from luthier.records import Example
 from luthier.tasks import TASKS
+from luthier.urls import without_secrets
 
 __all__ = ["UNLABELLED", "DataSettings", "Dataset", "LabelBins", "read_data"]
 
@@ -137,7 +139,9 @@ def read_data(
     progress = progress or Progress()
     with without_collection(), progress.stage("reading the data") as tell:
         if isinstance(data, DataSettings):
-            sources, named = find_sources(chosen, base), chosen.source or dict(chosen.splits)
+            sources = find_sources(chosen, base)
+            splits = {split: without_secrets(name) for split, name in chosen.splits.items()}
+            named: str | dict[Any, str] = without_secrets(chosen.source or "") or splits
         else:
             sources, named = python_rows(data), "Python rows"
         identity = identity_of(sources)
@@ -157,7 +161,7 @@ def read_data(
 def data_key(identity: str, settings: DataSettings, task: str, slices: Sequence[str], prepare: str) -> str:
     """A hash of all that decides what is read: the sources' identity, settings, and the code of this stage."""
     code = code_fingerprint(*sorted(Path(__file__).parent.rglob("*.py")))
-    return fingerprint(identity, settings.model_dump_json(), task, code, prepare, *slices)
+    return fingerprint(identity, without_secrets(settings.model_dump_json()), task, code, prepare, *slices)
 
 
 def opened(arrays: Arrays, key: str | None) -> Dataset:
@@ -292,6 +296,7 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
         writer.add(f"{PREFIX}sources", made.sources)
     facts["steps"] = account.facts()
     facts["warnings"] = warnings(facts, settings, labels)
+    facts["warnings"] += [note for split in tables.values() for table in split for note in table.notes]
     for name in SPLITS:
         writer.add(name, chosen.get(name, everything[:0]))
     account.flush()
@@ -332,6 +337,9 @@ def agree_on_columns(task: str, settings: DataSettings, tables: Tables) -> tuple
         if isinstance(weight := columns.get(WEIGHT), str) and table in tables["train"] and weight not in table.columns:
             problems.append(Problem(f"no column {weight!r}, the weight of its rows", table.file, "add it"))
     raise_all(problems)
+    # Further right answers are often known of held-out rows alone.
+    held_out = {name: name for name in LISTS if name in convention.may and any(name in each.columns for each in others)}
+    columns = {**held_out, **columns}
     if is_labelled(task) and "label" not in settings.columns:
         columns = prefer_label_names(columns, [train, *others])
     return convention, columns

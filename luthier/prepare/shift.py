@@ -145,8 +145,8 @@ def fitted(known: Any, is_target: np.ndarray) -> Any:
 def delong(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float, float]:
     """AUC and its 95% interval from the placement values of E. DeLong, D. DeLong and D. Clarke-Pearson, Biometrics 44,
     1988, equations 2 and 5 to 7; the interval is made on the scale of log odds, so that it stays within 0 and 1."""
-    above = placements(positive, negative)
-    below = 1 - placements(negative, positive)
+    above = placements(np.sort(positive), negative)  # sorted, so that sums don't depend on the order of texts
+    below = 1 - placements(np.sort(negative), positive)
     auc = float(above.mean())
     variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
     if auc in (0.0, 1.0) or variance == 0:
@@ -207,7 +207,7 @@ def importance_weights(chances: np.ndarray, smoothing: float) -> np.ndarray:
         smoothing: From 0 to 1.
     """
     weights = chances / (smoothing * chances + (1 - smoothing) * (1 - chances))
-    made: np.ndarray = weights / weights.mean()
+    made: np.ndarray = weights / np.sort(weights).mean()
     return made
 
 

@@ -6,9 +6,9 @@ platform makes the same ones.
 Texts are folded first: compatibility forms (NFKC) and case are made one, whatever is no letter or digit becomes a
 single blank. A folded text of up to `CHARACTERS_TO` characters is the set of its runs of 5 characters, one longer than
 `WORDS_FROM` that of its pairs of neighbouring words; between the two a text is looked at both ways, so that no two
-texts of similar length are without a common measure. Writing without blanks (Chinese, Japanese, Thai ...) counts each
-character as a word. What stands in a fifth of all texts (an instruction before each, a signature) says nothing about
-copies, and can be left out of the sets.
+texts of similar length are without a common measure. What a text has twice is in its set twice (a bag). Writing without
+blanks (Chinese, Japanese, Thai ...) counts each character as a word. What a fifth of all texts have (an instruction
+before each, a signature) says nothing about copies, and can be left out of the sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORDS_FROM, CHARACTERS_TO = 200, 250
 """Folded characters; their ratio is that of the lengths of two texts of similarity 0.8."""
 LONGEST = 1_000_000
 """Characters of a text that are looked at: the first."""
-BATCH_TEXTS, BATCH_CHARACTERS = 4096, 1_000_000
+BATCH_TEXTS, BATCH_CHARACTERS = 4096, 250_000
 COMMON_SHARE, COMMON_TEXTS = 0.2, 20
 """A shingle is common when this share of texts has it, and no fewer than so many."""
 SAMPLE = 2000
@@ -164,11 +164,28 @@ def shingled(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ]
     places = np.concatenate([2 * owners + number for number, (owners, _) in enumerate(parts)]).astype(np.uint64)
     hashes = np.concatenate([hashes for _, hashes in parts])
-    both = np.sort(places << np.uint64(32) | mixed(hashes) >> np.uint64(32))
+    both = numbered(np.sort(places << np.uint64(32) | mixed(hashes) >> np.uint64(32)))
     both = both[np.append(True, both[1:] != both[:-1])] if len(both) else both
     places = both >> np.uint64(32)
     last = np.append(np.flatnonzero(places[1:] != places[:-1]), len(places) - 1) if len(places) else np.empty(0, int)
     return places[last].astype(np.int64), last + 1, both.astype(np.uint32)
+
+
+def numbered(both: np.ndarray) -> np.ndarray:
+    """Sorted pairs of place and hash (the lower 32 bits), where a hash that a place has again is another one each time:
+    "no no no" is not the same as "no"."""
+    again = np.flatnonzero(both[1:] == both[:-1]) + 1
+    if not len(again):
+        return both
+    first = np.append(True, both[1:] != both[:-1])
+    starts = np.flatnonzero(first)
+    times = again - starts[np.cumsum(first)[again] - 1]
+    lower = np.uint64(2**32 - 1)
+    hashes = mixed((both[again] & lower) + (times.astype(np.uint64) << np.uint64(32))) >> np.uint64(32)
+    out = both.copy()
+    out[again] = (both[again] & ~lower) | hashes
+    out.sort()
+    return out
 
 
 def runs_of_characters(

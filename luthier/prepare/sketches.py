@@ -19,14 +19,18 @@ from typing import TypeVar
 import numpy as np
 
 from luthier.arrays import ArrayWriter, let_go
-from luthier.prepare.shingles import BATCH_CHARACTERS, batches, constants, mixed, shingled, without
+from luthier.prepare.shingles import batches, constants, mixed, shingled, without
 
 PIECE = 512
 """Shingles that are hashed at once; a text's minimum is that of its pieces."""
 WORKERS = 4
 MAP = 256
-MOST_HASHES = 128
-"""For each text; the keys are made of them."""
+MOST_HASHES, MANY, MOST_OF_MANY = 128, 300_000, 160
+"""For each text; the keys are made of them. Of many texts more, so that fewer share a key by chance."""
+AT_ONCE = 2**18
+"""Minima that are made at once."""
+PAIRS, SHINGLES = 2**16, 2**16
+"""Pairs that are compared at once, by their maps; shingles, where whole sets are compared."""
 MISSED = 0.001
 """Share of pairs exactly at the threshold that may share no key."""
 
@@ -39,7 +43,7 @@ class Bands:
     rows: int
 
     @classmethod
-    def for_similarity(cls, similarity: float) -> Bands:
+    def for_similarity(cls, similarity: float, texts: int = 0) -> Bands:
         """The most selective ones by which pairs at `similarity` are found but for `MISSED` of them.
 
         Two sets of Jaccard similarity s share a minimum with probability s, a key of r minima with s^r, and at least
@@ -48,7 +52,7 @@ class Bands:
         for rows in range(12, 1, -1):
             share = similarity**rows
             bands = 1 if share >= 1 - MISSED else math.ceil(math.log(MISSED) / math.log(1 - share))
-            if rows * bands <= MOST_HASHES:
+            if rows * bands <= (MOST_OF_MANY if texts > MANY else MOST_HASHES):
                 return cls(bands, rows)
         raise ValueError(f"similarity {similarity} is below 0.3")
 
@@ -90,8 +94,16 @@ class Sketches:
         Sets are compared by the 32 bits of their shingles' hashes: two sets of a thousand shingles hold a chance
         equal once in 4,000 pairs, and are then 0.001 too similar.
         """
-        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
         out = np.zeros(len(ones))
+        for begin in range(0, len(ones), PAIRS):
+            some = slice(begin, begin + PAIRS)
+            pairs = ones[some].astype(np.int64), others[some].astype(np.int64)
+            out[some] = self.similarity_of_some(*pairs, least)
+        return out
+
+    def similarity_of_some(self, ones: np.ndarray, others: np.ndarray, least: float) -> np.ndarray:
+        out = np.zeros(len(ones))
+        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
         bits = np.bitwise_count(self.maps[ones] ^ self.maps[others]).sum(axis=1, dtype=np.int64)
         fewest = np.maximum(bits, np.abs(sizes_1 - sizes_2))
         possible = np.flatnonzero(fewest <= (1 - least) / (1 + least) * (sizes_1 + sizes_2) + 1e-6)
@@ -99,12 +111,18 @@ class Sketches:
         begin = 0
         while begin < len(possible):
             before = totals[begin - 1] if begin else 0
-            end = max(int(np.searchsorted(totals, before + 2 * BATCH_CHARACTERS, "right")), begin + 1)
+            end = max(int(np.searchsorted(totals, before + SHINGLES, "right")), begin + 1)
             some = possible[begin:end]
             shared = self.shared(ones[some], others[some])
             out[some] = shared / (sizes_1[some] + sizes_2[some] - shared)
             begin = end
         return out
+
+    def let_go(self, keys: np.ndarray) -> None:
+        """Take what was read of the disk out of this process's memory."""
+        for array in (keys, self.maps.base, self.ends, self.texts):
+            if isinstance(array, np.ndarray):
+                let_go(array)
 
     def shared(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """How many shingles each pair has in common."""
@@ -120,15 +138,22 @@ class Sketches:
         return np.bincount(twice.astype(np.int64), minlength=len(ones))
 
 
-def sketch(texts: Iterable[str], similarity: float, writer: ArrayWriter, common: np.ndarray | None = None) -> Sketches:
+def sketch(
+    texts: Iterable[str],
+    similarity: float,
+    writer: ArrayWriter,
+    common: np.ndarray | None = None,
+    about: int = 0,
+) -> Sketches:
     """Sketches of texts, which are held a few thousand at a time.
 
     Args:
         common: Shingles that are left out of sets which have others too.
+        about: How many texts there are, about; more hashes are made of many.
         writer: Where the arrays go; on the disk they take about 4 bytes for each character of short texts, 1 for each
             of long ones, and 4 bytes a text for each band.
     """
-    bands = Bands.for_similarity(similarity)
+    bands = Bands.for_similarity(similarity, about)
     hashers = Hashers(bands)
     count = end = 0
     names = [f"keys {band}" for band in range(bands.bands)]
@@ -216,7 +241,7 @@ class Hashers:
         starts = np.repeat(ends - sizes, pieces) + number * PIECE
         longest_first = np.argsort(-lengths, kind="stable")
         out = np.empty((len(self.factors), len(lengths)), np.uint32)
-        step = max(1, 2**18 // len(self.factors))
+        step = max(1, AT_ONCE // len(self.factors))
         for begin in range(0, len(lengths), step):
             some = longest_first[begin : begin + step]
             out[:, some] = self.least(starts[some], lengths[some], shingles)

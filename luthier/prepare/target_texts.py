@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from luthier.errors import UserError, raise_all
+from luthier.errors import Problem, UserError, raise_all
 from luthier.prepare.columns import UNLABELLED, find_columns, row_reader
+from luthier.prepare.formats import Table
 from luthier.prepare.labels import RowError
 from luthier.prepare.readers import READERS
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, identity_of, read_sources
 from luthier.prepare.texts import whole_text
 from luthier.tasks import TASKS, Form
+
+ColumnMap = Mapping[str, str | list[str]]
+Read = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 MOST_KEPT = 20_000
 LONGEST = 1000
@@ -34,7 +39,17 @@ def identity(source: str, base: Path) -> str:
     return identity_of(find_sources(settings_of(source), base)) or ""
 
 
-def target_texts(source: str, columns: Mapping[str, str | list[str]], form: Form, base: Path) -> list[str]:
+def problems_in_target(source: str, columns: ColumnMap, form: Form, base: Path) -> list[Problem]:
+    """What is wrong with the source, as its first rows tell."""
+    try:
+        for _ in readable(source, columns, task_of(form), base):
+            pass
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def target_texts(source: str, columns: ColumnMap, form: Form, base: Path) -> list[str]:
     """The texts of every row of the source that can be read, at most `MOST_KEPT`.
 
     Raises:
@@ -48,16 +63,10 @@ def target_texts(source: str, columns: Mapping[str, str | list[str]], form: Form
     return [text for _, text in sorted(lowest.items())[:MOST_KEPT]]
 
 
-def texts_in(source: str, columns: Mapping[str, str | list[str]], form: Form, base: Path) -> Iterator[str]:
-    task = UNLABELLED if form in TEXTS_ALONE else next(name for name, task in TASKS.items() if task.form == form)
-    settings = settings_of(source)
-    finish = READERS[TASKS[task].form](settings, Counter())
-    for table in (table for tables in read_sources(find_sources(settings, base)).values() for table in tables):
-        convention, found, problems = find_columns(task, dict(columns), table)
-        raise_all(problems)
-        if convention is None:
-            raise UserError("no column of texts", where=table.file, mend="name it with `columns: {text: ...}`")
-        read = row_reader(convention, found)
+def texts_in(source: str, columns: ColumnMap, form: Form, base: Path) -> Iterator[str]:
+    task = task_of(form)
+    finish = READERS[TASKS[task].form](settings_of(source), Counter())
+    for table, read in readable(source, columns, task, base):
         for _, row in table.rows:
             try:
                 fields = finish(read(row))
@@ -65,3 +74,19 @@ def texts_in(source: str, columns: Mapping[str, str | list[str]], form: Form, ba
                 continue
             if fields is not None:
                 yield whole_text(TASKS[task].form, fields)
+
+
+def task_of(form: Form) -> str:
+    """The task whose rows a target's are: texts alone do, where the form has one text."""
+    return UNLABELLED if form in TEXTS_ALONE else next(name for name, task in TASKS.items() if task.form == form)
+
+
+def readable(source: str, columns: ColumnMap, task: str, base: Path) -> Iterator[tuple[Table, Read]]:
+    """Every table of the source, and how its rows become fields. Raises `UserError` where one can't be read."""
+    for tables in read_sources(find_sources(settings_of(source), base)).values():
+        for table in tables:
+            convention, found, problems = find_columns(task, dict(columns), table)
+            raise_all(problems)
+            if convention is None:
+                raise UserError("no column of texts", where=table.file, mend="name it with `columns: {text: ...}`")
+            yield table, row_reader(convention, found)

@@ -31,6 +31,10 @@ BATCH = 256
 """Rows that a step gets at once."""
 
 
+NOT_SHOWN = "(not shown)"
+"""What stands in samples for a row as it was before a step that hides something."""
+
+
 class Raw(NamedTuple):
     """A row that could be read, on its way through the steps."""
 
@@ -135,7 +139,7 @@ def usable(table: Table, reader: Reader, split: str) -> Iterator[Raw]:
 def row_steps(prepare: PrepareSettings, context: Context, account: Account) -> Callable[[Iterable[Raw]], Iterable[Raw]]:
     """All row steps, one after another, each with its account."""
     steps = [
-        (account.step(name, step.title), step.begin(context))
+        (account.step(name, step.title), step.begin(context), step.shows_rows)
         for name, step in prepare.row_steps().items()
         if context.form in step.forms
     ]
@@ -146,19 +150,19 @@ def row_steps(prepare: PrepareSettings, context: Context, account: Account) -> C
         coming = iter(rows)
         while batch := list(islice(coming, BATCH)):
             left: Sequence[Raw] = batch
-            for step, apply in steps:
+            for step, apply, shown in steps:
                 step.rows_in += len(left)
                 results = apply([row.fields for row in left])
                 assert len(results) == len(left), step.name
                 passed = []
                 for row, result in zip(left, results, strict=True):
                     if result.drop is not None:
-                        text = whole_text(context.form, row.fields)
+                        text = whole_text(context.form, row.fields) if shown else NOT_SHOWN
                         account.drop(step, row.place, result.drop, row.fields, text)
                         continue
                     if result.changes:
                         before, after = (whole_text(context.form, each) for each in (row.fields, result.fields))
-                        step.change(row.place, before, after, result.changes)
+                        step.change(row.place, before if shown else NOT_SHOWN, after, result.changes)
                     passed.append(row._replace(fields=result.fields))
                 left = passed
             yield from left

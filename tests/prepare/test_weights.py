@@ -183,3 +183,6 @@ def test_check_tells_of_the_weights_and_runs_do_not_mix(recipe: dict[str, Any]) 
     with pytest.raises(UserError, match="privacy lets every row count alike") as caught:
         prepare(recipe)
     assert "data.columns.weight" in str(caught.value)
+    del recipe["data"]["columns"]
+    with pytest.raises(UserError, match=r"prepare\.weigh: privacy lets every row count alike"):
+        prepare({**recipe, "prepare": {"weigh": {}, "labels": {"check": "list"}}})

@@ -8,6 +8,7 @@ from pathlib import Path
 from luthier.errors import Problem
 from luthier.files import fingerprint
 from luthier.prepare.groups import SplitSettings
+from luthier.prepare.steps.anonymise import Anonymise
 from luthier.prepare.steps.augment import Augment
 from luthier.prepare.steps.base import AddStep, Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
@@ -22,6 +23,7 @@ from luthier.tasks import Form
 STEPS: dict[str, type[Step]] = {
     "clean": Clean,
     "keep": Keep,
+    "anonymise": Anonymise,
     "deduplicate": Deduplicate,
     "labels": Labels,
     "target": Target,
@@ -38,6 +40,8 @@ class PrepareSettings(Settings):
     """Mends and normalises texts; off by default, so that a model learns from what its users will send."""
     keep: Keep | None = None
     """Drops rows by length, language and quality; off by default."""
+    anonymise: Anonymise | None = None
+    """Masks or replaces personal data and secrets, or drops their rows; off by default."""
     deduplicate: Deduplicate | None = Deduplicate()
     """Finds near copies, drops from training those of held-out rows, and tells of the others; on by default."""
     labels: Labels | None = None
@@ -89,6 +93,7 @@ class PrepareSettings(Settings):
 __all__ = [
     "STEPS",
     "AddStep",
+    "Anonymise",
     "Augment",
     "Clean",
     "Context",

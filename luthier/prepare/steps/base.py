@@ -103,6 +103,9 @@ class Step(Settings):
 class RowStep(Step):
     """Looks at each row alone."""
 
+    shows_rows: ClassVar[bool] = True
+    """Whether reports may show rows as they were before it, and those it dropped."""
+
     def begin(self, context: Context) -> Callable[[Sequence[Fields]], Sequence[RowResult]]:
         """What turns a batch of rows' fields into as many results, in the same order.
 

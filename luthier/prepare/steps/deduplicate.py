@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from luthier.finding import Finding
     from luthier.prepare.examples import Examples
     from luthier.prepare.near import Agree, Pairs
-    from luthier.prepare.sketches import Sketches
 
 STRONGEST_FIRST = ("test", "validation", "train")
 AT_ONCE = 1000
@@ -48,7 +47,9 @@ def asked(form: Form, fields: Fields) -> str:
 
 
 def answer(form: Form, fields: Fields) -> str:
-    """What it is to answer, where that is a text."""
+    """What it is to answer, as a text; empty where that is a number or a tag for each word."""
+    if form == "classify":
+        return " ".join(labels_of(form, fields))
     turns = fields["messages"][-1:] if form == "generate" else fields.get("chosen") or fields.get("completion") or ()
     return "\n".join(turn["content"] for turn in turns)
 
@@ -64,7 +65,7 @@ def labels_of(form: Form, fields: Fields) -> tuple[str, ...]:
 class Deduplicate(SetStep):
     """Finds rows whose texts are near copies: the same but for case, punctuation and a few words. A training row that
     is near a test or validation row goes by default, because it would make the judgement too kind. Rows that are near
-    but have another label or answer are no copies, unless their texts differ in case and punctuation alone."""
+    but have another label or answer are no copies; across splits they are where case and punctuation alone differ."""
 
     title: ClassVar[str] = "Near copies"
 
@@ -138,7 +139,8 @@ class Search:
         from luthier.prepare.sketches import sketch
 
         sample = (asked(self.form, self.all[row].fields) for row in sample_rows(len(self.all)).tolist())
-        sketches: Sketches = sketch(self.texts(advance), self.step.similarity, writer, common_shingles(sample))
+        common = common_shingles(sample)
+        sketches = sketch(self.texts(advance), self.step.similarity, writer, common, len(self.all))
         for split, (start, end) in self.ranges.items():
             ours = np.zeros(len(self.all), bool)
             ours[start:end] = True

@@ -24,9 +24,11 @@ from luthier.tasks import Form
 SHOWN = 20
 SHOWN_CHARACTERS = 160
 FILE = "doubted_labels.jsonl"
-REASON = "label probably wrong"
+REASON = "label doubted"
 POOR = 0.05
 """A cheap model that agrees with the labels by less than this above a guess tells nothing."""
+MANY = 0.2
+"""A share of doubted rows from which on few of them are likely to be wrong (LOG.md: a quarter, of 28% doubted)."""
 NAMED = {"list": "they are listed, and stay", "drop": "they are dropped", "weight": "they count less"}
 
 
@@ -119,14 +121,16 @@ def finding_of(
     if not judged:
         return Finding("No label could be judged: there are not two with rows enough to learn them from.")
     share = len(lines) / rows
-    sentence = f"{len(lines):,} of {rows:,} labels in train ({share:.1%}) are probably wrong; {done}."
+    sentence = f"{len(lines):,} of {rows:,} labels in train ({share:.1%}) are doubted; {done}."
     sentence += f" The cheap model gives {agreement:.1%} of the rows the label that they have (a guess: {guess:.1%})."
     if agreement < guess + POOR:
         sentence += " That is hardly better than a guess, so its doubts mean little here."
+    elif share > MANY:
+        sentence += " So many can hardly all be wrong: most are rows that such a model finds hard."
     if judged < rows:
         sentence += f" {rows - judged:,} rows, of labels with too few rows, were not judged."
     figures = {
-        "doubted_labels": Figure("Labels probably wrong", share, percent=True),
+        "doubted_labels": Figure("Labels doubted", share, percent=True),
         "label_agreement": Figure("Cheap model agrees", agreement, higher_is_better=True, percent=True),
     }
     cells = [

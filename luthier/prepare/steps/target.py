@@ -51,17 +51,14 @@ class Target(SetStep):
         return self.weigh
 
     def misfits(self, form: Form, base: Path) -> list[Problem]:
-        from luthier.prepare.target_texts import identity
+        from luthier.prepare.target_texts import problems_in_target
 
         if self.texts in HELD_OUT:
             what = f"rows of {self.texts} would decide how much each row of train counts"
             mend = "name a source of other rows as `texts`, or leave `weigh` out"
             return [Problem(what, "weigh", mend)] if self.weigh else []
-        try:
-            identity(self.texts, base)
-        except UserError as error:
-            return [Problem(each.what, "texts", each.mend) for each in error.problems]
-        return []
+        found = problems_in_target(self.texts, self.columns, form, base)
+        return [Problem(f"{each.where}: {each.what}", "texts", each.mend) for each in found]
 
     def outside(self, base: Path) -> str:
         from luthier.prepare.target_texts import identity

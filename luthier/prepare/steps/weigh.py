@@ -16,7 +16,7 @@ SHOWN = 30
 
 
 class Weigh(SetStep):
-    """Weighs the rows of train by their class. Weights multiply those of `data.columns.weight`."""
+    """Weighs the rows of train by their class. Weights multiply those of a column of the data."""
 
     title: ClassVar[str] = "Weigh"
     forms: ClassVar[tuple[Form, ...]] = ("classify",)

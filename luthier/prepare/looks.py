@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from luthier.prepare.cells import listed
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import label_text
 from luthier.prepare.readers import IOB2
@@ -70,6 +71,12 @@ def is_turns(cell: Any) -> bool:
     if not (isinstance(cell, list) and cell and all(isinstance(turn, Mapping) for turn in cell)):
         return False
     return all({"role", "from"} & turn.keys() and {"content", "value"} & turn.keys() for turn in cell)
+
+
+def is_from_and_value(cells: Sequence[Any]) -> bool:
+    """Whether turns are written as ShareGPT does, with `from` and `value`."""
+    first = listed(cells[0], "turns", "a list of turns") if cells else []
+    return bool(first) and isinstance(first[0], Mapping) and {"from", "value"} <= first[0].keys()
 
 
 def mean_length(cells: Sequence[Any]) -> float:
