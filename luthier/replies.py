@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,8 +49,10 @@ class Replies:
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, answer: Any) -> None:
+        """Keeps an answer; on a disk that is full it is not kept."""
         assert self.base is not None
-        self.base.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(answer)))
+        with suppress(sqlite3.OperationalError):
+            self.base.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(answer)))
 
 
 def connected(path: str) -> sqlite3.Connection:

@@ -45,7 +45,7 @@ def run_add_steps(
     writer: ArrayWriter,
     everything: Examples,
     splits: Splits,
-    train: np.ndarray,
+    chosen: Splits,
     given: frozenset[str],
     labels: list[str],
     advance: Callable[[int], None],
@@ -54,14 +54,14 @@ def run_add_steps(
 
     Args:
         splits: All rows of each split, also those beyond `max_rows`, which nothing new may be a copy of.
-        train: The rows that will be learned from.
+        chosen: Those that will be learned from and judged on.
     """
     wanted = {name: step for name, step in prepare.add_steps().items() if context.form in step.forms}
     if not wanted:
         return NONE
-    views = {split: everything.choose(train if split == "train" else rows) for split, rows in splits.items()}
+    views = {split: everything.choose(chosen[split] if split == "train" else rows) for split, rows in splits.items()}
     examples, sources = ExampleWriter(writer, PREFIX), array("I")
-    rows = rows_in({**splits, "train": train})
+    rows = rows_in(chosen)
 
     def write(example: Example, source: int) -> None:
         examples.add(example)

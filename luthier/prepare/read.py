@@ -246,7 +246,7 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
         step.dropped["not taken"] = rows_in(splits) - rows_in(chosen)
     given_splits = frozenset(given)
     made = run_add_steps(
-        wanted.prepare, context, account, writer, read_all, splits, chosen["train"], given_splits, labels, advance
+        wanted.prepare, context, account, writer, read_all, splits, chosen, given_splits, labels, advance
     )
     learned = made.with_sources(chosen["train"])
 
