@@ -97,14 +97,13 @@ class ModelTeacher:
         answers = [[*ids, turns.end_id] for ids in encoded]
         room = max(map(len, answers))
         prompts = [self.prompt(text, wording, room) for text in texts]
-        scored = score_continuations(
-            network,
-            [[Continuation([*prompt, *answer], len(prompt)) for answer in answers] for prompt in prompts if prompt],
-        )
-        found = iter(scored)
+        groups = [[Continuation([*prompt, *answer], len(prompt)) for answer in answers] for prompt in prompts if prompt]
+        if worth_joining([prompt for prompt in prompts if prompt], answers):
+            groups = [[each for group in groups for each in group]]
+        found = iter([each.sum for group in score_continuations(network, groups) for each in group])
         nothing = Opinion(failure="the examples and the text do not fit the model's window")
         return [
-            Opinion(shares(wording.labels, [each.sum for each in next(found)]), "likelihood") if prompt else nothing
+            Opinion(shares(wording.labels, [next(found) for _ in answers]), "likelihood") if prompt else nothing
             for prompt in prompts
         ]
 
@@ -143,6 +142,19 @@ class ModelTeacher:
 @contextmanager
 def open_model(path: str, replies: Replies, where: str) -> Iterator[ModelTeacher]:
     yield ModelTeacher(path, replies, where)
+
+
+def worth_joining(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> bool:
+    """Whether fewer tokens are computed when what all prompts begin with (examples) is computed once for all of them,
+    and each text once for each answer, than when each prompt is computed once."""
+    from luthier.engine.batching import common_start
+
+    if len(prompts) < 2:
+        return False
+    begins = common_start(prompts)
+    alone = sum(map(len, prompts))
+    joined = begins + len(answers) * (alone - begins * len(prompts))
+    return joined < alone
 
 
 def shares(labels: Sequence[str], sums: Sequence[float]) -> Mapping[str, Any]:

@@ -184,6 +184,20 @@ def test_a_model_on_this_machine(folder: Path, tiny: Callable[..., Path], capsys
     assert lines(folder / "b" / "b.jsonl") == labelled
 
 
+def test_texts_are_judged_alike_alone_and_together(folder: Path, tiny: Callable[..., Path]) -> None:
+    from luthier.replies import Replies
+    from luthier.teacher import Wording
+    from luthier.teacher_model import open_model
+
+    texts = ["a warm film", "dull, lifeless and far too long", "fun"]
+    for examples in ([], [("two hours of waste and nothing else to be said of it", "no")] * 6):
+        wording = Wording(["no", "yes indeed"], examples=examples)
+        with Replies() as replies, open_model(str(tiny("llama")), replies, "teacher") as teacher:
+            together = teacher.judged(texts, wording)
+            alone = [teacher.judged([text], wording)[0] for text in texts]
+        assert [each.shares for each in together] == [pytest.approx(each.shares, abs=0.02) for each in alone]
+
+
 @given(
     st.lists(st.text("abc", min_size=1, max_size=4), min_size=2, max_size=5, unique=True),
     st.data(),
