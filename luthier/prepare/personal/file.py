@@ -176,7 +176,7 @@ def with_texts(value: Any, texts: Iterator[str]) -> Any:
 
 
 @contextmanager
-def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row], None]]:
+def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row], object]]:
     """What writes a row to the file, in the format of `path`'s name."""
     format = format_of(path.name)
     if format not in ("jsonl", "csv", "tsv", "text"):
