@@ -199,6 +199,7 @@ def test_a_run_folder_is_complete(labels: Path) -> None:
     assert names == {
         *("recipe.yaml", "resolved.json", "manifest.json", "metrics.jsonl", "model"),
         *("verdict.json", "predictions.jsonl", "errors.jsonl", "report.html", "README.md"),
+        *("data.html", "data.json", "kept_aside.jsonl", "near_copies.jsonl"),
     }
     manifest = read_json(labels / "manifest.json")
     assert manifest["status"] == "complete" and manifest["seconds"] > 0 and manifest["learned"]["tensors_learned"] > 0

@@ -176,7 +176,7 @@ def with_texts(value: Any, texts: Iterator[str]) -> Any:
 
 
 @contextmanager
-def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row], None]]:
+def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row], object]]:
     """What writes a row to the file, in the format of `path`'s name."""
     format = format_of(path.name)
     if format not in ("jsonl", "csv", "tsv", "text"):
@@ -187,9 +187,9 @@ def writing(temporary: Path, path: Path, table: Table) -> Iterator[Callable[[Row
         raise UserError("a plain text holds one column", where=str(path), mend="end it in .jsonl or .csv")
     with opened(temporary, path.suffix == ".gz") as stream:
         if format == "jsonl":
-            yield lambda row: print(json.dumps(row, ensure_ascii=False, default=str), file=stream)
+            yield lambda row: stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         elif format == "text":
-            yield lambda row: print(row["text"], end="\n\n", file=stream)
+            yield lambda row: stream.write(f"{row['text']}\n\n")
         else:
             cells = csv.DictWriter(
                 stream, table.columns, delimiter="," if format == "csv" else "\t", lineterminator="\n"
