@@ -114,6 +114,7 @@ def ask_all(
     """
     stopped = threading.Event()
     done = iter(range(1, len(prompts) + 1))
+    failures: list[BaseException] = []
     with opened(settings, where) as session, ThreadPoolExecutor(settings.parallel) as pool:
 
         def one(messages: Sequence[dict[str, str]]) -> Reply | None:
@@ -121,7 +122,8 @@ def ask_all(
                 return None
             try:
                 return ask(settings, session, messages, max_tokens, where, stopped)
-            except BaseException:
+            except BaseException as error:
+                failures.append(error)  # before the others stop waiting, and fail in turn
                 stopped.set()
                 raise
 
@@ -133,9 +135,8 @@ def ask_all(
         except BaseException:  # interrupted: nothing more is sent
             stopped.set()
             raise
-        failed = next((future for future in futures if future.done() and future.exception()), None)
-        if failed is not None:
-            failed.result()
+        if failures:
+            raise failures[0]
         return [reply for future in futures if (reply := future.result()) is not None]
 
 
