@@ -59,6 +59,30 @@ def add_data_commands(commands: Any) -> None:
     about = "Write a file anew without its personal data and secrets."
     anonymise_arguments(command("anonymise", run_anonymise, about))
 
+    label_command(command)
+
+
+def label_command(command: Any) -> None:
+    sub = command("label", run_label, "Have a model label rows that have none; unsure ones go to a file for people.")
+    sub.add_argument("source", help="data file, folder or hub data set with a column of texts")
+    sub.add_argument("--labels", required=True, help="their names, with commas: positive,negative")
+    who = sub.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model", help="a model on this machine: hub id, folder, .gguf file or pypi: name")
+    who.add_argument(
+        "--endpoint", metavar="URL", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1"
+    )
+    sub.add_argument("--name", help="the model's name at the endpoint")
+    sub.add_argument("--key-variable", metavar="NAME", help="the environment variable with the endpoint's key")
+    sub.add_argument("--parallel", type=int, default=4, help="requests under way at once (default: 4)")
+    sub.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for one answer (default: 60)")
+    sub.add_argument("--examples", metavar="FILE", help="labelled rows, shown before each question")
+    sub.add_argument("--sure", type=float, default=0.8, help="confidence from which a label is taken (default: 0.8)")
+    sub.add_argument("--samples", type=int, default=5, help="answers asked where log-probabilities are not told")
+    sub.add_argument("--text", metavar="COLUMN", help="the column of texts, where its name does not say it")
+    sub.add_argument("--truth", metavar="COLUMN", help="true labels to compare with")
+    sub.add_argument("--out", metavar="FILE", help="labelled rows (default: the file's name and -labelled.jsonl)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
 
 def anonymise_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("file", help="a file of rows; it is only read")
@@ -150,6 +174,59 @@ def run_split(arguments: argparse.Namespace) -> int | None:
     else:
         print("\n".join(f"{rows:>9,} rows  {path}" for path, rows in written.items()))
     return None
+
+
+def run_label(arguments: argparse.Namespace) -> int | None:
+    from luthier import terminal
+    from luthier.data_label import LabelJob, label_rows
+
+    out = arguments.out or f"{Path(arguments.source).name.partition('.')[0]}-labelled.jsonl"
+    job = LabelJob(
+        arguments.source,
+        [label.strip() for label in arguments.labels.split(",") if label.strip()],
+        teacher_of(arguments),
+        Path(out),
+        arguments.sure,
+        arguments.examples,
+        arguments.text,
+        arguments.truth,
+        arguments.samples,
+    )
+    done = label_rows(job, terminal.watcher(arguments.json))
+    if arguments.json:
+        print(json.dumps(done.as_json(), ensure_ascii=False))
+        return None
+    print("\n".join(f"{rows:>9,} rows  {path}" for path, rows in done.files.items()))
+    for reason, rows in done.reasons.most_common(5):
+        print(f"{rows:>9,} not labelled: {reason}")
+    for each in done.at_thresholds():
+        share, accuracy = each["labelled"], each["accuracy"]
+        print(f"   --sure {each['sure']:<4g} labels {share:>6.1%} of the rows, {accuracy:.1%} of them right")
+    return None
+
+
+def teacher_of(arguments: argparse.Namespace) -> Any:
+    """The model or endpoint that the arguments name."""
+    import os
+
+    from luthier.teacher import TeacherEndpoint, TeacherSettings
+
+    if arguments.endpoint is None:
+        return TeacherSettings(model=arguments.model)
+    if arguments.name is None:
+        raise UserError("an endpoint needs the name of a model there", where="command line", mend="add --name NAME")
+    if arguments.parallel < 1 or arguments.timeout <= 0:
+        raise UserError("--parallel and --timeout start above 0", where="command line")
+    usual = "OPENAI_API_KEY"
+    key = arguments.key_variable or (usual if os.environ.get(usual, "").strip() else None)
+    endpoint = TeacherEndpoint(
+        url=arguments.endpoint,
+        model=arguments.name,
+        key_variable=key,
+        parallel=arguments.parallel,
+        timeout_seconds=arguments.timeout,
+    )
+    return TeacherSettings(endpoint=endpoint)
 
 
 def run_dedup(arguments: argparse.Namespace) -> int | None:

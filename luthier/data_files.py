@@ -99,7 +99,7 @@ def recipe_for(source: str, task: str | None, overrides: Sequence[str]) -> Recip
 
 def write_splits(wanted: ReadData, folder: Path) -> dict[Path, int]:
     """The raw rows of each split, whole, one JSON object a line; and how many went where."""
-    return write_parts(wanted, folder, {name: rows for name in ORDER if (rows := wanted.data.splits[name])})
+    return write_parts(wanted, folder, {name: rows for name in ORDER if (rows := wanted.data.splits[name].as_read)})
 
 
 def write_folds(wanted: ReadData, folder: Path, folds: int) -> dict[Path, int]:
@@ -117,7 +117,7 @@ def write_folds(wanted: ReadData, folder: Path, folds: int) -> dict[Path, int]:
     if given:
         mend = "name the file to be cut, without its splits"
         raise UserError(f"folds are cut from one set of rows, and {', '.join(given)} is given", where="data", mend=mend)
-    examples = [each for name in ORDER for each in wanted.data.splits[name]]
+    examples = [each for name in ORDER for each in wanted.data.splits[name].as_read]
     fold = np.minimum((places_of(wanted, examples) * folds).astype(int), folds - 1)
     written: dict[Path, int] = {}
     for number in range(folds):

@@ -286,6 +286,9 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
         if step.weighs:
             what = "privacy lets every row count alike, and would not heed what this step weighs rows by"
             problems.append(Problem(what, source.place(("prepare", name)), "leave the weights or privacy out"))
+    for name in recipe.prepare.add_steps():
+        what = "privacy bounds what each row does, and rows made from one would let it count several times"
+        problems.append(Problem(what, source.place(("prepare", name)), "leave augment or privacy out"))
     for name, there in (("stages", recipe.stages), ("mix", recipe.mix)):
         if there:
             what = f"privacy counts what one run spends on the rows of data:, and {name} would train on others as well"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.evaluate.chat_endpoint import ChatEndpoint
+from luthier.chat_endpoint import ChatEndpoint
 from luthier.settings import Settings
 
 

@@ -43,11 +43,19 @@ class StepAccount:
     """What was changed, by kind: how often."""
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     """Reason, or "" for rows that were changed: the first rows of it, as place, before, after, detail."""
+    added: int = 0
+    """New rows of train that it made."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Rows that it made and did not add, by reason: nobody's rows, so they are counted and not kept aside."""
     finding: Finding | None = None
 
     @property
     def rows_out(self) -> int:
-        return self.rows_in - sum(self.dropped.values())
+        return self.rows_in + self.added - sum(self.dropped.values())
+
+    def reject(self, place: str, why: Drop, before: str, after: str) -> None:
+        self.rejected[why.reason] += 1
+        self.sample(f"not added: {why.reason}", place, before, after=after, detail=why.detail)
 
     def change(self, place: str, before: str, after: str, changes: Mapping[str, int]) -> None:
         self.changed_rows += 1
@@ -67,6 +75,8 @@ class StepAccount:
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
             "dropped": dict(self.dropped.most_common(MOST_REASONS)),
+            "added": self.added,
+            "not_added": dict(self.rejected.most_common(MOST_REASONS)),
             "changed_rows": self.changed_rows,
             "changed": dict(self.changed.most_common(MOST_REASONS)),
             "samples": {reason: shown for reason, shown in self.samples.items() if shown},

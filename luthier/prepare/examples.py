@@ -24,10 +24,10 @@ AT_ONCE = 1000
 
 
 class ExampleWriter:
-    """Adds examples to the three arrays."""
+    """Adds examples to the three arrays; `prefix` sets their names apart from others of the same writer."""
 
-    def __init__(self, arrays: ArrayWriter) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: ArrayWriter, prefix: str = "") -> None:
+        self.arrays, self.prefix = arrays, prefix
         self.lines: list[bytes] = []
         self.ids: list[bytes] = []
         self.end = 0
@@ -43,9 +43,9 @@ class ExampleWriter:
     def flush(self) -> None:
         """Must be called once after the last example."""
         lengths = np.fromiter(map(len, self.lines), np.int64, len(self.lines))
-        self.arrays.add("examples", b"".join(self.lines))
-        self.arrays.add("ends", self.end + np.cumsum(lengths))
-        self.arrays.add("ids", np.frombuffer(b"".join(self.ids), f"S{ID_BYTES}"))
+        self.arrays.add(f"{self.prefix}examples", b"".join(self.lines))
+        self.arrays.add(f"{self.prefix}ends", self.end + np.cumsum(lengths))
+        self.arrays.add(f"{self.prefix}ids", np.frombuffer(b"".join(self.ids), f"S{ID_BYTES}"))
         self.end += int(lengths.sum())
         self.lines, self.ids = [], []
 
@@ -81,6 +81,11 @@ class Examples(Sequence[Example]):
             let_go(self.lines)  # whoever goes through all of them would end up with all of the file
             return chosen
         return self._read(int(self.rows[index]))
+
+    @property
+    def as_read(self) -> Examples:
+        """Those that were read from the user's data: without any that were made up or planted."""
+        return self
 
     def some(self, kept: np.ndarray) -> Examples:
         """Those of them that are marked in `kept`."""

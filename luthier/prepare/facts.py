@@ -17,7 +17,8 @@ split_from              for each split: "given" or "cut by content hash, ..."
 splits                  for each: rows, rows_before_max_rows, labels (name: rows), fingerprint (of its set of rows,
                         whatever their order), for multi-label data rows_without_label, and for numbers score (mean,
                         deviation, lowest, highest), for tags stray_tags (I tags that continue no entity), of train
-                        weights (lowest, highest, mean, effective_rows) where a column gives them
+                        weights (lowest, highest, mean, effective_rows) where a column gives them, and made_up (rows
+                        that augmentation added; they are among the others and their labels)
 steps                   what each step of preparation did, in their order, see `account.py`
 warnings                sentences
 """
@@ -40,7 +41,9 @@ def table_facts(table: Table) -> dict[str, Any]:
     return {"format": table.format, "rows": len(table.rows) + table.broken, "columns": table.columns[:100]}
 
 
-def describe(marks: Marks, rows: np.ndarray) -> dict[str, Any]:
+def describe(marks: Marks, rows: np.ndarray, ids: np.ndarray | None = None) -> dict[str, Any]:
+    """Of a split's rows; where some were made up, these stand for them by the row they were made from, and `ids` are
+    their own."""
     counts: Counter[str] = Counter()
     unlabelled = 0
     for labels, count in marks.sets_of(rows):
@@ -49,7 +52,7 @@ def describe(marks: Marks, rows: np.ndarray) -> dict[str, Any]:
     described: dict[str, Any] = {"rows": len(rows), "labels": {label: counts[label] for label in sorted(counts)}}
     if counts and unlabelled:
         described["rows_without_label"] = unlabelled
-    return {**described, "fingerprint": rows_fingerprint(marks.ids[rows])}
+    return {**described, "fingerprint": rows_fingerprint(marks.ids[rows] if ids is None else ids)}
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -135,5 +138,7 @@ def account(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def how_made(origin: str, split: Mapping[str, Any]) -> str:
-    before, rows = split["rows_before_max_rows"], split["rows"]
-    return origin + (f"; {rows:,} of {before:,} rows taken" if rows < before else "")
+    made = split.get("made_up", 0)
+    before, rows = split["rows_before_max_rows"], split["rows"] - made
+    taken = f"; {rows:,} of {before:,} rows taken" if rows < before else ""
+    return origin + taken + (f"; {made:,} rows made up by augmentation" if made else "")

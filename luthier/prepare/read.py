@@ -23,6 +23,7 @@ from luthier.files import code_fingerprint, fingerprint
 from luthier.kept import kept
 from luthier.prepare import split as splitting
 from luthier.prepare.account import Account, KeptAside, text_of_row
+from luthier.prepare.adding import PREFIX, run_add_steps, with_made
 from luthier.prepare.checks import (
     class_problems,
     drop_unknown_labels,
@@ -169,6 +170,7 @@ def opened(arrays: Arrays, key: str | None) -> Dataset:
     columns = (values["examples"], values["ends"], values["ids"])
     weights = {"train": values["weights"]} if "weights" in values else {}
     splits = {name: Examples(*columns, values[name], about["multi_label"], weights.get(name)) for name in SPLITS}
+    splits["train"] = with_made(splits["train"], values)
     return Dataset(
         splits, about["labels"], about["multi_label"], about["facts"], KeptAside(values), about["files"], key
     )
@@ -242,6 +244,11 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
     if limits:
         step = account.step("max_rows", "Rows beyond max_rows", rows_in(splits))
         step.dropped["not taken"] = rows_in(splits) - rows_in(chosen)
+    given_splits = frozenset(given)
+    made = run_add_steps(
+        wanted.prepare, context, account, writer, read_all, splits, chosen, given_splits, labels, advance
+    )
+    learned = made.with_sources(chosen["train"])
 
     skipped = Counter(each.what for each in bad) + Counter(why.reason for why in unknown.values())
     facts = {
@@ -262,6 +269,9 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
             name: {"rows_before_max_rows": len(splits[name]), **describe(marks, each)} for name, each in chosen.items()
         },
     }
+    if len(made.sources):
+        ids = np.concatenate([marks.ids[chosen["train"]], made.ids])
+        facts["splits"]["train"] |= {**describe(marks, learned, ids), "made_up": len(made.sources)}
     if context.form in IN_WORDS:
         raise_all(type_problems(marks, splits, labels, read_example))
         for name, rows in chosen.items():
@@ -269,13 +279,21 @@ def write_data(writer: ArrayWriter, tables: Tables, wanted: Wanted, advance: Cal
             facts["splits"][name]["stray_tags"] = stray
     if context.form in NUMBERED:
         for name, rows in chosen.items():
-            facts["splits"][name]["score"] = spread(read_example(int(row)).fields["score"] for row in rows)
+            facts["splits"][name]["score"] = spread(
+                read_example(int(row)).fields["score"] for row in (learned if name == "train" else rows)
+            )
         raise_all(score_problems(facts["splits"]["train"]["score"]))
     if weights is not None:
         train = facts["splits"]["train"]
-        train["weights"] = weight_facts(marks.ids[chosen["train"]], weights[chosen["train"]])
+        ids = np.concatenate([marks.ids[chosen["train"]], made.ids])
+        train["weights"] = weight_facts(ids, weights[learned])
         train["fingerprint"] = fingerprint(train["fingerprint"], train["weights"].pop("fingerprint"))
-        writer.add("weights", to_mean_one(weights, chosen["train"]))
+        weights = to_mean_one(weights, learned)
+        writer.add("weights", weights)
+        if len(made.sources):
+            writer.add(f"{PREFIX}weights", weights[made.sources])
+    if len(made.sources):
+        writer.add(f"{PREFIX}sources", made.sources)
     facts["steps"] = account.facts()
     facts["warnings"] = warnings(facts, settings, labels)
     facts["warnings"] += [note for split in tables.values() for table in split for note in table.notes]

@@ -37,12 +37,12 @@ def view(report: Mapping[str, Any], title: str) -> dict[str, Any]:
     """Everything the template asks for, placed and worded."""
     steps = report["steps"]
     ready = {name: rows for name in ORDER if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
-    most = max(1, steps[0]["rows_in"])
+    most = max(1, *(step[name] for step in steps for name in ("rows_in", "rows_out")))
     source = report["source"] if isinstance(report["source"], str) else ", ".join(report["source"].values())
     return {
         "title": title,
         "source": source,
-        "sentence": sentence(report["rows_read"], ready),
+        "sentence": sentence(report["rows_read"], ready, made_up(report)),
         "warnings": report["warnings"],
         "steps": [waterfall_row(step, most) for step in steps],
         "shown": [step | {"reasons": samples(step)} for step in steps if any(step["samples"].values())],
@@ -58,18 +58,23 @@ def view(report: Mapping[str, Any], title: str) -> dict[str, Any]:
     }
 
 
-def sentence(rows_read: int, ready: Mapping[str, int]) -> str:
+def made_up(report: Mapping[str, Any]) -> int:
+    return int(report["splits"]["train"].get("made_up", 0))
+
+
+def sentence(rows_read: int, ready: Mapping[str, int], made: int = 0) -> str:
     words = {"train": "to learn from", "validation": "to choose the best checkpoint by", "test": "to be judged on"}
     parts = [f"{rows:,} {words[name]}" for name, rows in ready.items()]
-    return f"{rows_read:,} rows were read, and {sum(ready.values()):,} are ready: {', '.join(parts)}."
+    told = f" {made:,} of those to learn from are made up." if made else ""
+    return f"{rows_read:,} rows were read, and {sum(ready.values()):,} are ready: {', '.join(parts)}.{told}"
 
 
 def summary(report: Mapping[str, Any]) -> str:
     """The same in a few lines for a terminal."""
     ready = {name: rows for name in ORDER if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
-    lines = [sentence(report["rows_read"], ready)]
+    lines = [sentence(report["rows_read"], ready, made_up(report))]
     for step in report["steps"]:
-        if step["rows_in"] != step["rows_out"] or step["changed_rows"]:
+        if step["rows_in"] != step["rows_out"] or step["changed_rows"] or step["not_added"]:
             row = waterfall_row(step, 1)
             lines.append(f"{row['rows']:>11} after {step['title'].lower()}: {row['why']}")
     return "\n".join([*lines, *(f"    warning {warning}" for warning in report["warnings"])])
@@ -77,10 +82,13 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def waterfall_row(step: Mapping[str, Any], most: int) -> dict[str, Any]:
     """One step's bar: what stays and what goes, in percent of the rows that were read."""
-    gone = step["rows_in"] - step["rows_out"]
+    gone = step["rows_in"] + step["added"] - step["rows_out"]
     told = [f"{count:,} {reason}" for reason, count in step["dropped"].items()]
     told = [*told[:MOST_REASONS], f"{len(told) - MOST_REASONS} more reasons"] if len(told) > MOST_REASONS else told
     changed = [f"{count:,} × {kind}" for kind, count in step["changed"].items()]
+    if step["added"] or step["not_added"]:
+        told.append(f"{step['added']:,} new rows of train")
+        told += [f"not added: {count:,} {reason}" for reason, count in step["not_added"].items()][:MOST_REASONS]
     if step["changed_rows"]:
         told.append(f"{step['changed_rows']:,} rows changed ({', '.join(changed)})")
     return {

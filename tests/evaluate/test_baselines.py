@@ -18,10 +18,11 @@ from luthier.evaluate.baselines import BASELINES, Asked
 from luthier.evaluate.baselines.classical import looked_at
 from luthier.evaluate.baselines.few import COUNTS
 from luthier.evaluate.baselines.retrieval import fitting_passages
-from luthier.evaluate.baselines.wording import Shown, conversation, label_of, labels_in
+from luthier.evaluate.baselines.wording import Shown, conversation
 from luthier.evaluate.costs import Usage, cost_of_thousand
 from luthier.evaluate.lookup import Vectors, bm25, cosine, embed, passages_of
 from luthier.evaluate.settings import EvaluateSettings
+from luthier.label_words import label_of, labels_in
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, choose_format
 from luthier.records import Example

@@ -21,7 +21,7 @@ from luthier.evaluate.examinations.memorisation import Memorisation
 from luthier.evaluate.memorised import rank, text_of
 from luthier.evaluate.personal import personal_data
 from luthier.planning import prepare
-from luthier.prepare.planted import PlantedExamples
+from luthier.prepare.further import WithFurther
 from tests import tiny as make
 from tests.tasks.runs import sentence, whole_run
 
@@ -122,7 +122,7 @@ def test_canaries_are_planted_in_train_only(tiny: Callable[..., Path]) -> None:
     planted = prepare(recipe, rows=rows)
     plain = prepare({**recipe, "evaluate": {}}, rows=rows)
     train = planted.data.splits["train"]
-    assert isinstance(train, PlantedExamples)
+    assert isinstance(train, WithFurther)
     assert len(train) == len(plain.data.splits["train"]) + 1 + 4 + 1 == len(planted.rows)
     canaries = make_canaries(3, [1, 4], 0)
     texts = [json.dumps(example.fields) for example in train]

@@ -56,6 +56,12 @@ class Asked:
         return replace(self, test=test, answered={})
 
     @property
+    def shown(self) -> Sequence[Example]:
+        """Rows of train that a prompt may show: none that was made up."""
+        shown: Sequence[Example] = getattr(self.train, "as_read", self.train)
+        return shown
+
+    @property
     def higher_is_better(self) -> bool:
         return metric_named(self.metric).higher_is_better
 

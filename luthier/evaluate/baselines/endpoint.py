@@ -6,13 +6,13 @@ or several, is no answer.
 
 from __future__ import annotations
 
+from luthier.chat_client import ask_all
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
-from luthier.evaluate.baselines.prompted import NEW_TOKENS_FOR_LABELS
 from luthier.evaluate.baselines.shots import balanced
-from luthier.evaluate.baselines.wording import Shown, conversation, label_of, labels_in, question
-from luthier.evaluate.chat_client import ask_all
+from luthier.evaluate.baselines.wording import Shown, conversation, question
 from luthier.evaluate.costs import Usage
 from luthier.evaluate.predict import Advance
+from luthier.label_words import NEW_TOKENS, label_of, labels_in
 from luthier.records import Example, Prediction
 
 WHERE = "evaluate.endpoint"
@@ -22,7 +22,7 @@ def endpoint(asked: Asked, advance: Advance) -> Answered:
     """The endpoint's answers. Raises `UserError` with the status and what was tried, when a row can't be answered."""
     settings = asked.settings.endpoint
     assert settings is not None
-    examples = tuple(balanced(asked.train, settings.shots)) if settings.shots else ()
+    examples = tuple(balanced(asked.shown, settings.shots)) if settings.shots else ()
     prompts = [conversation(asked, example, Shown(examples))["messages"] for example in asked.test]
     if asked.prompt_format.form != "classify":  # the reference answer is the last turn
         prompts = [messages[:-1] if messages[-1]["role"] == "assistant" else messages for messages in prompts]
@@ -39,7 +39,7 @@ def endpoint(asked: Asked, advance: Advance) -> Answered:
 
 def longest_answer(asked: Asked) -> int:
     """Tokens; several labels need room for all their names."""
-    return NEW_TOKENS_FOR_LABELS if asked.prompt_format.form == "classify" else asked.max_new_tokens
+    return NEW_TOKENS if asked.prompt_format.form == "classify" else asked.max_new_tokens
 
 
 def prediction(asked: Asked, example: Example, text: str) -> Prediction:

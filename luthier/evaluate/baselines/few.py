@@ -47,7 +47,7 @@ def few_shot(asked: Asked, advance: Advance) -> Answered:
     """The base model with examples from the training split in its prompt: so many as the recipe says, or as did best on
     validation rows; the fewest of equals."""
     wanted = max(COUNTS) if asked.shots is None else asked.shots
-    examples = fitting(asked, balanced(asked.train, wanted), None if asked.shots is not None else MOST_TOKENS)
+    examples = fitting(asked, balanced(asked.shown, wanted), None if asked.shots is not None else MOST_TOKENS)
     remark = ""
     if asked.shots is None:
         examples, remark = best_on_validation(asked, examples)
@@ -122,7 +122,7 @@ def _likelihoods(trial: Asked, examples: Sequence[Example]) -> list[Prediction]:
 def retrieved_shots(asked: Asked, advance: Advance) -> Answered:
     """The base model with the training rows nearest to each test row as its examples, the nearest last, where it is
     read best (Liu et al. 2022, What Makes Good In-Context Examples for GPT-3?)."""
-    train = looked_at(asked.train)
+    train = looked_at(asked.shown)
     embedder = asked.settings.shots_embedder
     texts = [question(example) for example in train]
     index: Index = cosine(texts) if embedder is None else Vectors(texts, embedder, asked.base_path)

@@ -13,13 +13,13 @@ from dataclasses import replace
 from luthier.engine.generate import choose, generate
 from luthier.engine.shared_prompt import likelihoods_of_ends
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
-from luthier.evaluate.baselines.wording import Shown, conversation, labels_in
+from luthier.evaluate.baselines.wording import Shown, conversation
 from luthier.evaluate.costs import Usage, usage_of
 from luthier.evaluate.predict import Advance, further, predict, preference, worth_of_answers
+from luthier.label_words import NEW_TOKENS, labels_in
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row, stop_ids, tokenise
 from luthier.records import Comparison, Example, Prediction, Row
 
-NEW_TOKENS_FOR_LABELS = 32
 JOINTS = 8
 """Tokens that texts may come to when put together, beyond those that each has alone."""
 NO_END = 2**20
@@ -114,7 +114,7 @@ def _labels(asked: Asked, shown: Sequence[Shown], advance: Advance) -> tuple[lis
     turns = Turns(network.tokenizer, chat)
     choices = [[*ids, turns.end_id] for ids in network.tokenizer(list(labels), add_special_tokens=False)["input_ids"]]
     several = asked.prompt_format.multi_label
-    room = NEW_TOKENS_FOR_LABELS if several else max(map(len, choices))
+    room = NEW_TOKENS if several else max(map(len, choices))
     prompts, cut = _label_prompts(asked, shown, chat, room)
     remark = f"; {cut:,} texts were cut to fit its window" if cut else ""
     read = sum(map(len, prompts))

@@ -1,20 +1,18 @@
-"""How a question is put into words for a model that was not tuned for it, and how labels are read from its answer.
+"""How a question is put into words for a model that was not tuned for it.
 
-In: an example, what its prompt shows before it. Out: a conversation; labels.
+In: an example, what its prompt shows before it. Out: a conversation.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluate.baselines.base import Asked
+from luthier.label_words import INSTRUCTION, INSTRUCTION_SEVERAL, label_question
 from luthier.records import Example
 
-INSTRUCTION = "Classify the text with one of these labels: {labels}. Answer with the label only."
-INSTRUCTION_SEVERAL = "Which of these labels apply to the text: {labels}? Answer with those labels only, or none."
 PASSAGES = "These passages may help:"
 
 
@@ -37,15 +35,11 @@ def conversation(asked: Asked, example: Example, shown: Shown) -> dict[str, Any]
     text = example.fields["text"]
     if shown.passages:
         wording = f"{wording}\n\n{in_words(shown.passages)}"
-    if not shown.examples:
-        return {"messages": [{"role": "user", "content": f"{wording}\n\nText: {text}"}]}
-    # Small models answer best when examples are bare turns under one instruction (figures in LOG.md).
-    messages = [{"role": "system", "content": wording}]
+    answered = []
     for each in shown.examples:
         label = each.fields["label"]
-        answer = (", ".join(label) or "none") if several else label
-        messages += [{"role": "user", "content": each.fields["text"]}, {"role": "assistant", "content": answer}]
-    return {"messages": [*messages, {"role": "user", "content": text}]}
+        answered.append((each.fields["text"], (", ".join(label) or "none") if several else label))
+    return {"messages": label_question(wording, text, answered)}
 
 
 def _turns(example: Example, shown: Shown) -> list[dict[str, str]]:
@@ -82,23 +76,3 @@ def question(example: Example) -> str:
         return str(example.fields["text"])
     turns = [message["content"] for message in example.fields["messages"] if message["role"] == "user"]
     return turns[-1] if turns else ""
-
-
-def labels_in(answer: str, labels: Sequence[str]) -> list[str]:
-    """The labels that an answer names, as whole words in any case, in the order of `labels`; one that is a part of a
-    longer one that is named ("toxic" in "non-toxic") is not."""
-    left, found = answer, set()
-    for label in sorted(labels, key=len, reverse=True):
-        named = re.compile(rf"(?<![\w-]){re.escape(label)}(?![\w-])", re.IGNORECASE)
-        if named.search(left):
-            found.add(label)
-            left = named.sub(" ", left)
-    return [label for label in labels if label in found]
-
-
-def label_of(answer: str, labels: Sequence[str]) -> str:
-    """The one label that an answer gives; empty where it names none, or several without being one of them."""
-    bare = answer.strip().strip(".\"'`*:").strip().casefold()
-    exact = [label for label in labels if label.casefold() == bare]
-    named = exact[:1] or labels_in(answer, labels)
-    return named[0] if len(named) == 1 else ""

@@ -9,7 +9,8 @@ from luthier.errors import Problem
 from luthier.files import fingerprint
 from luthier.prepare.groups import SplitSettings
 from luthier.prepare.steps.anonymise import Anonymise
-from luthier.prepare.steps.base import Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
+from luthier.prepare.steps.augment import Augment
+from luthier.prepare.steps.base import AddStep, Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step
 from luthier.prepare.steps.clean import Clean
 from luthier.prepare.steps.deduplicate import Deduplicate
 from luthier.prepare.steps.keep import Keep
@@ -27,6 +28,7 @@ STEPS: dict[str, type[Step]] = {
     "labels": Labels,
     "target": Target,
     "weigh": Weigh,
+    "augment": Augment,
 }
 """By the name of their section in `prepare:`."""
 
@@ -48,6 +50,8 @@ class PrepareSettings(Settings):
     """Tells how far train is from the texts that the model is for, and may weigh rows by it; off by default."""
     weigh: Weigh | None = None
     """Weighs rows of train by their class; off by default."""
+    augment: Augment | None = None
+    """Makes new rows of train from its rows; off by default."""
 
     split: SplitSettings = SplitSettings()
     """How test and validation rows are cut from train."""
@@ -61,6 +65,9 @@ class PrepareSettings(Settings):
 
     def set_steps(self) -> dict[str, SetStep]:
         return {name: step for name, step in self.steps().items() if isinstance(step, SetStep)}
+
+    def add_steps(self) -> dict[str, AddStep]:
+        return {name: step for name, step in self.steps().items() if isinstance(step, AddStep)}
 
     def misfits(self, form: Form, base: Path) -> Iterator[Problem]:
         """Steps that can't look into this form, and what is wrong with their settings."""
@@ -85,7 +92,9 @@ class PrepareSettings(Settings):
 
 __all__ = [
     "STEPS",
+    "AddStep",
     "Anonymise",
+    "Augment",
     "Clean",
     "Context",
     "Deduplicate",

@@ -1,9 +1,9 @@
 """The contract of a step of preparation: what may change a row, or take rows out, between reading and training.
 
 A **row step** looks at each row alone, in every split, before copies are looked for and splits are cut. A **set step**
-looks at all rows together, once each has its split. A new one is a file here, a row in `STEPS`, and a field of that
-name in `PrepareSettings`, whose value is its settings. What a step drops is kept aside, and what it does is on the data
-report, without a line of its own for either.
+looks at all rows together, once each has its split. An **add step** makes new rows of train at the end. A new one is a
+file here, a row in `STEPS`, and a field of that name in `PrepareSettings`, whose value is its settings. What a step
+drops is kept aside, and what it does is on the data report, without a line of its own for either.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from luthier.finding import Finding
     from luthier.prepare.examples import Examples
+    from luthier.records import Example
 
 Fields = Mapping[str, Any]
 FORMS: tuple[Form, ...] = tuple(dict.fromkeys(task.form for task in TASKS.values()))
@@ -123,4 +124,24 @@ class SetStep(Step):
 
     def examine(self, rows: RowSet, advance: Callable[[int], Any]) -> Outcome:
         """What is to be done with them. `advance` is told how many rows are done."""
+        raise NotImplementedError
+
+
+class AddStep(Step):
+    """Makes new rows of train, when every other step is through."""
+
+    def add(
+        self,
+        rows: RowSet,
+        write: Callable[[Example, int], None],
+        reject: Callable[[str, Drop, str, str], None],
+        advance: Callable[[int], Any],
+    ) -> Finding:
+        """Hand each new row to `write`, with the number of the row whose label and weight it has; and what was made and
+        is not fit to `reject`: its place, why, the text that it was made from and its own. Returns what the data report
+        shows.
+
+        Args:
+            rows: Train as it will be learned from; of the other splits every row.
+        """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The settings of an OpenAI-compatible chat endpoint that somebody asks: a baseline, a judge.
+"""The settings of an OpenAI-compatible chat endpoint that somebody asks: a baseline, a judge, a teacher.
 
 In: a recipe's section. Out: its settings, and what is wrong with address and key before anything is sent.
 """

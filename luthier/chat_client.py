@@ -1,27 +1,39 @@
 """A client of an OpenAI-compatible chat endpoint: so many requests at once, tried again where trying may help.
 
-In: the endpoint's settings, prompts. Out: a reply to each, with what it took.
+In: the endpoint's settings, prompts. Out: a reply to each, with what it took; or for each what it failed by.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 
+from luthier.chat_endpoint import ChatEndpoint
 from luthier.errors import UserError, raise_all
-from luthier.evaluate.chat_endpoint import ChatEndpoint
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses that may pass by themselves, beside all from 500 on."""
+WRONG_ADDRESS = frozenset({401, 403, 404})
+"""Statuses that every other request would get too."""
 LONGEST_WAIT = 60.0
 SHOWN_OF_BODY = 200
+
+
+Alternatives = Mapping[str, float]
+"""Tokens as text, and the log-probability of each in its place (nats)."""
+
+
+class NotAnswered(UserError):
+    """One request that has no answer. Others may have one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,56 @@ class Reply:
     """Of the request that succeeded."""
     read: int | None
     written: int | None
+    tokens: Sequence[tuple[str, Alternatives]] = ()
+    """Each token of the answer, and what else could have stood there; where the endpoint tells."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question."""
+
+    messages: Sequence[Mapping[str, str]]
+    max_tokens: int
+    more: Mapping[str, Any]
+    """Parameters of this request; those of the settings are laid over them."""
+
+
+@contextmanager
+def opened(settings: ChatEndpoint, where: str) -> Iterator[requests.Session]:
+    """A session with the endpoint's key. Raises `UserError` where address or key are wrong."""
+    raise_all([replace(problem, where=f"{where}.{problem.where}") for problem in settings.address_problems()])
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=settings.parallel))
+        if (key := settings.key) is not None:
+            session.headers["Authorization"] = f"Bearer {key}"
+        yield session
+
+
+def ask_each(
+    settings: ChatEndpoint, session: requests.Session, asked: Sequence[Request], where: str
+) -> Iterator[tuple[int, Reply | NotAnswered]]:
+    """The number of each request and its reply, or why it has none, as they come; so many at a time.
+
+    Raises:
+        UserError: for what would fail all of them: the address, the key, the model's name.
+    """
+    stopped = threading.Event()
+    with ThreadPoolExecutor(settings.parallel) as pool:
+
+        def one(request: Request) -> Reply | NotAnswered:
+            try:
+                return ask(settings, session, request.messages, request.max_tokens, where, stopped, request.more)
+            except NotAnswered as failure:
+                return failure
+
+        futures = {pool.submit(one, request): number for number, request in enumerate(asked)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:  # interrupted, or failed for good: nothing more is sent
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def ask_all(
@@ -50,14 +112,9 @@ def ask_all(
     Raises:
         UserError: with the status and what was tried, when a prompt can't be answered.
     """
-    raise_all([replace(problem, where=f"{where}.{problem.where}") for problem in settings.address_problems()])
     stopped = threading.Event()
     done = iter(range(1, len(prompts) + 1))
-    with requests.Session() as session, ThreadPoolExecutor(settings.parallel) as pool:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=settings.parallel))
-        if (key := settings.key) is not None:
-            session.headers["Authorization"] = f"Bearer {key}"
+    with opened(settings, where) as session, ThreadPoolExecutor(settings.parallel) as pool:
 
         def one(messages: Sequence[dict[str, str]]) -> Reply | None:
             if stopped.is_set():
@@ -85,14 +142,17 @@ def ask_all(
 def ask(
     settings: ChatEndpoint,
     session: requests.Session,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[Mapping[str, str]],
     max_tokens: int,
     where: str,
     stopped: threading.Event,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Reply:
-    """One reply, tried again where trying may help. Raises `UserError`: which status, and how often it was tried."""
+    """One reply, tried again where trying may help. Raises `UserError`: which status, and how often it was tried;
+    `NotAnswered` where that may be this request's alone."""
     url = f"{settings.url.rstrip('/')}/chat/completions"
-    wanted = {"model": settings.model, "messages": list(messages), "max_tokens": max_tokens, **settings.parameters}
+    wanted = {"model": settings.model, "messages": list(messages), "max_tokens": max_tokens}
+    wanted |= {**more, **settings.parameters}
     body = {name: value for name, value in wanted.items() if value is not None}
     failure, pause = "", settings.wait_seconds
     for tries in range(1, settings.retries + 2):
@@ -109,16 +169,17 @@ def ask(
                 return reply_of(response, time.perf_counter() - started, url, where)
             failure = f"answered HTTP {response.status_code}: {' '.join(response.text.split())[:SHOWN_OF_BODY]}"
             if response.status_code not in PASSING and response.status_code < 500:
-                raise UserError(f"{url} {failure}", where=where, mend="check url, model, key and parameters")
+                kind = UserError if response.status_code in WRONG_ADDRESS else NotAnswered
+                raise kind(f"{url} {failure}", where=where, mend="check url, model, key and parameters")
             wait_for = max(pause, asked_to_wait(response))
         if tries <= settings.retries and not stopped.wait(min(wait_for, LONGEST_WAIT)):
             pause *= 2
             continue
         break
-    raise UserError(
+    raise NotAnswered(
         f"{url}: {failure} (tried {tries} time{'' if tries == 1 else 's'})",
         where=where,
-        mend="try again later with luthier evaluate, with fewer parallel requests or more retries",
+        mend="try again later (a finished run: luthier evaluate), with fewer parallel requests or more retries",
     )
 
 
@@ -135,9 +196,27 @@ def reply_of(response: requests.Response, seconds: float, url: str, where: str) 
         text = value["choices"][0]["message"]["content"] or ""
         usage = value.get("usage") or {}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise UserError(
+        raise NotAnswered(
             f"{url} answered with something else than a chat completion: {response.text[:SHOWN_OF_BODY]!r}",
             where=where,
             mend="name an OpenAI-compatible endpoint, its url up to the version (https://host/v1)",
         ) from None
-    return Reply(str(text), seconds, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return Reply(str(text), seconds, read, written, tokens_of(value["choices"][0]))
+
+
+def tokens_of(choice: Mapping[str, Any]) -> list[tuple[str, Alternatives]]:
+    """The answer's tokens with their alternatives; none where it does not tell, or tells in another way."""
+    try:
+        return [
+            (
+                str(each["token"]),
+                {
+                    str(other["token"]): float(other["logprob"])
+                    for other in (*(each.get("top_logprobs") or ()), {k: each[k] for k in ("token", "logprob")})
+                },
+            )
+            for each in choice["logprobs"]["content"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
