@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.data_cli import add_data_commands
+from luthier.data_commands.cli import add_data_commands
 from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
 from luthier.tasks import TASKS
 from luthier.version import __version__

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from luthier.cli import main
-from luthier.data_dedup import deduplicate
+from luthier.data_commands.dedup import deduplicate
 from luthier.errors import UserError
 from luthier.progress import Progress
 

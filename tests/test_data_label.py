@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import luthier
 from luthier.cli import main
-from luthier.teacher_endpoint import shares_along
+from luthier.teachers.endpoint import shares_along
 from tests.servers import ChatReply, chat_server, said
 
 LABELS = ["negative", "positive", "neutral"]
@@ -185,9 +185,9 @@ def test_a_model_on_this_machine(folder: Path, tiny: Callable[..., Path], capsys
 
 
 def test_texts_are_judged_alike_alone_and_together(folder: Path, tiny: Callable[..., Path]) -> None:
-    from luthier.replies import Replies
-    from luthier.teacher import Wording
-    from luthier.teacher_model import open_model
+    from luthier.endpoint.replies import Replies
+    from luthier.teachers.base import Wording
+    from luthier.teachers.model import open_model
 
     texts = ["a warm film", "dull, lifeless and far too long", "fun"]
     for examples in ([], [("two hours of waste and nothing else to be said of it", "no")] * 6):

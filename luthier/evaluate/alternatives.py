@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from luthier.chat_endpoint import ChatEndpoint
+from luthier.endpoint.settings import ChatEndpoint
 from luthier.settings import Settings
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from luthier.arrays import ArrayWriter
+from luthier.endpoint.replies import Replies
 from luthier.files import disk_errors, fingerprint
 from luthier.finding import Figure, Finding, Passage, Passages, Table
 from luthier.pieces import pieces
@@ -28,9 +29,8 @@ from luthier.prepare.steps.base import Drop, Fields, RowSet
 from luthier.prepare.steps.deduplicate import asked, labels_of
 from luthier.prepare.vetting import Limits, taught, through, vet
 from luthier.records import Example
-from luthier.replies import Replies
 from luthier.tasks import Form
-from luthier.teacher import Question, Said, Teacher, Wording, open_teacher
+from luthier.teachers.base import Question, Said, Teacher, Wording, open_teacher
 
 if TYPE_CHECKING:
     from luthier.prepare.steps.augment import Augment

@@ -6,7 +6,7 @@ or several, is no answer.
 
 from __future__ import annotations
 
-from luthier.chat_client import ask_all
+from luthier.endpoint.client import ask_all
 from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.shots import balanced
 from luthier.evaluate.baselines.wording import Shown, conversation, question

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.chat_endpoint import ChatEndpoint
+from luthier.endpoint.settings import ChatEndpoint
 from luthier.errors import Problem, UserError
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.finding import Figure, Finding, Passage, Passages, Table
@@ -89,7 +89,7 @@ class Judge(ChatEndpoint, Examination):
 
     def compare(self, both: Sequence[tuple[Prediction, Prediction]], advance: Callable[[int], Any]) -> list[Pair]:
         """Each pair in both orders. Raises `UserError` where the endpoint fails for good."""
-        from luthier.chat_client import ask_all
+        from luthier.endpoint.client import ask_all
 
         asked = [number for number, (tuned, base) in enumerate(both) if tuned.predicted != base.predicted]
         prompts = [

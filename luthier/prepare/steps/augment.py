@@ -17,7 +17,7 @@ from luthier.errors import Problem
 from luthier.prepare.steps.base import AddStep, RowSet
 from luthier.settings import Settings
 from luthier.tasks import Form
-from luthier.teacher import TeacherSettings, identity
+from luthier.teachers.base import TeacherSettings, identity
 
 if TYPE_CHECKING:
     from luthier.finding import Finding

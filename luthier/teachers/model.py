@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from math import exp
 from typing import TYPE_CHECKING, Any
 
+from luthier.endpoint.replies import Replies
 from luthier.errors import UserError
 from luthier.files import fingerprint
-from luthier.replies import Replies
-from luthier.teacher import Opinion, Question, Said, Wording, opinion_as_json
+from luthier.teachers.base import Opinion, Question, Said, Wording, opinion_as_json
 
 if TYPE_CHECKING:
     from luthier.models.network import Network

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from luthier.endpoint.replies import Replies
 from luthier.errors import UserError, raise_all
 from luthier.files import json_line, whole_file
 from luthier.pieces import pieces
@@ -25,8 +26,7 @@ from luthier.prepare.read import read_data
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.progress import Progress
-from luthier.replies import Replies
-from luthier.teacher import Opinion, Teacher, TeacherSettings, Wording, open_teacher
+from luthier.teachers.base import Opinion, Teacher, TeacherSettings, Wording, open_teacher
 
 PEOPLE, REST = "for_people.jsonl", "not_labelled.jsonl"
 ADDED = ("label", "confidence", "labelled_by")

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field, model_validator
 
-from luthier.chat_endpoint import ChatEndpoint, Parameter
+from luthier.endpoint.replies import Replies
+from luthier.endpoint.settings import ChatEndpoint, Parameter
 from luthier.errors import Problem
 from luthier.label_words import INSTRUCTION, label_question
-from luthier.replies import Replies
 from luthier.settings import Settings
 
 
@@ -129,10 +129,10 @@ def open_teacher(
         samples: So many answers are asked of an endpoint that gives no log-probabilities, to see how they agree.
     """
     if settings.endpoint is not None:
-        from luthier.teacher_endpoint import open_endpoint
+        from luthier.teachers.endpoint import open_endpoint
 
         return open_endpoint(settings.endpoint, replies, where, samples)
-    from luthier.teacher_model import open_model
+    from luthier.teachers.model import open_model
 
     assert settings.model is not None
     return open_model(settings.model, replies, where)

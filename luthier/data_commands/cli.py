@@ -122,7 +122,7 @@ def run_detect(arguments: argparse.Namespace) -> int | None:
 
 def run_report(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
-    from luthier.data_files import read_for
+    from luthier.data_commands.files import read_for
     from luthier.prepare.report import data_report, write_data_report
     from luthier.prepare.report import summary as summary_of
 
@@ -141,7 +141,7 @@ def run_report(arguments: argparse.Namespace) -> int | None:
 
 def run_show(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
-    from luthier.data_show import shown_rows
+    from luthier.data_commands.show import shown_rows
     from luthier.planning import prepare
 
     if arguments.rows < 1:
@@ -157,7 +157,7 @@ def run_show(arguments: argparse.Namespace) -> int | None:
 
 def run_split(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
-    from luthier.data_files import read_for, write_folds, write_splits
+    from luthier.data_commands.files import read_for, write_folds, write_splits
 
     uncut = ["data.test_fraction=0", "data.validation_fraction=0"] if arguments.folds is not None else []
     overrides = [*arguments.overrides, *uncut]
@@ -178,7 +178,7 @@ def run_split(arguments: argparse.Namespace) -> int | None:
 
 def run_label(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
-    from luthier.data_label import LabelJob, label_rows
+    from luthier.data_commands.label import LabelJob, label_rows
 
     out = arguments.out or f"{Path(arguments.source).name.partition('.')[0]}-labelled.jsonl"
     job = LabelJob(
@@ -209,7 +209,7 @@ def teacher_of(arguments: argparse.Namespace) -> Any:
     """The model or endpoint that the arguments name."""
     import os
 
-    from luthier.teacher import TeacherEndpoint, TeacherSettings
+    from luthier.teachers.base import TeacherEndpoint, TeacherSettings
 
     if arguments.endpoint is None:
         return TeacherSettings(model=arguments.model)
@@ -233,7 +233,7 @@ def run_dedup(arguments: argparse.Namespace) -> int | None:
     from dataclasses import asdict
 
     from luthier import terminal
-    from luthier.data_dedup import deduplicate
+    from luthier.data_commands.dedup import deduplicate
 
     out = Path(arguments.out) if arguments.out else None
     watcher = terminal.watcher(arguments.json)
@@ -244,7 +244,7 @@ def run_dedup(arguments: argparse.Namespace) -> int | None:
 
 def run_vocabulary(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
-    from luthier.data_vocabulary import as_text, vocabulary_of
+    from luthier.data_commands.vocabulary import as_text, vocabulary_of
 
     if arguments.most < 1:
         raise UserError(f"--most is {arguments.most}", mend="ask for one or more")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from luthier.data_files import ReadData, read_for
+from luthier.data_commands.files import ReadData, read_for
 from luthier.errors import UserError
 from luthier.evaluate.packs import OWN, read_pack
 from luthier.finding import Finding, Table

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from luthier.chat_endpoint import ChatEndpoint
+from luthier.endpoint.settings import ChatEndpoint
 from luthier.errors import UserError, raise_all
 
 PASSING = frozenset({408, 409, 425, 429})
@@ -152,7 +152,7 @@ def ask(
     """One reply, tried again where trying may help. Raises `UserError`: which status, and how often it was tried;
     `NotAnswered` where that may be this request's alone."""
     url = f"{settings.url.rstrip('/')}/chat/completions"
-    wanted = {"model": settings.model, "messages": list(messages), "max_tokens": max_tokens}
+    wanted: dict[str, Any] = {"model": settings.model, "messages": list(messages), "max_tokens": max_tokens}
     wanted |= {**more, **settings.parameters}
     body = {name: value for name, value in wanted.items() if value is not None}
     failure, pause = "", settings.wait_seconds

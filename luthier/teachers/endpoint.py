@@ -15,13 +15,13 @@ from typing import Any
 
 import requests
 
-from luthier.chat_client import Alternatives, NotAnswered, Reply, Request, ask_each, opened
-from luthier.chat_endpoint import ChatEndpoint
+from luthier.endpoint.client import Alternatives, NotAnswered, Reply, Request, ask_each, opened
+from luthier.endpoint.replies import Replies
+from luthier.endpoint.settings import ChatEndpoint
 from luthier.errors import UserError
 from luthier.files import fingerprint
 from luthier.label_words import NEW_TOKENS, label_of
-from luthier.replies import Replies
-from luthier.teacher import Opinion, Question, Said, Wording
+from luthier.teachers.base import Opinion, Question, Said, Wording
 
 GIVE_UP = 16
 """So many requests in a row without an answer, and nothing more is sent."""

@@ -1,0 +1,1 @@
+"""`luthier data`: the command line of data, and what each of its commands does, one file each."""

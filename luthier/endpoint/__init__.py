@@ -1,0 +1,1 @@
+"""OpenAI-compatible endpoints: their settings, the client, and the replies that are kept."""
