@@ -16,6 +16,7 @@ import numpy as np
 
 from luthier.errors import UserError
 from luthier.files import json_line, write_lines
+from luthier.prepare.columns import find_columns
 from luthier.prepare.detect import detect, sample
 from luthier.prepare.examples import EXAMPLES
 from luthier.prepare.groups import group_of
@@ -86,9 +87,11 @@ def recipe_for(source: str, task: str | None, overrides: Sequence[str]) -> Recip
             raise UserError(f"{override!r} says nothing of data", where="command line", mend=mend)
     data: dict[str, Any] = {"source": source}
     if task is None and not any(each.startswith("task=") for each in overrides):
-        guess = detect(sample(source))
+        table = sample(source)
+        guess = detect(table)
         task = guess.task
-        if not any(each.startswith("data.columns") for each in overrides):
+        _, by_names, _ = find_columns(task, {}, table)
+        if dict(by_names) != guess.columns and not any(each.startswith("data.columns") for each in overrides):
             data["columns"] = guess.columns
     values = {"model": "none", "data": data, "task": task}
     return read_recipe({key: value for key, value in values.items() if value}, overrides)[0]

@@ -18,6 +18,7 @@ from luthier.prepare.texts import whole_text
 from luthier.records import Example
 from luthier.tasks import Form
 
+ORDER = ("train", "validation", "test")
 MOST_ROWS = 5000
 MOST_FOR_LANGUAGE = 500
 MOST_LABELS = 30
@@ -47,7 +48,8 @@ def sample(rows: Sequence[Example]) -> list[Example]:
 
 def labels_of(facts: Mapping[str, Any]) -> list[Block]:
     """Rows of each label, and its share of each split."""
-    splits = {name: split for name, split in facts["splits"].items() if split["rows"] and split["labels"]}
+    found = {name: facts["splits"].get(name) for name in ORDER}
+    splits = {name: split for name, split in found.items() if split and split["rows"] and split["labels"]}
     if "train" not in splits:
         return []
     counts = sorted(splits["train"]["labels"].items(), key=lambda item: (-item[1], item[0]))
