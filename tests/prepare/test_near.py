@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from luthier.arrays import ArrayWriter
 from luthier.prepare.near import Pairs, copies_of_others, copies_within
-from luthier.prepare.read import Dataset, read_data
+from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.prepare.shingles import CHARACTERS_TO, WORDS_FROM, common_shingles
 from luthier.prepare.sketches import Bands, Sketches, similarities, sketch
 from luthier.prepare.steps import PrepareSettings
@@ -290,7 +291,7 @@ def test_rows_of_every_form_are_compared(tmp_path: Path) -> None:
     texts = [sentence(draw, 14) for _ in range(30)]
     forms: dict[str, Any] = {
         "lm": lambda text: {"text": text},
-        "regress": lambda text: {"text": text, "score": len(text)},
+        "regress": lambda text: {"text": text, "score": len(text.partition(" ")[0])},
         "tag": lambda text: {"tokens": text.split(), "tags": ["O"] * (len(text.split()) - 1) + ["B-X"]},
         "prefer": lambda text: {"prompt": text, "chosen": f"yes {text}", "rejected": "no"},
     }
@@ -301,3 +302,14 @@ def test_rows_of_every_form_are_compared(tmp_path: Path) -> None:
         }
         data["validation"] = [made(texts[2]), made(texts[3])]
         assert len(prepared(data, task).splits["train"]) == 26, task
+
+
+def test_near_texts_of_other_scores_are_no_copies() -> None:
+    """What a number follows from may be a single letter."""
+    draw = random.Random(0)
+    texts = [" ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(20)) for _ in range(20)]
+    train = [{"text": text, "score": float(n)} for n, text in enumerate(texts)]
+    test = [{"text": f"{texts[5]}s", "score": 5.0}, {"text": f"{texts[6]}s", "score": 6.5}]
+    data = read_data({"train": train, "test": test}, "regress", settings=DataSettings(validation_fraction=0))
+    gone = [json.loads(row["row"])["score"] for row in data.kept_aside if row["step"] == "deduplicate"]
+    assert gone == [5.0]

@@ -47,7 +47,7 @@ def asked(form: Form, fields: Fields) -> str:
 
 
 def answer(form: Form, fields: Fields) -> str:
-    """What it is to answer, as a text; empty where that is a number or a tag for each word."""
+    """What it is to answer, as a text."""
     if form == "classify":
         return " ".join(labels_of(form, fields))
     turns = fields["messages"][-1:] if form == "generate" else fields.get("chosen") or fields.get("completion") or ()
@@ -65,7 +65,8 @@ def labels_of(form: Form, fields: Fields) -> tuple[str, ...]:
 class Deduplicate(SetStep):
     """Finds rows whose texts are near copies: the same but for case, punctuation and a few words. A training row that
     is near a test or validation row goes by default, because it would make the judgement too kind. Rows that are near
-    but have another label or answer are no copies; across splits they are where case and punctuation alone differ."""
+    but have another label, score or answer are no copies; across splits they are where texts differ in case and
+    punctuation alone."""
 
     title: ClassVar[str] = "Near copies"
 
@@ -112,6 +113,7 @@ class Search:
         }
         self.label_sets: dict[tuple[str, ...], int] = {}
         self.labels = np.zeros(len(self.all), np.int32)
+        self.scores = np.zeros(len(self.all))
         self.found: list[Kind] = []
         self.stays = np.ones(len(self.all), bool)
         self.spared = 0
@@ -160,12 +162,15 @@ class Search:
             for row, example in enumerate(self.all[start : start + AT_ONCE], start):
                 labels = labels_of(self.form, example.fields)
                 self.labels[row] = self.label_sets.setdefault(labels, len(self.label_sets))
+                self.scores[row] = example.fields.get("score", 0.0)
                 yield asked(self.form, example.fields)
 
     @property
     def agree(self) -> Agree | None:
         if self.form == "classify":
             return lambda ones, others: self.labels[ones] == self.labels[others]
+        if self.form == "regress":
+            return lambda ones, others: self.scores[ones] == self.scores[others]
         return self.answers_agree if self.form in ("generate", "prefer") else None
 
     def answers_agree(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
