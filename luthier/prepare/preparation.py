@@ -224,9 +224,9 @@ class Preparation:
         self.facts["rows_skipped"] = dict(self.facts["rows_skipped"].most_common(20))
         self.facts["steps"] = self.account.facts()
         self.facts["warnings"] = warnings(self.facts, self.settings, self.labels)
-        self.facts["warnings"] += [
-            note for several in self.tables.values() for table in several for note in table.notes
-        ]
+        self.facts["warnings"] += [note for step in self.wanted.prepare.steps().values() for note in step.notes()]
+        every = (table for several in self.tables.values() for table in several)
+        self.facts["warnings"] += [note for table in every for note in table.notes]
         for name in SPLITS:
             self.writer.add(name, self.chosen.get(name, self.everything.rows[:0]))
         self.account.flush()

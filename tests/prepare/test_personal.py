@@ -23,7 +23,7 @@ from luthier.prepare.personal import file
 from luthier.prepare.personal.anonymise import Writer, unnamed
 from luthier.prepare.personal.finder import Finder, Span, apart, language_of, windows_of
 from luthier.prepare.personal.kinds import DEFAULT_KINDS, KINDS
-from luthier.prepare.personal.settings import AnonymiseSettings, is_installed, problems_in
+from luthier.prepare.personal.settings import AnonymiseSettings, is_installed, model_for, problems_in
 from luthier.prepare.personal.standins import StandIns
 from luthier.prepare.personal.workers import Search
 from luthier.prepare.read import Dataset, read_data
@@ -442,3 +442,12 @@ def test_texts_in_cells_keep_their_places() -> None:
         {"role": "user", "content": "A", "n": 1},
         ["B", None, {"from": "x", "value": "C"}],
     ]
+
+
+def test_a_run_warns_where_no_model_finds_names() -> None:
+    rows = [{"text": f"film {n} was {'dull' if n % 2 else 'fun'}", "label": n % 2} for n in range(40)]
+    asked = {"anonymise": {"languages": ["en", "es"], "workers": 1}}
+    data = read_data(rows, "classify", prepare=PrepareSettings.model_validate(asked))
+    without = [language for language in ("en", "es") if model_for(AnonymiseSettings(), language) is None]
+    told = [warning for warning in data.facts["warnings"] if "no spaCy model" in warning]
+    assert len(told) == bool(without) and all(language in told[0] for language in without)

@@ -28,6 +28,11 @@ class Anonymise(RowStep, AnonymiseSettings):
     def misfits(self, form: Form, base: Path) -> list[Problem]:
         return problems_in(self)
 
+    def notes(self) -> Sequence[str]:
+        from luthier.prepare.personal.anonymise import unnamed
+
+        return unnamed(self)
+
     def outside(self, base: Path) -> str:
         return installed_models(self)
 

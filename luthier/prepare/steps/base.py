@@ -95,6 +95,10 @@ class Step(Settings):
         files that aren't there. A problem's place is a key of the settings, or empty for all of it."""
         return []
 
+    def notes(self) -> Sequence[str]:
+        """What a careful person would want to know of it before training: the data report warns of it."""
+        return ()
+
     def outside(self, base: Path) -> str:
         """A fingerprint of the files that its result depends on."""
         return ""
