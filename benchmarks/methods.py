@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.environments import SETFIT
 from benchmarks.method_run import Entry, Line, run_entry
-from benchmarks.rows import REVIEWS, REVIEWS_SECTION, source_of
+from benchmarks.rows import REVIEWS, source_of
 from benchmarks.train_speed import MINILM, SMOLLM
 from luthier.text_table import columns
 
@@ -158,8 +158,7 @@ def objectives(made: Path) -> list[Entry]:
 
 def scored_reviews() -> dict[str, Any]:
     """Film reviews with the mean of people's scores."""
-    section = {name: value for name, value in REVIEWS_SECTION.items() if name not in ("columns", "label_bins")}
-    data = section | {"columns": {"text": "text", "score": "score"}}
+    data = {"columns": {"text": "text", "score": "score"}, "label_bins": None}
     return recipe(REVIEWS, 1000, 1000, "regress", data=data, selection={"lora": {}}, train={"epochs": 3})
 
 
