@@ -174,8 +174,7 @@ def test_two_processes_may_start_at_once(folder: Path, tiny: Callable[..., Path]
 def test_memory_is_flat_in_rows(
     folder: Path, tiny: Callable[..., Path], make: Callable[[int], dict[str, str]], task: str
 ) -> None:
-    """Without the look for near copies, whose memory `benchmarks.duplicates --growth` measures: a piece of rows at a time
-    whatever their number, and some 220 bytes for each (LOG.md)."""
+    """Without the look for near copies, which takes some 220 bytes for each row (`benchmarks.duplicates --growth`)."""
     grown = bytes_a_row(folder, tiny("llama"), make, task, {"deduplicate": None})
     assert grown < 200, "bytes a row; as objects they were 3,500"
 
