@@ -22,6 +22,7 @@ import numpy as np
 from luthier.files import fingerprint, sampled_fingerprint
 
 ABOUT = "about.json"
+LINES_AT_ONCE = 1000
 
 
 class DamagedError(Exception):
@@ -102,6 +103,34 @@ class ArrayWriter:
             }
             (self.folder / ABOUT).write_text(json.dumps({"arrays": described, "about": about}))
         return Arrays(values, hashes, about)
+
+
+class LineWriter:
+    """Appends lines of different lengths to two arrays: their bytes, and where each ends."""
+
+    def __init__(self, arrays: ArrayWriter, lines: str, ends: str) -> None:
+        self.arrays, self.names = arrays, (lines, ends)
+        self.waiting: list[bytes] = []
+        self.end = 0
+
+    def add(self, line: bytes) -> None:
+        self.waiting.append(line)
+        if len(self.waiting) == LINES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Must be called once after the last line."""
+        lines, ends = self.names
+        lengths = np.fromiter(map(len, self.waiting), np.int64, len(self.waiting))
+        self.arrays.add(lines, b"".join(self.waiting))
+        self.arrays.add(ends, self.end + np.cumsum(lengths))
+        self.end += int(lengths.sum())
+        self.waiting = []
+
+
+def span(ends: np.ndarray, row: int) -> slice:
+    """Where a row is among others that are written end to end."""
+    return slice(int(ends[row - 1]) if row else 0, int(ends[row]))
 
 
 def open_arrays(folder: Path) -> Arrays:

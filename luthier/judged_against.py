@@ -19,7 +19,7 @@ from luthier.prepare.contained import holding
 from luthier.prepare.examples import Examples
 from luthier.prepare.read import UNLABELLED, Dataset, DataSettings, read_data
 from luthier.prepare.steps import PrepareSettings
-from luthier.prepare.steps.deduplicate import answer, asked
+from luthier.prepare.texts import answer, asked
 from luthier.progress import Progress
 from luthier.recipe import Recipe, Source
 from luthier.records import Example

@@ -20,8 +20,7 @@ from luthier.errors import Stopped, UserError
 from luthier.estimates import Estimate, refuse_too_little_memory
 from luthier.judging import judge
 from luthier.planning import Prepared, Rows, prepare
-from luthier.prepare.read import Dataset
-from luthier.prepare.report import data_report, write_data_report
+from luthier.prepare.report import write_data_report
 from luthier.progress import Progress
 from luthier.recipe import read_recipe
 from luthier.runs import (
@@ -189,16 +188,7 @@ def write_start(prepared: Prepared, needed: Estimate, run: Run) -> None:
             "machine": machine(),
         },
     )
-    write_rows(run, data)
-
-
-def write_rows(run: Run, data: Dataset) -> None:
-    """The data report, the rows that preparation dropped, and what its steps wrote for people."""
-    write_data_report(run.folder, data_report(data), f"{run.folder.name}: data")
-    if data.kept_aside:
-        files.write_lines(run.folder / "kept_aside.jsonl", data.kept_aside.lines())
-    for name, lines in data.files.items():
-        files.write_lines(run.folder / name, (f"{files.json_line(line)}\n" for line in lines))
+    write_data_report(run.folder, data, f"{run.folder.name}: data")
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from luthier.arrays import Arrays, ArrayWriter
+from luthier.arrays import Arrays, ArrayWriter, span
 from luthier.records import Row
 
 ID_BYTES = 16
@@ -100,10 +100,6 @@ class StoredRows(Sequence[Row]):
             {name: stream.read(row) for name, stream in self.example_streams.items()},
             () if self.parts is None or self.part_ends is None else self.parts[span(self.part_ends, row)].tolist(),
         )
-
-
-def span(ends: np.ndarray, row: int) -> slice:
-    return slice(int(ends[row - 1]) if row else 0, int(ends[row]))
 
 
 class Single:

@@ -123,19 +123,14 @@ def run_detect(arguments: argparse.Namespace) -> int | None:
 def run_report(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
     from luthier.data_commands.files import read_for
-    from luthier.prepare.report import data_report, write_data_report
-    from luthier.prepare.report import summary as summary_of
+    from luthier.prepare.report import PAGE, summary, write_data_report
 
     wanted = read_for(arguments.source, arguments.task, arguments.overrides, terminal.watcher(arguments.json))
-    report = data_report(wanted.data)
-    folder = Path(arguments.out)
-    page = write_data_report(folder, report, f"Data: {arguments.source}")
-    wanted.write_rows(folder)
+    report = write_data_report(Path(arguments.out), wanted.data, f"Data: {arguments.source}")
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
-        print(summary_of(report))
-        print(f"\nreport: {page}")
+        print(f"{summary(report)}\n\nreport: {Path(arguments.out) / PAGE}")
     return None
 
 

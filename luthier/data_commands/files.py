@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import UserError
-from luthier.files import json_line, write_lines
+from luthier.files import whole_file
 from luthier.prepare.columns import find_columns
 from luthier.prepare.detect import detect, sample
 from luthier.prepare.examples import EXAMPLES
 from luthier.prepare.groups import group_of
 from luthier.prepare.read import Dataset, read_data
-from luthier.prepare.sources import Tables, find_sources, read_sources
+from luthier.prepare.sources import SPLITS, Tables, find_sources, read_sources
 from luthier.prepare.split import positions
 from luthier.progress import Progress
 from luthier.recipe import Recipe, read_recipe
@@ -29,7 +30,6 @@ from luthier.records import Example
 from luthier.tasks import TASKS
 
 SECTIONS = ("data", "prepare", "task", "seed")
-ORDER = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,6 @@ class ReadData:
     def tables(self) -> Tables:
         """The raw rows again, each file by itself."""
         return read_sources(find_sources(self.recipe.data, self.base))
-
-    def write_rows(self, folder: Path) -> None:
-        """What was dropped, and what the steps of preparation wrote for people."""
-        if self.data.kept_aside:
-            write_lines(folder / "kept_aside.jsonl", self.data.kept_aside.lines())
-        for name, lines in self.data.files.items():
-            write_lines(folder / name, (f"{json_line(line)}\n" for line in lines))
 
 
 def read_for(source: str, task: str | None, overrides: Sequence[str], progress: Progress) -> ReadData:
@@ -102,7 +95,8 @@ def recipe_for(source: str, task: str | None, overrides: Sequence[str]) -> Recip
 
 def write_splits(wanted: ReadData, folder: Path) -> dict[Path, int]:
     """The raw rows of each split, whole, one JSON object a line; and how many went where."""
-    return write_parts(wanted, folder, {name: rows for name in ORDER if (rows := wanted.data.splits[name].as_read)})
+    splits = {name: rows for name in SPLITS if (rows := wanted.data.splits[name].as_read)}
+    return write_rows(wanted, {folder / f"{name}.jsonl": rows for name, rows in splits.items()})
 
 
 def write_folds(wanted: ReadData, folder: Path, folds: int) -> dict[Path, int]:
@@ -120,16 +114,14 @@ def write_folds(wanted: ReadData, folder: Path, folds: int) -> dict[Path, int]:
     if given:
         mend = "name the file to be cut, without its splits"
         raise UserError(f"folds are cut from one set of rows, and {', '.join(given)} is given", where="data", mend=mend)
-    examples = [each for name in ORDER for each in wanted.data.splits[name].as_read]
+    examples = [each for name in SPLITS for each in wanted.data.splits[name].as_read]
     fold = np.minimum((places_of(wanted, examples) * folds).astype(int), folds - 1)
-    written: dict[Path, int] = {}
+    parts: dict[Path, list[Example]] = {}
     for number in range(folds):
-        parts = {
-            "train": [each for each, at in zip(examples, fold, strict=True) if at != number],
-            "test": [each for each, at in zip(examples, fold, strict=True) if at == number],
-        }
-        written |= write_parts(wanted, folder / f"fold-{number + 1}", parts)
-    return written
+        inside = folder / f"fold-{number + 1}"
+        parts[inside / "train.jsonl"] = [each for each, at in zip(examples, fold, strict=True) if at != number]
+        parts[inside / "test.jsonl"] = [each for each, at in zip(examples, fold, strict=True) if at == number]
+    return write_rows(wanted, parts)
 
 
 def places_of(wanted: ReadData, examples: Sequence[Example]) -> np.ndarray:
@@ -143,15 +135,20 @@ def places_of(wanted: ReadData, examples: Sequence[Example]) -> np.ndarray:
     return positions(np.array(keys, "S16"))
 
 
-def write_parts(wanted: ReadData, folder: Path, parts: Mapping[str, Iterable[Example]]) -> dict[Path, int]:
-    """The raw rows of the examples of each part. The rows of a file are in their order there."""
-    of = {each.place: name for name, rows in parts.items() for each in rows}
-    written: dict[Path, int] = {}
-    for name in parts:
-        rows = [row for place, row in raw_rows(wanted.tables()) if of.get(place) == name]
-        path = folder / f"{name}.jsonl"
-        write_lines(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
-        written[path] = len(rows)
+def write_rows(wanted: ReadData, parts: Mapping[Path, Iterable[Example]]) -> dict[Path, int]:
+    """The raw rows of the examples that go into each file, in the order of their own file; and how many went where."""
+    paths_of: dict[str, list[Path]] = {}
+    for path, examples in parts.items():
+        for each in examples:
+            paths_of.setdefault(each.place, []).append(path)
+    written = dict.fromkeys(parts, 0)
+    with ExitStack() as stack:
+        whole = {path: stack.enter_context(whole_file(path)) for path in parts}
+        files = {path: stack.enter_context(at.open("w", encoding="utf-8")) for path, at in whole.items()}
+        for place, row in raw_rows(wanted.tables()):
+            for path in paths_of.get(place, ()):
+                files[path].write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                written[path] += 1
     return written
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
+from luthier.arrays import ArrayWriter, LineWriter, span
 from luthier.finding import Finding
 from luthier.prepare.steps.base import Drop
 from luthier.prepare.texts import Fields
@@ -25,7 +25,6 @@ SAMPLES = 5
 """So many are shown of each reason, and of the rows that a step changed."""
 LONGEST = 500
 """Characters of a row that a sample shows."""
-FLUSH = 1000
 
 
 @dataclass
@@ -88,10 +87,8 @@ class Account:
     """All steps in their order, and the rows that they dropped."""
 
     def __init__(self, writer: ArrayWriter) -> None:
-        self.writer = writer
         self.steps: dict[str, StepAccount] = {}
-        self.lines: list[bytes] = []
-        self.end = 0
+        self.lines = LineWriter(writer, LINES, ENDS)
 
     def step(self, name: str, title: str, rows_in: int = 0) -> StepAccount:
         """The account of this step, opened where it is new."""
@@ -120,17 +117,11 @@ class Account:
             "reason": f"{drop.reason}: {drop.detail}" if drop.detail else drop.reason,
             "row": text.encode(errors="backslashreplace").decode(),  # a broken row may hold halves of characters
         }
-        self.lines.append(json.dumps(said, ensure_ascii=False).encode() + b"\n")
-        if len(self.lines) == FLUSH:
-            self.flush()
+        self.lines.add(json.dumps(said, ensure_ascii=False).encode() + b"\n")
 
     def flush(self) -> None:
         """Must be called once after the last row."""
-        lengths = np.fromiter(map(len, self.lines), np.int64, len(self.lines))
-        self.writer.add(LINES, b"".join(self.lines))
-        self.writer.add(ENDS, self.end + np.cumsum(lengths))
-        self.end += int(lengths.sum())
-        self.lines = []
+        self.lines.flush()
 
     def reasons(self) -> Counter[str]:
         """Every reason that rows were dropped for so far."""
@@ -162,8 +153,7 @@ class KeptAside(Sequence[dict[str, Any]]):
 
     def line(self, row: int) -> str:
         """One of them as it stands there, with a line feed at its end."""
-        start = int(self.ends[row - 1]) if row else 0
-        return self.bytes[start : int(self.ends[row])].tobytes().decode()
+        return self.bytes[span(self.ends, row)].tobytes().decode()
 
     def lines(self) -> Iterator[str]:
         return (self.line(row) for row in range(len(self)))

@@ -25,8 +25,9 @@ from luthier.finding import Figure, Finding, Passage, Passages, Table
 from luthier.pieces import pieces
 from luthier.prepare.examples import EXAMPLES, Examples, ExampleWriter
 from luthier.prepare.noise import lost_words, read_synonyms, slips, with_synonyms
+from luthier.prepare.row_texts import RowTexts
 from luthier.prepare.steps.base import Drop, Fields, RowSet
-from luthier.prepare.steps.deduplicate import asked, labels_of
+from luthier.prepare.texts import asked, labels_of
 from luthier.prepare.vetting import Limits, taught, through, vet
 from luthier.records import Example
 from luthier.tasks import Form
@@ -58,22 +59,6 @@ class Candidate(NamedTuple):
     """The number in train of the row that it was made from."""
     fields: dict[str, Any]
     place: str
-
-
-class RowTexts(Sequence[str]):
-    """What the model is asked in each of some rows, read when it is needed."""
-
-    def __init__(self, examples: Examples, form: Form) -> None:
-        self.examples, self.form = examples, form
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self.examples[index]
-        if isinstance(found, Example):
-            return asked(self.form, found.fields)
-        return [asked(self.form, each.fields) for each in found]
 
 
 @dataclass
@@ -139,6 +124,10 @@ class Augmenting:
         self.teacher: Teacher | None = None
         self.groups: dict[tuple[str, ...], list[int]] = {}
 
+    def texts(self, examples: Examples) -> RowTexts:
+        """What the model is asked in each of these rows."""
+        return RowTexts(examples, self.form, asked)
+
     def run(self) -> Finding:
         with ExitStack() as stack:
             if self.step.teacher is not None and self.step.written():
@@ -153,10 +142,10 @@ class Augmenting:
         candidates, kinds, sources = self.write_candidates(arrays)
         if not len(candidates):
             return
-        texts = {split: RowTexts(examples, self.form) for split, examples in self.rows.splits.items() if len(examples)}
+        texts = {split: self.texts(examples) for split, examples in self.rows.splits.items() if len(examples)}
         step = self.step
         limits = Limits(step.similarity, step.source_similarity, step.shortest, step.longest)
-        new = RowTexts(candidates, self.form)
+        new = self.texts(candidates)
         gone = vet(new, sources, texts, limits, arrays)
         gone |= self.other_labels(new, kinds, sources, gone)
         for number, example in enumerate(through(candidates)):
@@ -289,7 +278,7 @@ class Augmenting:
         for their label, confirms it."""
         if self.form != "classify" or not self.step.written():
             return {}
-        several, of_train = self.train.multi_label, RowTexts(self.train, self.form)
+        several, of_train = self.train.multi_label, self.texts(self.train)
 
         def labels(row: int) -> tuple[str, ...]:
             return labels_of(self.form, self.train[row].fields)

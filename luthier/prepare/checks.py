@@ -92,8 +92,7 @@ def drop_unknown_labels(marks: Marks, splits: Splits, labels: Sequence[str]) -> 
 
 
 def subset_problems(marks: Marks, train: np.ndarray, labels: Sequence[str], settings: DataSettings) -> list[Problem]:
-    left = {label for label_set, _ in marks.sets_of(train) for label in label_set}
-    if len(left) == len(labels):
+    if len(marks.labels_of(train)) == len(labels):
         return []
     what = f"{len(train)} rows cannot hold all {len(labels)} labels"
     return [Problem(what, "data.max_rows.train", f"take at least {len(labels)}")]

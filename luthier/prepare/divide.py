@@ -19,8 +19,7 @@ from luthier.prepare.settings import DataSettings
 from luthier.prepare.split import Alike, Marks
 from luthier.prepare.steps import PrepareSettings
 from luthier.prepare.steps.base import Drop
-from luthier.prepare.texts import whole_text
-from luthier.tasks import TASKS, Form
+from luthier.prepare.together import DropRows
 
 SHOWN_CONFLICTS = 10
 HOW = {
@@ -41,11 +40,12 @@ def make_splits(
     task: str,
     read: Read,
     account: Account,
+    drop: DropRows,
 ) -> tuple[Splits, dict[str, Any]]:
     """Copies out, conflicts out, leaks out, missing splits cut from train; and the facts of it."""
-    drop = aside(account, TASKS[task].form, read)
+    keep = aside(drop, read)
     by = prepare.split.by
-    splits, duplicates, conflicts = without_copies(marks, given, is_labelled(task), account, drop)
+    splits, duplicates, conflicts = without_copies(marks, given, is_labelled(task), account, keep)
     facts: dict[str, Any] = {
         "duplicates_dropped": duplicates,
         "conflicts": {
@@ -53,7 +53,7 @@ def make_splits(
             "rows_dropped": sum(len(found.rows) for found in conflicts),
             "examples": shown_conflicts(marks, conflicts, read),
         },
-        "leakage": without_leaks(marks, splits, account, drop),
+        "leakage": without_leaks(marks, splits, account, keep),
     }
     origin = {split: "given" for split in splits}
     fractions = {"test": settings.test_fraction, "validation": settings.validation_fraction}
@@ -66,7 +66,7 @@ def make_splits(
             split: f"cut {HOW[by]}, {share:g} of train's rows" for split, share in fractions.items()
         }
         if by != "content":  # equal inputs may have other groups or times
-            for what, count in without_leaks(marks, splits, account, drop).items():
+            for what, count in without_leaks(marks, splits, account, keep).items():
                 facts["leakage"][what] = facts["leakage"].get(what, 0) + count
     return splits, facts | {"moved_for_rare_labels": moved, "split_from": origin}
 
@@ -109,12 +109,10 @@ def without_leaks(marks: Marks, splits: Splits, account: Account, drop: Keep) ->
     return {what: len(alike.rows) for what, alike in leaks.items()}
 
 
-def aside(account: Account, form: Form, read: Read) -> Keep:
+def aside(drop: DropRows, read: Read) -> Keep:
     def keep(step: StepAccount, alike: Alike, reason: str, before: str) -> None:
-        for row, other in zip(alike.rows.tolist(), alike.others.tolist(), strict=True):
-            example = read(row)
-            drop = Drop(reason, f"{before} {read(other).place}")
-            account.drop(step, example.place, drop, example.fields, whole_text(form, example.fields))
+        rows = zip(alike.rows.tolist(), alike.others.tolist(), strict=True)
+        drop(step, ((row, Drop(reason, f"{before} {read(other).place}")) for row, other in rows))
 
     return keep
 

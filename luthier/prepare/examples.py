@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter, let_go
+from luthier.arrays import ArrayWriter, LineWriter, let_go, span
 from luthier.files import fingerprint
 from luthier.prepare.readers import types_of
 from luthier.records import Example
@@ -28,26 +28,25 @@ class ExampleWriter:
 
     def __init__(self, arrays: ArrayWriter, prefix: str = "") -> None:
         self.arrays, self.prefix = arrays, prefix
-        self.lines: list[bytes] = []
+        self.lines = LineWriter(arrays, f"{prefix}examples", f"{prefix}ends")
         self.ids: list[bytes] = []
-        self.end = 0
 
     def add(self, example: Example) -> None:
         slices = [dict(example.slices)] if example.slices else []
         line = json.dumps([example.place, example.fields, *slices], ensure_ascii=False)
-        self.lines.append(line.encode() + b"\n")
+        self.lines.add(line.encode() + b"\n")
         self.ids.append(bytes.fromhex(example.id))
-        if len(self.lines) == AT_ONCE:
-            self.flush()
+        if len(self.ids) == AT_ONCE:
+            self.write_ids()
+
+    def write_ids(self) -> None:
+        self.arrays.add(f"{self.prefix}ids", np.frombuffer(b"".join(self.ids), f"S{ID_BYTES}"))
+        self.ids = []
 
     def flush(self) -> None:
         """Must be called once after the last example."""
-        lengths = np.fromiter(map(len, self.lines), np.int64, len(self.lines))
-        self.arrays.add(f"{self.prefix}examples", b"".join(self.lines))
-        self.arrays.add(f"{self.prefix}ends", self.end + np.cumsum(lengths))
-        self.arrays.add(f"{self.prefix}ids", np.frombuffer(b"".join(self.ids), f"S{ID_BYTES}"))
-        self.end += int(lengths.sum())
-        self.lines, self.ids = [], []
+        self.lines.flush()
+        self.write_ids()
 
 
 class Examples(Sequence[Example]):
@@ -101,8 +100,7 @@ class Examples(Sequence[Example]):
         return [self[index] for index in order[:count].tolist()]
 
     def _read(self, row: int) -> Example:
-        start = int(self.ends[row - 1]) if row else 0
-        place, fields, *slices = json.loads(self.lines[start : int(self.ends[row])].tobytes())
+        place, fields, *slices = json.loads(self.lines[span(self.ends, row)].tobytes())
         label = fields.get("label")
         if isinstance(label, list):
             fields["label"] = tuple(label)

@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 
 from luthier.finding import Bar, Bars, Block, Curves, Figure, Finding, Series, Table
-from luthier.languages import NAMES, SURE, UNCLEAR, classifier
+from luthier.languages import detector
+from luthier.prepare.examples import Examples
+from luthier.prepare.source import SPLITS
 from luthier.prepare.texts import whole_text
 from luthier.records import Example
 from luthier.tasks import Form
 
-ORDER = ("train", "validation", "test")
 MOST_ROWS = 5000
 MOST_FOR_LANGUAGE = 500
 MOST_LABELS = 30
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def portrait(form: Form, splits: Mapping[str, Sequence[Example]], facts: Mapping[str, Any]) -> Finding:
+def portrait(form: Form, splits: Mapping[str, Examples], facts: Mapping[str, Any]) -> Finding:
     """What there is to know of the splits before anything is learned from them."""
-    samples = {name: sample(rows) for name, rows in splits.items() if len(rows)}
+    samples = {name: rows.first_by_id(MOST_ROWS) for name, rows in splits.items() if len(rows)}
     words = {name: [len(whole_text(form, each.fields).split()) for each in rows] for name, rows in samples.items()}
     blocks: list[Block] = [*labels_of(facts), *lengths_of(words), *slices_of(samples)]
     languages, told = languages_of(form, samples)
@@ -40,15 +41,9 @@ def portrait(form: Form, splits: Mapping[str, Sequence[Example]], facts: Mapping
     return Finding(f"{sentence} {told}".strip(), figures, [*blocks, *languages])
 
 
-def sample(rows: Sequence[Example]) -> list[Example]:
-    first: Any = getattr(rows, "first_by_id", None)
-    chosen: list[Example] = first(MOST_ROWS) if first else list(rows[:MOST_ROWS])
-    return chosen
-
-
 def labels_of(facts: Mapping[str, Any]) -> list[Block]:
     """Rows of each label, and its share of each split."""
-    found = {name: facts["splits"].get(name) for name in ORDER}
+    found = {name: facts["splits"].get(name) for name in SPLITS}
     splits = {name: split for name, split in found.items() if split and split["rows"] and split["labels"]}
     if "train" not in splits:
         return []
@@ -101,13 +96,11 @@ def slices_of(samples: Mapping[str, Sequence[Example]]) -> list[Block]:
 def languages_of(form: Form, samples: Mapping[str, Sequence[Example]]) -> tuple[list[Block], str]:
     if find_spec("py3langid") is None:
         return [], "Languages are not told apart (pip install 'luthier[clean]')."
-    classify = classifier()
-
-    def language(example: Example) -> str:
-        code, chance = classify(whole_text(form, example.fields))
-        return NAMES.get(code, code) if chance >= SURE else UNCLEAR
-
-    counts = {name: Counter(map(language, rows[:MOST_FOR_LANGUAGE])) for name, rows in samples.items()}
+    detect, _ = detector()
+    texts = {
+        name: (whole_text(form, each.fields) for each in rows[:MOST_FOR_LANGUAGE]) for name, rows in samples.items()
+    }
+    counts = {name: Counter(map(detect, several)) for name, several in texts.items()}
     names = [name for name, _ in sum(counts.values(), Counter()).most_common(8)]
     rows = [[name, *(f"{count[name] / count.total():.1%}" for count in counts.values())] for name in names]
     note = f"As py3langid tells them, of {MOST_FOR_LANGUAGE} rows of each split; short texts are hard to tell."

@@ -151,7 +151,9 @@ class Preparation:
     def divide(self) -> None:
         """Copies, conflicts and leaks out; splits that are not given are cut."""
         given, prepare, task = self.splits, self.wanted.prepare, self.wanted.task
-        self.splits, facts = make_splits(self.marks, given, self.settings, prepare, task, self.example, self.account)
+        self.splits, facts = make_splits(
+            self.marks, given, self.settings, prepare, task, self.example, self.account, self.drop
+        )
         self.facts |= facts
 
     def look_at_all(self) -> None:
@@ -165,6 +167,7 @@ class Preparation:
             self.splits,
             self.given,
             self.weights,
+            self.drop,
             self.advance,
         )
         raise_all(no_rows_left(self.splits, self.bad, self.account.reasons()))
@@ -177,15 +180,14 @@ class Preparation:
             counting = self.weights[self.splits["train"]] > 0
             weightless = int((~counting).sum())
             step = self.account.step("weights", "Rows of no weight", rows_in(self.splits))
-            self.drop(step, {row: Drop("its weight is 0") for row in self.splits["train"][~counting].tolist()})
+            self.drop(step, ((row, Drop("its weight is 0")) for row in self.splits["train"][~counting].tolist()))
             self.splits["train"] = self.splits["train"][counting]
         self.facts["weightless_dropped"] = weightless
-        sets = self.marks.sets_of(self.splits["train"])
-        self.labels = sorted({label for label_set, _ in sets for label in label_set})
+        self.labels = self.marks.labels_of(self.splits["train"])
         if self.settings.on_bad_row == "skip":
             step = self.account.step("unknown labels", "Labels that train lacks", rows_in(self.splits))
             unknown = drop_unknown_labels(self.marks, self.splits, self.labels)
-            self.drop(step, unknown)
+            self.drop(step, sorted(unknown.items()))
             self.facts["rows_skipped"] += Counter(why.reason for why in unknown.values())
             raise_all(no_rows_left(self.splits, self.bad, self.account.reasons()))
         if is_labelled(self.wanted.task):

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.files import write_json, write_text
+from luthier.files import json_line, write_json, write_lines, write_text
 from luthier.page.render import placed, render
 from luthier.prepare.portrait import portrait
 from luthier.prepare.read import Dataset
+from luthier.prepare.source import SPLITS
 from luthier.tasks import TASKS
 
-PAGE, FACTS = "data.html", "data.json"
+PAGE, FACTS, KEPT_ASIDE = "data.html", "data.json", "kept_aside.jsonl"
 MOST_REASONS = 8
-ORDER = ("train", "validation", "test")
 
 
 def data_report(data: Dataset) -> dict[str, Any]:
@@ -26,17 +26,28 @@ def data_report(data: Dataset) -> dict[str, Any]:
     return {**data.facts, "portrait": portrait(form, data.splits, data.facts).as_json("What is in it")}
 
 
-def write_data_report(folder: Path, report: Mapping[str, Any], title: str) -> Path:
-    """Write page and JSON; a crash leaves the old ones or the new ones, each whole. Returns the page's path."""
+def write_data_report(folder: Path, data: Dataset, title: str) -> dict[str, Any]:
+    """Write page and JSON, the rows that were dropped, and what the steps of preparation wrote for people; each file is
+    whole or absent. Returns the report."""
+    report = data_report(data)
     write_json(folder / FACTS, report)
     write_text(folder / PAGE, render(Path(__file__).with_name("data.html.jinja"), view(report, title)))
-    return folder / PAGE
+    if data.kept_aside:
+        write_lines(folder / KEPT_ASIDE, data.kept_aside.lines())
+    for name, lines in data.files.items():
+        write_lines(folder / name, (f"{json_line(line)}\n" for line in lines))
+    return report
+
+
+def rows_ready(report: Mapping[str, Any]) -> dict[str, int]:
+    """How many rows each split has, of those that have any."""
+    return {name: rows for name in SPLITS if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
 
 
 def view(report: Mapping[str, Any], title: str) -> dict[str, Any]:
     """Everything the template asks for, placed and worded."""
     steps = report["steps"]
-    ready = {name: rows for name in ORDER if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
+    ready = rows_ready(report)
     most = max(1, *(step[name] for step in steps for name in ("rows_in", "rows_out")))
     source = report["source"] if isinstance(report["source"], str) else ", ".join(report["source"].values())
     return {
@@ -71,7 +82,7 @@ def sentence(rows_read: int, ready: Mapping[str, int], made: int = 0) -> str:
 
 def summary(report: Mapping[str, Any]) -> str:
     """The same in a few lines for a terminal."""
-    ready = {name: rows for name in ORDER if (rows := report["splits"].get(name, {"rows": 0})["rows"])}
+    ready = rows_ready(report)
     lines = [sentence(report["rows_read"], ready, made_up(report))]
     for step in report["steps"]:
         if step["rows_in"] != step["rows_out"] or step["changed_rows"] or step["not_added"]:

@@ -45,6 +45,10 @@ class Marks:
     moments: np.ndarray | None = None
     """When each row was, in seconds since 1970, where rows are split by it."""
 
+    def labels_of(self, rows: np.ndarray) -> list[str]:
+        """Every label that one of these rows has, sorted."""
+        return sorted({label for labels, _ in self.sets_of(rows) for label in labels})
+
     def sets_of(self, rows: np.ndarray) -> list[tuple[tuple[str, ...], int]]:
         """Each label set that these rows have, and how many have it."""
         counts = np.bincount(self.kinds[rows], minlength=len(self.label_sets))
@@ -132,8 +136,7 @@ def cut(
         moved = fill_gaps(marks, rows, places, where, parts, (test, 1 - validation))
     splits = {part: rows[where == PARTS.index(part)] for part in ("train", *parts)}
     if not all(map(len, splits.values())):
-        labels = {label for labels, _ in marks.sets_of(rows) for label in labels}
-        needed = max(max(len(labels), 1) + len(parts), len(rows) + 1)
+        needed = max(max(len(marks.labels_of(rows)), 1) + len(parts), len(rows) + 1)
         what = f"{len(rows)} different rows are too few to cut {', '.join(splits)}: at least {needed} are needed"
         mend = "give more rows, give the splits as files (`splits: {...}`), or set one of the fractions to 0"
         raise UserError(what, where="data", mend=mend)

@@ -1,4 +1,6 @@
-"""Where the text is in each form of fields. In: fields. Out: their texts in a fixed order, and the fields with others.
+"""Where the text is in each form of fields, what is asked in it and what is answered.
+
+In: fields. Out: their texts in a fixed order, and the fields with others; question, answer, labels.
 
 What looks at texts or changes them (cleaning, personal data, near copies) needs to know no form by itself.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from luthier.prepare.readers import types_of
 from luthier.tasks import Form
 
 Fields = Mapping[str, Any]
@@ -73,3 +76,27 @@ def with_texts(form: Form, fields: Fields, texts: Sequence[str]) -> dict[str, An
 def whole_text(form: Form, fields: Fields) -> str:
     """A row as one text."""
     return TEXTS[form].joined_by.join(TEXTS[form].get(fields))
+
+
+def asked(form: Form, fields: Fields) -> str:
+    """What a model is given of a row, but for the system's instructions, which many rows share."""
+    if form in ("generate", "prefer"):
+        turns = fields["messages"][:-1] if form == "generate" else fields["messages"]
+        return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+    return " ".join(fields["tokens"]) if form == "tag" else str(fields["text"])
+
+
+def answer(form: Form, fields: Fields) -> str:
+    """What it is to answer, as a text."""
+    if form == "classify":
+        return " ".join(labels_of(form, fields))
+    turns = fields["messages"][-1:] if form == "generate" else fields.get("chosen") or fields.get("completion") or ()
+    return "\n".join(turn["content"] for turn in turns)
+
+
+def labels_of(form: Form, fields: Fields) -> tuple[str, ...]:
+    """What train must have a row of: its labels, the types of entities in it."""
+    if form == "tag":
+        return types_of(fields["tags"])
+    label = fields["label"] if form == "classify" else ()
+    return (label,) if isinstance(label, str) else tuple(label)

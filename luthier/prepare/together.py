@@ -5,7 +5,7 @@ In: the rows of each split. Out: those that stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from luthier.prepare.steps import Context, Drop, PrepareSettings, RowSet
 from luthier.prepare.texts import whole_text
 from luthier.tasks import Form
 
-DropRows = Callable[[StepAccount, Mapping[int, Drop]], None]
+DropRows = Callable[[StepAccount, Iterable[tuple[int, Drop]]], None]
 
 
 def rows_in(splits: Splits) -> int:
@@ -27,8 +27,8 @@ def rows_in(splits: Splits) -> int:
 def dropper(account: Account, form: Form, read: Read) -> DropRows:
     """Counts rows that go, and keeps them aside."""
 
-    def drop(step: StepAccount, dropped: Mapping[int, Drop]) -> None:
-        for row, why in sorted(dropped.items()):
+    def drop(step: StepAccount, dropped: Iterable[tuple[int, Drop]]) -> None:
+        for row, why in dropped:
             example = read(row)
             account.drop(step, example.place, why, example.fields, whole_text(form, example.fields))
 
@@ -44,14 +44,14 @@ def run_set_steps(
     splits: Splits,
     given: frozenset[str],
     weights: np.ndarray | None,
+    drop: DropRows,
     advance: Callable[[int], None],
 ) -> np.ndarray | None:
     """Takes out of `splits` what the steps drop; returns what each row counts, None where all count alike."""
-    drop = dropper(account, context.form, everything.__getitem__)
     for name, step in prepare.set_steps().items():
         if context.form not in step.forms:
             continue
-        labels = sorted({label for label_set, _ in marks.sets_of(splits["train"]) for label in label_set})
+        labels = marks.labels_of(splits["train"])
         views = {split: everything.choose(rows) for split, rows in splits.items()}
         outcome = step.examine(RowSet(context, views, given, labels), advance)
         said = account.step(name, step.title, rows_in(splits))
@@ -59,7 +59,7 @@ def run_set_steps(
         if outcome.weights is not None:
             weights = np.ones(len(marks.ids)) if weights is None else weights
             weights[splits["train"]] *= outcome.weights
-        drop(said, outcome.dropped)
+        drop(said, sorted(outcome.dropped.items()))
         gone = np.fromiter(outcome.dropped, np.int64, len(outcome.dropped))
         for split, rows in splits.items():
             splits[split] = rows[~np.isin(rows, gone)]

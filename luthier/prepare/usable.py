@@ -7,14 +7,14 @@ rows; what a step drops is kept aside.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from luthier.arrays import ArrayWriter
+from luthier.pieces import pieces
 from luthier.prepare.account import Account
 from luthier.prepare.checks import Splits
 from luthier.prepare.examples import AT_ONCE, EXAMPLES, ID_BYTES, ExampleWriter
@@ -147,9 +147,8 @@ def row_steps(prepare: PrepareSettings, context: Context, account: Account) -> C
         return lambda rows: rows
 
     def through(rows: Iterable[Raw]) -> Iterator[Raw]:
-        coming = iter(rows)
-        while batch := list(islice(coming, BATCH)):
-            left: Sequence[Raw] = batch
+        for batch in pieces(rows, BATCH):
+            left = batch
             for step, apply, shown in steps:
                 step.rows_in += len(left)
                 results = apply([row.fields for row in left])

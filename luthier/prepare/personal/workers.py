@@ -17,10 +17,10 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import IO, Any
 
 from luthier.errors import UserError
+from luthier.pieces import pieces
 from luthier.prepare.personal.finder import Finder, Span
 from luthier.prepare.personal.settings import AnonymiseSettings, model_for
 
@@ -119,9 +119,8 @@ class Search:
             raise
 
     def found(self, texts: Iterable[str]) -> Iterator[list[Span]]:
-        source = iter(texts)
         waiting: deque[Future[list[list[Span]]]] = deque()
-        while batch := list(islice(source, TEXTS)):
+        for batch in pieces(texts, TEXTS):
             self.seen += len(batch)
             waiting.append(self.start().submit(self.ask, self.idle, batch))
             if len(waiting) >= 2 * len(self.workers):

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.prepare.readers import types_of
-from luthier.prepare.steps.base import Drop, Fields, Outcome, RowSet, SetStep
-from luthier.tasks import Form
+from luthier.prepare.steps.base import Drop, Outcome, RowSet, SetStep
+from luthier.prepare.texts import answer, asked, labels_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,30 +35,6 @@ MANY = 0.1
 """Share of train that goes as near copies of held-out rows, from which the report says what may be behind it."""
 
 Deal = Literal["drop", "report", "keep"]
-
-
-def asked(form: Form, fields: Fields) -> str:
-    """What a model is given of a row, but for the system's instructions, which many rows share."""
-    if form in ("generate", "prefer"):
-        turns = fields["messages"][:-1] if form == "generate" else fields["messages"]
-        return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
-    return " ".join(fields["tokens"]) if form == "tag" else str(fields["text"])
-
-
-def answer(form: Form, fields: Fields) -> str:
-    """What it is to answer, as a text."""
-    if form == "classify":
-        return " ".join(labels_of(form, fields))
-    turns = fields["messages"][-1:] if form == "generate" else fields.get("chosen") or fields.get("completion") or ()
-    return "\n".join(turn["content"] for turn in turns)
-
-
-def labels_of(form: Form, fields: Fields) -> tuple[str, ...]:
-    """What train must have a row of: its labels, the types of entities in it."""
-    if form == "tag":
-        return types_of(fields["tags"])
-    label = fields["label"] if form == "classify" else ()
-    return (label,) if isinstance(label, str) else tuple(label)
 
 
 class Deduplicate(SetStep):

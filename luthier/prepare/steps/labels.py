@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from luthier.errors import Problem
@@ -61,10 +60,10 @@ class Labels(SetStep):
 
     def examine(self, rows: RowSet, advance: Callable[[int], Any]) -> Outcome:
         from luthier.prepare.mislabelled import find_doubts
-        from luthier.prepare.row_texts import RowTexts
+        from luthier.prepare.row_texts import RowTexts, label_sets_of
 
         train = rows.splits["train"]
-        kinds, label_sets = label_sets_of(train)
+        kinds, label_sets = label_sets_of(train, rows.context.form)
         doubts = find_doubts(
             RowTexts(train, rows.context.form),
             kinds,
@@ -97,17 +96,6 @@ class Labels(SetStep):
                 for place, line in zip(doubted, lines, strict=True)
             }
         return Outcome(dropped, doubts.weights() if self.check == "weight" and doubted else None, finding)
-
-
-def label_sets_of(train: Sequence[Any]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-    """Which set of labels each row has, and those sets."""
-    numbers: dict[tuple[str, ...], int] = {}
-    kinds = np.empty(len(train), np.int32)
-    for start in range(0, len(train), 1000):
-        for place, example in enumerate(train[start : start + 1000], start):
-            label = example.fields["label"]
-            kinds[place] = numbers.setdefault((label,) if isinstance(label, str) else tuple(label), len(numbers))
-    return kinds, list(numbers)
 
 
 def said(labels: Sequence[str]) -> str:

@@ -30,14 +30,14 @@ class Weigh(SetStep):
         return True
 
     def examine(self, rows: RowSet, advance: Callable[[int], Any]) -> Outcome:
+        from luthier.prepare.row_texts import label_sets_of
         from luthier.prepare.shift import class_weights, effective_rows
-        from luthier.prepare.steps.labels import label_sets_of
 
         train = rows.splits["train"]
         if train.multi_label:
             what = "rows have several labels, so no weight of a row balances them"
             raise UserError(what, where="prepare.weigh", mend="leave it out")
-        kinds, label_sets = label_sets_of(train)
+        kinds, label_sets = label_sets_of(train, rows.context.form)
         weights = class_weights(kinds)
         counts, effective = np.bincount(kinds), effective_rows(weights)
         of_label = {label: weights[kinds == kind][0] for kind, (label,) in enumerate(label_sets)}
