@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 	@echo "Open runs/demo/report.html in a browser. To tune again: rm -r runs/demo"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
