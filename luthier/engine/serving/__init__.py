@@ -1,0 +1,1 @@
+"""One base model answering many at once, each with the adapter it asks for."""
