@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter, let_go
+from luthier.arrays import ArrayWriter, let_go, taken
 from luthier.prepare.shingles import batches, constants, mixed, shingled, without
 
 PIECE = 512
@@ -80,10 +80,10 @@ class Sketches:
 
     def sizes(self, entries: np.ndarray) -> np.ndarray:
         """How many shingles these entries have."""
-        return self.ends[entries] - self.starts(entries)
+        return taken(self.ends, entries) - self.starts(entries)
 
     def starts(self, entries: np.ndarray) -> np.ndarray:
-        return np.where(entries > 0, self.ends[entries - 1], 0)
+        return np.where(entries > 0, taken(self.ends, np.maximum(entries.astype(np.int64) - 1, 0)), 0)
 
     def similarity(self, ones: np.ndarray, others: np.ndarray, least: float = 0.0) -> np.ndarray:
         """The Jaccard similarity of pairs of entries' sets; 0 where it is quickly seen to be below `least`.
@@ -104,7 +104,7 @@ class Sketches:
     def similarity_of_some(self, ones: np.ndarray, others: np.ndarray, least: float) -> np.ndarray:
         out = np.zeros(len(ones))
         sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
-        bits = np.bitwise_count(self.maps[ones] ^ self.maps[others]).sum(axis=1, dtype=np.int64)
+        bits = np.bitwise_count(taken(self.maps, ones) ^ taken(self.maps, others)).sum(axis=1, dtype=np.int64)
         fewest = np.maximum(bits, np.abs(sizes_1 - sizes_2))
         possible = np.flatnonzero(fewest <= (1 - least) / (1 + least) * (sizes_1 + sizes_2) + 1e-6)
         totals = np.cumsum((sizes_1 + sizes_2)[possible])
@@ -120,9 +120,8 @@ class Sketches:
 
     def let_go(self, keys: np.ndarray) -> None:
         """Take what was read of the disk out of this process's memory."""
-        for array in (keys, self.maps.base, self.ends, self.texts):
-            if isinstance(array, np.ndarray):
-                let_go(array)
+        for array in (keys, self.maps, self.ends, self.texts, self.shingles):
+            let_go(array)
 
     def shared(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """How many shingles each pair has in common."""
@@ -130,11 +129,10 @@ class Sketches:
         sizes = self.sizes(entries)
         owner = np.repeat(np.arange(len(entries)) % len(ones), sizes)
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        hashes = self.shingles[np.repeat(self.starts(entries), sizes) + within]
+        hashes = taken(self.shingles, np.repeat(self.starts(entries), sizes) + within)
         both = owner.astype(np.uint64) << np.uint64(32) | hashes
         both.sort()
         twice = both[1:][both[1:] == both[:-1]] >> np.uint64(32)
-        let_go(self.shingles)
         return np.bincount(twice.astype(np.int64), minlength=len(ones))
 
 
