@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.arrays import let_go, taken
-from luthier.prepare.sketches import Sketches
+from luthier.prepare.sketches import Sketches, Some
 
 MOST = 64
 """Texts under one key that another is compared with, if none of them is its copy."""
@@ -56,10 +56,8 @@ NONE = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 class Found:
     """The pairs of one search, by text: of each text the first that was found."""
 
-    def __init__(
-        self, sketches: Sketches, texts: np.ndarray, similarity: float, agree: Agree | None, but_for_equal: bool
-    ) -> None:
-        self.sketches, self.similarity, self.agree = sketches, similarity, agree
+    def __init__(self, texts: np.ndarray, similarity: float, agree: Agree | None, but_for_equal: bool) -> None:
+        self.similarity, self.agree = similarity, agree
         self.asked_below = 1.0 if but_for_equal else 2.0
         """From which similarity on texts are copies whatever belongs to them."""
         self.open = texts.copy()
@@ -68,14 +66,14 @@ class Found:
         self.uncompared = 0
         self.refused = np.empty(0, np.uint64)
 
-    def compare(self, entries: np.ndarray, with_entries: np.ndarray) -> None:
+    def compare(self, some: Some, entries: np.ndarray, with_entries: np.ndarray) -> None:
         """Note those of the pairs that are near."""
-        measured = self.sketches.similarity(entries, with_entries, self.similarity)
+        measured = some.similarity(entries, with_entries, self.similarity)
         near = measured >= self.similarity
         if self.agree is not None:
             asked = np.flatnonzero(near & (measured < self.asked_below))
-            near[asked] = self.agreed(self.texts_of(entries[asked]), self.texts_of(with_entries[asked]))
-        texts, of = (self.texts_of(each[near]).astype(np.int64) for each in (entries, with_entries))
+            near[asked] = self.agreed(some.texts[entries[asked]], some.texts[with_entries[asked]])
+        texts, of = (some.texts[each[near]].astype(np.int64) for each in (entries, with_entries))
         fresh = self.open[texts]
         texts, first = np.unique(texts[fresh], return_index=True)
         if len(texts):
@@ -94,12 +92,9 @@ class Found:
             self.refused = np.union1d(self.refused, pairs[open_pairs][~agreed[open_pairs]])
         return agreed
 
-    def texts_of(self, entries: np.ndarray) -> np.ndarray:
-        return taken(self.sketches.texts, entries)
-
-    def still(self, entries: np.ndarray) -> np.ndarray:
+    def still(self, some: Some, entries: np.ndarray) -> np.ndarray:
         """Of each entry: whether a pair is looked for."""
-        return self.open[self.texts_of(entries)]
+        return self.open[some.texts[entries]]
 
     def pairs(self) -> Pairs:
         texts, of, similarity = (
@@ -116,23 +111,26 @@ def copies_of_others(
 
     Texts that are the same when folded are copies even where `agree` says no.
     """
-    found = Found(sketches, texts, similarity, agree, but_for_equal=True)
+    found = Found(texts, similarity, agree, but_for_equal=True)
     if not texts.any() or not others.any():
         return NONE
     for keys in sketches.keys:
         for low, high in ranges(len(keys)):
             known, under = by_key(entries_of(sketches, keys, others, low, high))
             asked, left = by_key(entries_of(sketches, keys, found.open, low, high))
-            begin = np.searchsorted(known, asked, "left")
-            end = np.searchsorted(known, asked, "right")
-            shared = begin < end
-            left, begin, end = left[shared], begin[shared], end[shared]
+            shared = np.isin(known, asked)
+            known, under = known[shared], under[shared]
+            shared = np.isin(asked, known)
+            asked, left = asked[shared], left[shared]
+            begin, end = (np.searchsorted(known, asked, side) for side in ("left", "right"))
+            some = sketches.some(np.concatenate([under, left]))
+            left = np.arange(len(under), len(under) + len(left))
             for _ in range(MOST):
                 if not len(left):
                     break
-                found.compare(left, under[begin])
+                found.compare(some, left, begin)
                 begin += 1
-                going = (begin < end) & found.still(left)
+                going = (begin < end) & found.still(some, left)
                 left, begin, end = left[going], begin[going], end[going]
             found.uncompared += int((end - begin).sum())
         sketches.let_go(keys)
@@ -183,20 +181,21 @@ def search_within(
 ) -> Pairs:
     """Near pairs of the marked texts: the later of each and an earlier one. Where `fresh` is given, another mark, one
     of the two at least has it."""
-    found = Found(sketches, texts, similarity, agree, but_for_equal=False)
+    found = Found(texts, similarity, agree, but_for_equal=False)
     for keys in sketches.keys:
         for low, high in ranges(len(keys)):
             both = entries_of(sketches, keys, found.open, low, high)
             if fresh is not None:
-                both = beside(both, fresh[found.texts_of(both.astype(np.uint32))])
-            left, group = alike(*by_key(both))
+                both = beside(both, fresh[taken(sketches.texts, both.astype(np.uint32))])
+            entries, group = alike(*by_key(both))
+            some, left = sketches.some(entries), np.arange(len(entries))
             for _ in range(MOST):
                 left, group, first = leaders(left, group)
                 if not len(left):
                     break
                 follows = left != first
-                found.compare(left[follows], first[follows])
-                stays = follows & found.still(left)
+                found.compare(some, left[follows], first[follows])
+                stays = follows & found.still(some, left)
                 left, group = left[stays], group[stays]
             sizes = np.unique(group, return_counts=True)[1]
             found.uncompared += int((sizes * (sizes - 1) // 2).sum())

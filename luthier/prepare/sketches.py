@@ -78,12 +78,30 @@ class Sketches:
     count: int
     """How many texts there were."""
 
-    def sizes(self, entries: np.ndarray) -> np.ndarray:
-        """How many shingles these entries have."""
-        return taken(self.ends, entries) - self.starts(entries)
+    def some(self, entries: np.ndarray) -> Some:
+        """What is compared of these entries, read at once."""
+        entries = entries.astype(np.int64)
+        ends = taken(self.ends, entries)
+        starts = np.where(entries > 0, taken(self.ends, np.maximum(entries - 1, 0)), 0)
+        return Some(taken(self.texts, entries), starts, ends - starts, taken(self.maps, entries), self.shingles)
 
-    def starts(self, entries: np.ndarray) -> np.ndarray:
-        return np.where(entries > 0, taken(self.ends, np.maximum(entries.astype(np.int64) - 1, 0)), 0)
+    def let_go(self, keys: np.ndarray) -> None:
+        """Take what was read of the disk out of this process's memory."""
+        for array in (keys, self.maps, self.ends, self.texts, self.shingles):
+            let_go(array)
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some entries, which have numbers of their own here: in memory but for their shingles."""
+
+    texts: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    """How many shingles each has."""
+    maps: np.ndarray
+    shingles: np.ndarray
+    """Of all entries that there are."""
 
     def similarity(self, ones: np.ndarray, others: np.ndarray, least: float = 0.0) -> np.ndarray:
         """The Jaccard similarity of pairs of entries' sets; 0 where it is quickly seen to be below `least`.
@@ -97,14 +115,13 @@ class Sketches:
         out = np.zeros(len(ones))
         for begin in range(0, len(ones), PAIRS):
             some = slice(begin, begin + PAIRS)
-            pairs = ones[some].astype(np.int64), others[some].astype(np.int64)
-            out[some] = self.similarity_of_some(*pairs, least)
+            out[some] = self.similarity_of_some(ones[some], others[some], least)
         return out
 
     def similarity_of_some(self, ones: np.ndarray, others: np.ndarray, least: float) -> np.ndarray:
         out = np.zeros(len(ones))
-        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
-        bits = np.bitwise_count(taken(self.maps, ones) ^ taken(self.maps, others)).sum(axis=1, dtype=np.int64)
+        sizes_1, sizes_2 = self.sizes[ones], self.sizes[others]
+        bits = np.bitwise_count(self.maps[ones] ^ self.maps[others]).sum(axis=1, dtype=np.int64)
         fewest = np.maximum(bits, np.abs(sizes_1 - sizes_2))
         possible = np.flatnonzero(fewest <= (1 - least) / (1 + least) * (sizes_1 + sizes_2) + 1e-6)
         totals = np.cumsum((sizes_1 + sizes_2)[possible])
@@ -118,18 +135,13 @@ class Sketches:
             begin = end
         return out
 
-    def let_go(self, keys: np.ndarray) -> None:
-        """Take what was read of the disk out of this process's memory."""
-        for array in (keys, self.maps, self.ends, self.texts, self.shingles):
-            let_go(array)
-
     def shared(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """How many shingles each pair has in common."""
         entries = np.concatenate([ones, others])
-        sizes = self.sizes(entries)
+        sizes = self.sizes[entries]
         owner = np.repeat(np.arange(len(entries)) % len(ones), sizes)
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        hashes = taken(self.shingles, np.repeat(self.starts(entries), sizes) + within)
+        hashes = taken(self.shingles, np.repeat(self.starts[entries], sizes) + within)
         both = owner.astype(np.uint64) << np.uint64(32) | hashes
         both.sort()
         twice = both[1:][both[1:] == both[:-1]] >> np.uint64(32)
@@ -206,7 +218,7 @@ def similarities(ones: list[str], others: list[str]) -> np.ndarray:
     """Of each text and its partner. Texts without a letter or digit are similar to what equals them."""
     places, ends, shingles = shingled([*ones, *others])
     maps = maps_of(ends, shingles).reshape(-1, MAP // 64)
-    sketches = Sketches(places // 2, ends, shingles, maps, (), len(ones) + len(others))
+    sketches = Sketches(places // 2, ends, shingles, maps, (), len(ones) + len(others)).some(np.arange(len(places)))
     out = np.array([float(one == other) for one, other in zip(ones, others, strict=True)])
     for kind in range(2):
         first = 2 * np.arange(len(ones)) + kind
