@@ -23,6 +23,9 @@ MOST = 64
 """Texts under one key that another is compared with, if none of them is its copy."""
 AT_ONCE = 2**18
 """Entries whose keys are sorted at once, about."""
+EVERY = (0, 2**32 - 1)
+COARSE = 10
+"""Bits of a key that are left out where it is first asked whether one is among those looked for."""
 
 
 Agree = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -182,11 +185,13 @@ def search_within(
     """Near pairs of the marked texts: the later of each and an earlier one. Where `fresh` is given, another mark, one
     of the two at least has it."""
     found = Found(texts, similarity, agree, but_for_equal=False)
+    back = None if fresh is None else marked(sketches, fresh)
     for keys in sketches.keys:
-        for low, high in ranges(len(keys)):
-            both = entries_of(sketches, keys, found.open, low, high)
-            if fresh is not None:
-                both = beside(both, fresh[taken(sketches.texts, both.astype(np.uint32))])
+        for low, high in ranges(len(keys)) if back is None else [EVERY]:
+            if back is None:
+                both = entries_of(sketches, keys, found.open, low, high)
+            else:
+                both = beside(sketches, keys, found.open, back)
             entries, group = alike(*by_key(both))
             some, left = sketches.some(entries), np.arange(len(entries))
             for _ in range(MOST):
@@ -212,10 +217,32 @@ def ranges(entries: int) -> Iterator[tuple[int, int]]:
 
 def entries_of(sketches: Sketches, keys: np.ndarray, texts: np.ndarray, low: int, high: int) -> np.ndarray:
     """Key and number, as one number, of the marked texts' entries whose keys are in a range."""
+    first, width = np.uint32(low), np.uint32(high - low)
+    return chosen(sketches, keys, texts, lambda some: np.flatnonzero(some - first <= width))
+
+
+def beside(sketches: Sketches, keys: np.ndarray, texts: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+    """The same of those that share their key with one of the fresh entries, themselves among them."""
+    still = fresh[texts[taken(sketches.texts, fresh)]]
+    wanted = np.unique(taken(keys, still))
+    may_be = np.zeros(2 ** (32 - COARSE), bool)
+    may_be[wanted >> COARSE] = True
+
+    def shared(some: np.ndarray) -> np.ndarray:
+        near = np.flatnonzero(may_be[some >> COARSE])
+        return near[np.isin(some[near], wanted)]
+
+    return chosen(sketches, keys, texts, shared)
+
+
+def chosen(
+    sketches: Sketches, keys: np.ndarray, texts: np.ndarray, which: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Key and number, as one number, of the marked texts' entries that `which` chooses by their keys."""
     found = [np.empty(0, np.uint64)]
     for start in range(0, len(keys), AT_ONCE):
         some = keys[start : start + AT_ONCE]
-        inside = np.flatnonzero((some >= low) & (some <= high))
+        inside = which(some)
         inside = inside[texts[sketches.texts[start : start + AT_ONCE][inside]]]
         found.append(some[inside].astype(np.uint64) << np.uint64(32) | (inside + start).astype(np.uint64))
         let_go(keys)
@@ -223,14 +250,14 @@ def entries_of(sketches: Sketches, keys: np.ndarray, texts: np.ndarray, low: int
     return np.concatenate(found)
 
 
-def beside(both: np.ndarray, fresh: np.ndarray) -> np.ndarray:
-    """Those whose key is that of a fresh one."""
-    keys = both >> np.uint64(32)
-    wanted = np.unique(keys[fresh])
-    may_be = np.zeros(2**16, bool)
-    may_be[wanted >> np.uint64(16)] = True
-    asked = np.flatnonzero(may_be[keys >> np.uint64(16)])
-    return both[asked[np.isin(keys[asked], wanted)]]
+def marked(sketches: Sketches, texts: np.ndarray) -> np.ndarray:
+    """The entries of these texts, rising."""
+    found = [np.empty(0, np.uint32)]
+    for start in range(0, len(sketches.texts), AT_ONCE):
+        inside = np.flatnonzero(texts[sketches.texts[start : start + AT_ONCE]])
+        found.append((inside + start).astype(np.uint32))
+        let_go(sketches.texts)
+    return np.concatenate(found)
 
 
 def alike(keys: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,9 @@ def written_before(folder: Path) -> set[str]:
     """The files of rows that an earlier report has beside it."""
     try:
         said = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return {KEPT_ASIDE} | {name for name in said.get("written", ()) if name == Path(name).name and name.endswith(".jsonl")}
+        return {KEPT_ASIDE} | {
+            name for name in said.get("written", ()) if name == Path(name).name and name.endswith(".jsonl")
+        }
     except (OSError, ValueError, TypeError, AttributeError):  # none there, or none of ours
         return set()
 
