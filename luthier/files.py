@@ -98,6 +98,9 @@ def disk_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 mend="choose a folder you may write",
             ) from error
+        if isinstance(error, FileNotFoundError) and Path(error.filename or "").parent in (path.parent, *path.parents):
+            what = f"can't be made there ({os.strerror(errno.ENOENT)}); {state}"
+            raise UserError(what, where=str(path), mend="choose a folder you may write") from error
         if isinstance(error, NotADirectoryError | FileExistsError) and not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder", where=str(path), mend="name another folder") from error
         raise

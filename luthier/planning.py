@@ -34,7 +34,7 @@ from luthier.records import Example, Row
 from luthier.selection import SELECTIONS, Selection
 from luthier.stored_rows import StoredRows
 from luthier.tasks import TASKS, Head, default_metrics, metric_task
-from luthier.tokens import TokenisedSplit, tokenised_splits
+from luthier.tokens import TokenisedSplit, tokenised_data, tokenised_splits
 from luthier.tune.objectives import OBJECTIVES, Known, Objective
 from luthier.tune.privacy import INSTALL, Budget, find_budget, missing_library
 
@@ -193,7 +193,8 @@ def prepare(
     prompt_format = choose_format(
         parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale, facts.decoder_start
     )
-    tokenised = tokenised_splits(data, tokenizer, found.folder, prompt_format, progress)
+    skip = parsed.data.on_bad_row == "skip"
+    data, tokenised = tokenised_data(data, tokenizer, found.folder, prompt_format, progress, skip)
     raise_all(too_much_cut(parsed, source, prompt_format.max_length, tokenised))
     check_streams(parsed, tokenised["train"].rows)
     check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)

@@ -15,6 +15,7 @@ from luthier import files
 from luthier.arrays import ArrayWriter
 from luthier.errors import Problem, UserError
 from luthier.kept import kept
+from luthier.prepare.unlearnable import without_unlearnable
 from luthier.progress import Progress
 from luthier.prompts import PromptFormat, tokenise_pieces
 from luthier.stored_rows import RowWriter, StoredRows
@@ -42,17 +43,26 @@ def tokenised_splits(
     data: Dataset, tokenizer: Any, folder: Path, prompt_format: PromptFormat, progress: Progress
 ) -> dict[str, TokenisedSplit]:
     """Rows of every split. Raises `UserError` that names the examples that cannot be learned from."""
+    return tokenised_data(data, tokenizer, folder, prompt_format, progress, skip=False)[1]
+
+
+def tokenised_data(
+    data: Dataset, tokenizer: Any, folder: Path, prompt_format: PromptFormat, progress: Progress, skip: bool
+) -> tuple[Dataset, dict[str, TokenisedSplit]]:
+    """The same, and the data that the rows are of: with `skip` without the examples that cannot be learned from."""
 
     def fill(writer: ArrayWriter) -> dict[str, Any]:
         total = sum(len(split) for split in data.splits.values())
         with progress.stage("tokenising", total) as tell:
-            return write_tokens(writer, data, tokenizer, prompt_format, lambda done: tell(done, ""))
+            return write_tokens(writer, data, tokenizer, prompt_format, lambda done: tell(done, ""), skip)
 
-    arrays = kept("tokens", tokens_key(data, folder, tokenizer, prompt_format), fill, progress)
+    key = tokens_key(data, folder, tokenizer, prompt_format)
+    arrays = kept("tokens", files.fingerprint(key, "skip") if key and skip else key, fill, progress)
     truncated, windowed = arrays.about["truncated"], arrays.about["windowed"]
-    return {
+    rows = {
         name: TokenisedSplit(StoredRows(arrays, f"{name}."), truncated[name], windowed[name]) for name in data.splits
     }
+    return without_unlearnable(data, arrays.about["left_out"]), rows
 
 
 def tokens_key(data: Dataset, folder: Path, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
@@ -72,26 +82,33 @@ def tokens_key(data: Dataset, folder: Path, tokenizer: Any, prompt_format: Promp
 
 
 def write_tokens(
-    writer: ArrayWriter, data: Dataset, tokenizer: Any, prompt_format: PromptFormat, progress: Any
+    writer: ArrayWriter, data: Dataset, tokenizer: Any, prompt_format: PromptFormat, progress: Any, skip: bool
 ) -> dict[str, Any]:
     problems: list[Problem] = []
+    left_out: dict[str, list[tuple[int, str]]] = {}
     unlearnable = done = 0
     truncated: dict[str, int] = {}
     windowed: dict[str, int] = {}
     for name, examples in data.splits.items():
         rows = RowWriter(writer, f"{name}.", len(tokenizer))
-        truncated[name] = windowed[name] = 0
+        truncated[name] = windowed[name] = start = 0
+        left_out[name] = []
         for piece in tokenise_pieces(examples, tokenizer, prompt_format):
             rows.add(piece.rows)
             truncated[name] += piece.truncated
             windowed[name] += sum(rows > 1 for rows in Counter(piece.example_of).values())
             unlearnable += len(piece.problems)
             problems += piece.problems[: SHOWN_PROBLEMS - len(problems)]
-            done += len(set(piece.example_of)) + len(piece.problems)
+            here = len(set(piece.example_of)) + len(piece.problems)
+            wrong = sorted(set(range(here)) - set(piece.example_of))
+            left_out[name] += [
+                (start + number, problem.what) for number, problem in zip(wrong, piece.problems, strict=True)
+            ]
+            start, done = start + here, done + here
             progress(done)
-    if problems:
+    if problems and not skip:
         raise UserError(capped(problems, unlearnable))
-    return {"truncated": truncated, "windowed": windowed}
+    return {"truncated": truncated, "windowed": windowed, "left_out": left_out}
 
 
 def capped(problems: Sequence[Problem], count: int) -> list[Problem]:

@@ -55,7 +55,14 @@ def read_file(path: Path) -> tuple[dict[str, Any], Lines, str]:
         raise UserError("is a folder, and a recipe is a YAML file", where=str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError(f"is not UTF-8 text (byte {error.start})", where=str(path)) from None
-    values, lines = read_text(text, str(path))
+    try:
+        values, lines = read_text(text, str(path))
+    except UserError:
+        if path.suffix.lower() in (".yaml", ".yml"):
+            raise
+        raise UserError(
+            "is no recipe, which is a YAML file", where=str(path), mend=f"if it is data: luthier init {path}"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(
             "holds no keys" if values is None else "is not a mapping of keys to values",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,23 @@ def test_show_marks_what_is_learned(
         (["report", "reviews.jsonl", "train.epochs=1"], "says nothing of data"),
         (["split", "reviews.jsonl", "--task", "clasify"], "did you mean 'classify'"),
         (["reprot"], "did you mean 'report'"),
+        (["split", "reviews.jsonl", "--folds", "500"], "--folds is 500, and there are 12"),
+        (["show", "reviews.jsonl"], "is no recipe, which is a YAML file"),
+        (["report", "reviews.jsonl", "--out", "/proc/nowhere"], "choose a folder you may write"),
+        (["dedup", "reviews.jsonl", "--out", "/proc/nowhere.jsonl"], "choose a folder you may write"),
+        (["split", "reviews.jsonl", "--out", "/proc/nowhere"], "choose a folder you may write"),
+        (["detect", "noise.jsonl"], "it holds binary data"),
+        (["report", "noise.csv"], "it holds binary data"),
+        (["dedup", "numbers.json"], "a number (1) where an object"),
+        (["anonymise", "numbers.json"], "a number (1) where an object"),
     ],
 )
 def test_wrong_calls_are_told(
     reviews: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("noise.jsonl", "noise.csv"):
+        (reviews.parent / name).write_bytes(random.Random(0).randbytes(5000))
+    (reviews.parent / "numbers.json").write_text("[1, 2, 3]")
     assert main(["data", *arguments]) == 2
     assert expected in capsys.readouterr().err
 

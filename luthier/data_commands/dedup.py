@@ -20,7 +20,7 @@ import numpy as np
 from luthier.arrays import ArrayWriter
 from luthier.errors import UserError, nearest
 from luthier.files import write_lines
-from luthier.prepare.formats import Table
+from luthier.prepare.formats import Table, bad_rows
 from luthier.prepare.near import Pairs, copies_within
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.shingles import SAMPLE, common_shingles
@@ -115,6 +115,8 @@ def compared_columns(tables: Sequence[Table], asked: Sequence[str]) -> list[str]
     if wrong:
         mend = f"{nearest(wrong[0], known)}; the columns are {', '.join(known[:30])}"
         raise UserError(f"no column {wrong[0]!r}", where="--columns", mend=mend)
+    if not known:  # every row is broken
+        raise UserError([problem for table in tables for problem in bad_rows(table.bad)])
     if asked:
         return list(asked)
     words: Counter[str] = Counter()

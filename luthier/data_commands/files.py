@@ -115,6 +115,8 @@ def write_folds(wanted: ReadData, folder: Path, folds: int) -> dict[Path, int]:
         mend = "name the file to be cut, without its splits"
         raise UserError(f"folds are cut from one set of rows, and {', '.join(given)} is given", where="data", mend=mend)
     examples = [each for name in SPLITS for each in wanted.data.splits[name].as_read]
+    if folds > len(examples):
+        raise UserError(f"--folds is {folds}, and there are {len(examples):,} rows", mend="ask for fewer")
     fold = np.minimum((places_of(wanted, examples) * folds).astype(int), folds - 1)
     parts: dict[Path, list[Example]] = {}
     for number in range(folds):

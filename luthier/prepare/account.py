@@ -159,6 +159,23 @@ class KeptAside(Sequence[dict[str, Any]]):
         return (self.line(row) for row in range(len(self)))
 
 
+class JoinedAside(KeptAside):
+    """Several of them, one after the other."""
+
+    def __init__(self, parts: Sequence[KeptAside]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def line(self, row: int) -> str:
+        for part in self.parts:
+            if row < len(part):
+                return part.line(row)
+            row -= len(part)
+        raise IndexError(row)
+
+
 def text_of_row(fields: Fields | str) -> str:
     """A row as a sample shows it, where no form says which part is its text."""
     return fields if isinstance(fields, str) else json.dumps(fields, default=str, ensure_ascii=False)

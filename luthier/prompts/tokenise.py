@@ -99,12 +99,12 @@ def tokenise_pieces(examples: Sequence[Example], tokenizer: Any, prompt_format: 
             zip(chunk, form.encode(chunk, tokenizer, prompt_format), strict=True)
         ):
             made = list(windows(example, encoded, limit)) if encoded.windows else [_row(example, encoded, limit)]
-            truncated += encoded.was_cut or (not encoded.windows and len(made[0].tokens) < len(encoded.tokens))
             if not encoded.tokens:
                 problems.append(Problem("the text becomes no token at all", example.place, "remove the row"))
             elif "weight" in made[0].token_streams and not any(made[0].token_streams["weight"]):
                 problems.append(_nothing_learned(example, encoded.token_streams["weight"], limit, form.empty))
             else:
+                truncated += encoded.was_cut or (not encoded.windows and len(made[0].tokens) < len(encoded.tokens))
                 rows += made
                 example_of += [number] * len(made)
         yield Tokenised(rows, example_of, truncated, problems)

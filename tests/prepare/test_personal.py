@@ -222,6 +222,17 @@ def test_a_long_line_of_anything_ends(patterns: Finder, piece: str) -> None:
     assert time.process_time() - started < 60
 
 
+@pytest.mark.parametrize("piece", ["[", "]", "'\"", "a:", "1-", "http://", "="])
+def test_a_line_without_words_takes_the_model_little_time(english: Finder, piece: str) -> None:
+    """spaCy's tokenizer takes seconds for 4000 characters of punctuation."""
+    line, known = piece * (40_000 // len(piece)), " write to ana@firm.com or to Mr John Smith"
+    started = time.process_time()
+    (spans,) = english.find([line + known])
+    assert time.process_time() - started < 12
+    texts = [(line + known)[span.start : span.end] for span in spans]
+    assert "ana@firm.com" in texts and "John Smith" in texts
+
+
 def test_finds_at_the_edges_of_windows_stay_whole(patterns: Finder) -> None:
     text = " ".join(f"word{n}" for n in range(1500)) + " ana@firm.com "
     text = text[-3990:] + "x" * 5 + " ana@firm.com " + text

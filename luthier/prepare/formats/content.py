@@ -40,6 +40,8 @@ MARKS = {
 
 MOST_ACCENTS = 0.15
 """Share of bytes beyond ASCII up to which a text is taken for a language in Latin letters."""
+MOST_CONTROL = 0.05
+"""Share of control characters up to which something may be text."""
 FOLDER = "temporary"
 """Of the cache."""
 
@@ -238,6 +240,9 @@ def refuse_other_encodings(content: Content) -> None:
             what = (
                 f"not {content.encoding.upper()} (byte 0x{error.object[error.start]:02x}) at byte {offset} of the file"
             )
+            if looks_binary(piece):
+                mend = "name a file of text; if it is packed, let its name end as that of its kind does (.gz, .zst)"
+                raise UserError("no text: it holds binary data", where=content.file, mend=mend) from None
             raise UserError(what, where=f"{content.file}, line {line}", mend=other_encoding(content, piece)) from None
         if nul[0] < 0 and (first := text.find("\0")) >= 0:
             offset = at + piece.find(b"\0")  # in UTF-16 every other byte may be one: then it is only near the place
@@ -254,6 +259,12 @@ def refuse_marks(content: Content, start: bytes) -> None:
     if name != "utf-8":
         mend = f"say `encoding: {name}` under data, or convert it: iconv -f {name.upper()} -t UTF-8 {content.file}"
         raise UserError(f"is encoded in {name.upper()}, where UTF-8 is expected", where=content.file, mend=mend)
+
+
+def looks_binary(piece: bytes) -> bool:
+    """Whether much of it is control characters, which no encoding of text has (but NULs, in UTF-16)."""
+    control = bytes(byte for byte in range(1, 32) if byte not in b"\t\n\r\f\x1b")
+    return len(piece) - len(piece.translate(None, control)) > MOST_CONTROL * len(piece)
 
 
 def other_encoding(content: Content, piece: bytes) -> str:

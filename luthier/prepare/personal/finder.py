@@ -47,6 +47,8 @@ NO_NAMES = frozenset(
 DATED = re.compile(r"\b(?:1[89]|20)\d\d\b|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b")
 """What a date has that points at a day or year: `next week` does not."""
 STREET_AHEAD = re.compile(r"[ .]{1,2}\d")
+NO_WORDS = re.compile(r"[^\w\s]{40,}|[!-~]{1000,}")
+"""What holds no name, and what spaCy needs seconds a window to cut into words: rulers, code without blanks."""
 LINE = re.compile(r"[\r\n]+[\s>?*|•-]*")
 
 
@@ -116,7 +118,7 @@ class Finder:
         for language, group in by_language.items():
             nlp = self.engine.nlp[language]
             with nlp.memory_zone() if hasattr(nlp, "memory_zone") else nullcontext():
-                docs = nlp.pipe((window.piece for window in group), batch_size=BATCH)
+                docs = nlp.pipe((for_model(window.piece) for window in group), batch_size=BATCH)
                 for window, doc in zip(group, docs, strict=True):
                     yield window, list(self.spans(window, doc, language))
 
@@ -149,6 +151,11 @@ def windows_of(place: int, text: str) -> Iterator[Window]:
         start = begin if begin > start else end - OVERLAP
     if text[start:].strip():
         yield Window(place, start, text[start:])
+
+
+def for_model(piece: str) -> str:
+    """The window with blanks in place of what has no words in it."""
+    return NO_WORDS.sub(lambda match: " " * len(match[0]), piece)
 
 
 def language_of(text: str, languages: Sequence[str]) -> str:
