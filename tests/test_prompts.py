@@ -136,7 +136,7 @@ def test_nothing_learned_is_a_problem_that_names_the_row(tokenizer: Any) -> None
     prompt = len(prompt_row({"messages": messages}, tokenizer, chat(CHAT_TEMPLATE)).tokens)
     assert whole.problems == [] and whole.truncated == 0
     cut = learn(messages, tokenizer, chat(CHAT_TEMPLATE, max_length=prompt))
-    assert cut.rows == [] and cut.truncated == 1
+    assert cut.rows == [] and cut.truncated == 0
     (problem,) = cut.problems
     assert problem.where == "rows.jsonl, line 3"
     assert f"the prompt alone is {prompt} tokens" in problem.what and "max_length" in problem.mend

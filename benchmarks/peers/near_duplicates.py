@@ -114,7 +114,7 @@ def by_datatrove(originals: str, queries: str, own_shingles: bool) -> Found:
 
     from benchmarks.shingles import shingles
 
-    class OfTheseShingles(MinhashDedupSignature):  # type: ignore[misc]
+    class OfTheseShingles(MinhashDedupSignature):
         def get_shingles(self, text: str) -> Any:
             return np.fromiter(map(self._hash_func, shingles(text)), np.uint64).reshape(-1, 1)
 

@@ -25,10 +25,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def prepared(tmp_path: Path, model: Path, on_bad_row: str, rows: list[dict[str, Any]] | None = None) -> Prepared:
-    held_out = write(
-        tmp_path / "held.jsonl", [{"prompt": f"who is {n}?", "completion": "no"} for n in range(3)] + [LONG]
-    )
-    source = write(tmp_path / "rows.jsonl", rows or [*PAIRS[:7], LONG | {"completion": "so"}, *PAIRS[7:]])
+    few = [{"prompt": f"who is {n}?", "completion": "no"} for n in range(3)]
+    held_out = write(tmp_path / "held.jsonl", [*few, LONG])
+    source = write(tmp_path / "rows.jsonl", rows or [*PAIRS[:7], OTHER, *PAIRS[7:]])
     data = {"source": source, "splits": {"validation": held_out}, "on_bad_row": on_bad_row}
     return prepare({"model": str(model), "data": data, "task": "generate", "prepare": {"deduplicate": None}})
 
