@@ -28,6 +28,7 @@ from luthier.engine.serving.settings import EngineSettings
 from luthier.engine.serving.turns import Turns
 from luthier.engine.serving.writer import Writer
 from luthier.errors import UserError
+from luthier.kernels.blocks import CompiledBlocks, can_run
 from luthier.kernels.fast import packed_hidden
 from luthier.kernels.mixed import Group, mix_in
 from luthier.kernels.pages import PAGE, Paged, PageMemory
@@ -126,6 +127,7 @@ class Engine:
         self.mixer, linear = mix_in(network.model, (f"{name}.",))
         dtype = network.dtype if settings.adapter_dtype == "auto" else getattr(torch, settings.adapter_dtype)
         self.adapters = Adapters(network, linear, settings.adapter_memory, dtype, self._wake_up)
+        self.compiled = CompiledBlocks(network.model, self.mixer, self.memory) if can_run(network.model) else None
         self.grammars = Grammars(network.tokenizer)
         self.counters = Counters()
         self.running: list[Ticket] = []
@@ -379,6 +381,8 @@ class Engine:
             contexts=tuple(ticket.computed + count for ticket, count in batch),
         )
         tokens_N = torch.tensor(tokens, device=self.network.device)
+        if self.compiled is not None:
+            return self.compiled.hidden(tokens_N, packing), packing
         return packed_hidden(self.network.model, self.network.family, tokens_N, packing), packing
 
     def _go_on(self, batch: Sequence[tuple[Ticket, int]], hidden_ND: torch.Tensor, packing: Paged) -> None:
@@ -401,7 +405,8 @@ class Engine:
         if not writing:
             return
         places = torch.tensor([place for _, place in writing], device=hidden_ND.device)
-        logits_SV = self.network.token_logits(hidden_ND[places]).float()
+        head = self.network.token_logits if self.compiled is None else self.compiled.logits
+        logits_SV = head(hidden_ND[places]).float()
         drawings = [ticket.drawing for ticket, _ in writing if ticket.drawing is not None]
         for (ticket, _), drawn in zip(writing, next_tokens(logits_SV, drawings), strict=True):
             self._write(ticket, drawn)
