@@ -55,6 +55,9 @@ SETFIT = Environment("setfit", "1.2.0", ("transformers<5", "sentence-transformer
 """Wants transformers below 5."""
 DATASKETCH = Environment("datasketch", "2.0.0", same=("numpy",))
 RENSA = Environment("rensa", "0.5.0", same=())
+DATATROVE = Environment("datatrove", "0.10.1", ("nltk", "spacy", "tokenizers", "xxhash<4"), same=())
+"""Its hashing hands texts to xxhash, which takes bytes alone from 4 on."""
+SEMHASH = Environment("semhash", "0.5.0", same=())
 
 
 class NotInstalledError(Exception):
