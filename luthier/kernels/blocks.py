@@ -68,17 +68,24 @@ class StepStruct(ctypes.Structure):
     )
 
 
-def panels_of(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros."""
+def fit_in_halves(model: nn.Module) -> bool:
+    """Whether every matrix of the model loses nothing when it is held in bfloat16, as most are published."""
+    matrices = (parameter for parameter in model.parameters() if parameter.dim() == 2)
+    return all(bool((matrix.bfloat16().float() == matrix).all()) for matrix in matrices)
+
+
+def panels_of(weights: Sequence[torch.Tensor], halves: bool = False) -> torch.Tensor:
+    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros; in bfloat16 with `halves`."""
     weight_OI = torch.cat([weight.detach() for weight in weights])
     outputs, inputs = weight_OI.shape
     filled = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % PANEL))
-    return filled.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+    panels = filled.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+    return panels.bfloat16() if halves else panels
 
 
 def from_panels(panels: torch.Tensor, first: int, outputs: int) -> torch.Tensor:
     """The weight [O, I] whose outputs begin at `first`."""
-    return panels.transpose(1, 2).flatten(0, 1)[first : first + outputs]
+    return panels.transpose(1, 2).flatten(0, 1)[first : first + outputs].float()
 
 
 def multiply_panels(x_NI: torch.Tensor, panels: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -118,6 +125,7 @@ class CompiledBlocks:
         attention, mlp = layers[0].self_attn, layers[0].mlp
         self.held: list[torch.Tensor] = []
         """Tensors that the compiled function reads by their addresses."""
+        self.halves = fit_in_halves(model)
         self.blocks = (BlockStruct * len(layers))()
         for number, layer in enumerate(layers):
             self.blocks[number] = self._take(layer, number)
@@ -129,14 +137,14 @@ class CompiledBlocks:
             head_width=attention.head_dim,
             inner=mlp.up_proj.outputs,
             gelu=int(gate_activation(mlp) == "gelu_tanh"),
-            halves=0,
+            halves=int(self.halves),
             epsilon=layers[0].input_layernorm.variance_epsilon,
             head_epsilon=query_norm.variance_epsilon if query_norm is not None else 0.0,
             scale=attention.scaling,
             offset=0.0,
         )
         self.vocabulary = model.get_output_embeddings().out_features
-        self.head = panels_of([model.get_output_embeddings().weight])
+        self.head = panels_of([model.get_output_embeddings().weight], self.halves)
         self.tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.get_output_embeddings().weight = nn.Parameter(torch.empty(0), requires_grad=False)
         if self.tied:
@@ -175,7 +183,7 @@ class CompiledBlocks:
 
     def _embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         if self.tied:
-            return self.head[tokens_N // PANEL, :, tokens_N % PANEL]
+            return self.head[tokens_N // PANEL, :, tokens_N % PANEL].float()
         return self.model.get_input_embeddings()(tokens_N)
 
     def _take(self, layer: Any, number: int) -> BlockStruct:
@@ -217,7 +225,7 @@ class CompiledBlocks:
         )
 
     def _panels(self, linear: Sequence[MixedLinear]) -> int:
-        panels, first = panels_of([layer.base.weight for layer in linear]), 0
+        panels, first = panels_of([layer.base.weight for layer in linear], self.halves), 0
         for layer in linear:
             layer.base.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             layer.panels = partial(from_panels, panels, first, layer.outputs)

@@ -348,15 +348,15 @@ constexpr int64_t PANEL = 2 * LANE;
 
 // x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
 // needed after this one: it is fetched on the way where this one has come from memory already.
-template <int ROWS, class T, class W>
-inline void multiply_panel(const float* x, const W* panel, const W* next, const T* bias, T* out, int64_t out_row,
+template <int ROWS, class T, class W, class N>
+inline void multiply_panel(const float* x, const W* panel, const N* next, const T* bias, T* out, int64_t out_row,
                            int64_t inputs, int64_t columns) {
     Lane left[ROWS] = {}, right[ROWS] = {};
     for (int64_t i = 0; i < inputs; ++i) {
         Lane first = lane(panel + i * PANEL), second = lane(panel + i * PANEL + LANE);
         if (next) {
             __builtin_prefetch(next + i * PANEL, 0, 2);
-            __builtin_prefetch(next + i * PANEL + LANE, 0, 2);
+            if (sizeof(N) == sizeof(float)) __builtin_prefetch(next + i * PANEL + LANE, 0, 2);
         }
         for (int n = 0; n < ROWS; ++n) {
             left[n] += x[i * ROWS + n] * first;
@@ -394,12 +394,24 @@ void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bia
     int64_t count = (outputs + PANEL - 1) / PANEL, last = share.end(count);
     for (int64_t p = share.begin(count); p < last; ++p) {
         const W* panel = panels + p * inputs * PANEL;
+        const W* after = p + 1 < last ? panel + inputs * PANEL : nullptr;
         int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
-        in_blocks(rows, [&](auto size, int64_t row) {
-            const W* next = row == TILE && p + 1 < last ? panel + inputs * PANEL : nullptr;
-            multiply_panel<decltype(size)::value>(turned + row * inputs, panel, next, bias ? bias + column : nullptr,
-                                                  out + row * out_row + column, out_row, inputs, columns);
-        });
+        auto multiply = [&](auto* from) {
+            in_blocks(rows, [&](auto size, int64_t row) {
+                multiply_panel<decltype(size)::value>(turned + row * inputs, from, row == TILE ? after : nullptr,
+                                                      bias ? bias + column : nullptr, out + row * out_row + column,
+                                                      out_row, inputs, columns);
+            });
+        };
+        if (sizeof(W) == sizeof(float) || rows <= TILE) {
+            multiply(panel);
+            continue;
+        }
+        static thread_local std::vector<float> floats;  // made once where several blocks of rows read them
+        if (floats.size() < static_cast<size_t>(inputs * PANEL)) floats.resize(static_cast<size_t>(inputs * PANEL));
+        for (int64_t i = 0; i < inputs * PANEL; i += LANE)
+            *reinterpret_cast<Lane*>(floats.data() + i) = lane(panel + i);
+        multiply(static_cast<const float*>(floats.data()));
     }
 }
 

@@ -446,7 +446,11 @@ class Engine:
         ticket.tokens.append(drawn.token)
         self.counters.new_tokens += 1
         text = writer.add(drawn.token)
-        told = (self._token(drawn),) if request.logprobs is not None else ()
+        told: tuple[Token, ...] = ()
+        if request.logprobs is not None:
+            told = (self._token(drawn),)
+        elif request.tell_tokens:
+            told = (Token(drawn.token),)
         if text or told:
             ticket.listen(Piece(text, told))
         longest = min(self.network.window or self.pool.count * PAGE, self.pool.count * PAGE)
