@@ -59,9 +59,11 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
     "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
     "make_team": (integer,),
+    "place_matrix": (pointer, integer, pointer, *2 * (integer,), real, integer),
     "add_adapters": (*2 * (pointer, integer), pointer, integer, *2 * (pointer,), integer, pointer),
     "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }
+RESULTS = {"make_team": pointer, "place_matrix": integer}
 FLOAT_ONLY = ("run_blocks", "multiply_panels", "make_team")
 
 
@@ -72,12 +74,12 @@ def fits(*tensors: torch.Tensor) -> bool:
     return alike and first.dtype in DTYPES and library() is not None
 
 
-def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) -> None:
-    """Run a function of native.cpp; tensors are handed over as pointers, so their layout is the caller's care."""
+def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) -> int | None:
+    """Run a compiled function; tensors are handed over as pointers, so their layout is the caller's care."""
     loaded = library()
     assert loaded is not None
     values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    loaded[f"{name}_{DTYPES[dtype]}"](*values)
+    return loaded[f"{name}_{DTYPES[dtype]}"](*values)
 
 
 @lru_cache(maxsize=1)
@@ -100,7 +102,7 @@ def library() -> dict[str, ctypes._CFuncPtr] | None:  # type: ignore[name-define
     for name, signature in SIGNATURES.items():
         for dtype in DTYPES.values() if name not in FLOAT_ONLY else ("float32",):
             function = getattr(loaded, f"{name}_{dtype}")
-            function.argtypes, function.restype = signature, pointer if name == "make_team" else None
+            function.argtypes, function.restype = signature, RESULTS.get(name)
             functions[f"{name}_{dtype}"] = function
     return functions
 

@@ -24,16 +24,33 @@ typedef uint16_t Sixteen __attribute__((vector_size(32), aligned(2)));
 typedef uint32_t Wide __attribute__((vector_size(64), aligned(4)));
 
 inline Lane lane(const float* p) { return *reinterpret_cast<const Lane*>(p); }
+#ifdef __AVX512F__
+inline Lane lane(const bfloat16* p) {  // by hand: the compiler goes by way of two halves
+    __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return reinterpret_cast<Lane>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+#else
 inline Lane lane(const bfloat16* p) {
     Wide bits = __builtin_convertvector(*reinterpret_cast<const Sixteen*>(p), Wide) << 16;
     Lane value;
     std::memcpy(&value, &bits, sizeof(value));
     return value;
 }
+#endif
+inline void put(float* p, const Lane& values) { *reinterpret_cast<Lane*>(p) = values; }
+inline void put(bfloat16* p, const Lane& values) {
+    for (int i = 0; i < LANE; ++i) store(p + i, values[i]);
+}
+typedef float Half __attribute__((vector_size(32)));
+typedef float Quarter __attribute__((vector_size(16)));
 inline float sum(const Lane& lane) {
-    float total = 0.0f;
-    for (int i = 0; i < LANE; ++i) total += lane[i];
-    return total;
+    Half halves[2];
+    std::memcpy(halves, &lane, sizeof(lane));
+    Half eight = halves[0] + halves[1];
+    Quarter quarters[2];
+    std::memcpy(quarters, &eight, sizeof(eight));
+    Quarter four = quarters[0] + quarters[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 inline void rest() {
@@ -201,7 +218,8 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
     }
 }
 
-constexpr int64_t RANKS = 4, COLUMNS = 128;  // that are computed together
+constexpr int64_t RANKS = 4;      // that are computed together
+constexpr int64_t COLUMNS = 128;  // of an adapter that a thread takes at once, where there are few adapters to share
 
 // low[i][r] = down[r] . x[i] for `ROWS` rows and `RANKS` ranks.
 template <int ROWS, class T, class W>
@@ -226,33 +244,37 @@ inline void go_down(const T* x, int64_t x_row, const W* down, int64_t inputs, fl
         for (int64_t r = 0; r < ranks; ++r) low[n * rank + r] = sum(sums[n][r]) + rest[n][r];
 }
 
-// out[i][o] += sum over r of low[i][r] up[r][o], for up to COLUMNS columns from `first`.
-template <class T, class W>
-inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last, T* out) {
-    int64_t o = first;
-    if (last - first == COLUMNS) {
-        constexpr int LANES = COLUMNS / LANE;
-        Lane sums[LANES] = {};
-        for (int64_t r = 0; r < rank; ++r) {
-            const W* from = up + r * outputs + first;
-            for (int l = 0; l < LANES; ++l) sums[l] += low[r] * lane(from + l * LANE);
+// out[o] += sum over r of low[r] up[r][o], for the columns first..last. The rows of up stream through, `RANKS` at a time.
+template <class W>
+inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last, float* out) {
+    for (int64_t r = 0; r < rank; r += RANKS) {
+        float by[RANKS];
+        const W* from[RANKS];
+        for (int64_t k = 0; k < RANKS; ++k) {
+            by[k] = r + k < rank ? low[r + k] : 0.0f;
+            from[k] = up + (r + k < rank ? r + k : r) * outputs;
         }
-        for (int l = 0; l < LANES; ++l)
-            for (int i = 0; i < LANE; ++i) {
-                T* to = out + first + l * LANE + i;
-                store(to, load(to) + sums[l][i]);
-            }
-        return;
+        int64_t o = first;
+        for (; o + LANE <= last; o += LANE) {
+            Lane total = lane(out + o);
+            for (int64_t k = 0; k < RANKS; ++k) total += by[k] * lane(from[k] + o);
+            put(out + o, total);
+        }
+        for (; o < last; ++o)
+            for (int64_t k = 0; k < RANKS; ++k) out[o] += by[k] * load(from[k] + o);
     }
-    for (; o + LANE <= last; o += LANE) {
-        Lane sums = {};
-        for (int64_t r = 0; r < rank; ++r) sums += low[r] * lane(up + r * outputs + o);
-        for (int i = 0; i < LANE; ++i) store(out + o + i, load(out + o + i) + sums[i]);
-    }
-    for (; o < last; ++o) {
-        float total = 0.0f;
-        for (int64_t r = 0; r < rank; ++r) total += low[r] * load(up + r * outputs + o);
-        store(out + o, load(out + o) + total);
+}
+
+// The same into numbers of 16 bits, which are rounded once.
+template <class W>
+inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last,
+                  bfloat16* out) {
+    for (int64_t start = first; start < last; start += COLUMNS) {
+        float room[COLUMNS];
+        int64_t count = std::min(COLUMNS, last - start);
+        for (int64_t i = 0; i < count; ++i) room[i] = load(out + start + i);
+        go_up(low, up + start, rank, outputs, 0, count, room);
+        for (int64_t i = 0; i < count; ++i) store(out + start + i, room[i]);
     }
 }
 
@@ -269,13 +291,13 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
     static thread_local std::vector<Task> down_tasks, up_tasks;
     down_tasks.clear();
     up_tasks.clear();
-    int64_t size = 0;
+    int64_t size = 0, columns = groups * parts < 4 * share.size ? COLUMNS : INT64_MAX;
     for (int64_t g = 0; g < groups; ++g)
         for (int64_t p = 0; p < parts; ++p) {
             if (!downs[p * stride + g]) continue;
             int64_t rank = ranks[p * stride + g];
             for (int64_t r = 0; r < rank; r += RANKS) down_tasks.push_back({g, p, r, size});
-            for (int64_t o = 0; o < widths[p]; o += COLUMNS) up_tasks.push_back({g, p, o, size});
+            for (int64_t o = 0; o < widths[p]; o += std::min(columns, widths[p])) up_tasks.push_back({g, p, o, size});
             size += (spans[2 * g + 1] - spans[2 * g]) * rank;
         }
     int64_t count = static_cast<int64_t>(down_tasks.size());
@@ -296,7 +318,7 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
         int64_t at = task.part * stride + task.group, rank = ranks[at], outputs = widths[task.part];
         const W* up = reinterpret_cast<const W*>(ups[at]);
         const float* low = lows + task.low;
-        int64_t last = std::min(task.from + COLUMNS, outputs);
+        int64_t last = task.from + std::min(columns, outputs - task.from);
         const float* ratio = reinterpret_cast<const float*>(ratios[at]);
         const T* added = bias ? bias + offsets[task.part] : nullptr;
         for (int64_t row = spans[2 * task.group]; row < spans[2 * task.group + 1]; ++row, low += rank) {
@@ -337,6 +359,43 @@ void add_adapters(const T* x, int64_t x_row, T* out, int64_t out_row, const Mix&
         offsets, widths, inputs, bias, lows, share);
 }
 
+struct float16 { uint16_t bits; };
+inline float load(const float16* p) {  // IEEE 754 binary16
+    uint32_t sign = static_cast<uint32_t>(p->bits & 0x8000) << 16, exponent = (p->bits >> 10) & 31, part = p->bits & 1023;
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * static_cast<float>(part) * 5.9604644775390625e-8f;
+    uint32_t bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | (part << 13);
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// Copies a matrix out of a file, times a scale, turned where asked. Returns whether all of it are numbers.
+template <class From, class To>
+bool place_matrix(const From* from, To* to, int64_t rows, int64_t columns, float scale, bool turned) {
+    bool finite = true;
+    constexpr int64_t SIDE = 16;
+    for (int64_t first = 0; first < rows; first += SIDE)
+        for (int64_t c = 0; c < columns; ++c)
+            for (int64_t r = first; turned && r < std::min(rows, first + SIDE); ++r) {
+                float value = load(from + r * columns + c);
+                finite &= std::isfinite(value);
+                store(to + c * rows + r, value * scale);
+            }
+    for (int64_t i = 0; !turned && i < rows * columns; ++i) {
+        float value = load(from + i);
+        finite &= std::isfinite(value);
+        store(to + i, value * scale);
+    }
+    return finite;
+}
+
+template <class To>
+int64_t place_matrix_of(const void* from, int64_t kind, To* to, int64_t rows, int64_t columns, float scale, bool turned) {
+    if (kind == 0) return place_matrix(static_cast<const float*>(from), to, rows, columns, scale, turned);
+    if (kind == 1) return place_matrix(static_cast<const float16*>(from), to, rows, columns, scale, turned);
+    return place_matrix(static_cast<const bfloat16*>(from), to, rows, columns, scale, turned);
+}
+
 // Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32]: a panel streams through once for
 // every `ROWS` rows, whose sums stay in registers.
 #ifdef __AVX512F__
@@ -363,9 +422,19 @@ inline void multiply_panel(const float* x, const W* panel, const N* next, const 
             right[n] += x[i * ROWS + n] * second;
         }
     }
-    for (int n = 0; n < ROWS; ++n)
-        for (int64_t o = 0; o < columns; ++o)
-            store(out + n * out_row + o, (o < LANE ? left[n][o] : right[n][o - LANE]) + (bias ? load(bias + o) : 0.0f));
+    if (columns < PANEL) {
+        for (int n = 0; n < ROWS; ++n)
+            for (int64_t o = 0; o < columns; ++o) {
+                float value = o < LANE ? left[n][o] : right[n][o - LANE];
+                store(out + n * out_row + o, value + (bias ? load(bias + o) : 0.0f));
+            }
+        return;
+    }
+    Lane first = bias ? lane(bias) : Lane{}, second = bias ? lane(bias + LANE) : Lane{};
+    for (int n = 0; n < ROWS; ++n) {
+        put(out + n * out_row, left[n] + first);
+        put(out + n * out_row + LANE, right[n] + second);
+    }
 }
 
 // Calls `go` with the size of each block of rows as a constant, and its first row.
@@ -573,6 +642,10 @@ inline void in_parallel(Work work) {
                                           int64_t inputs, const TYPE* bias) {                                          \
         std::vector<float> lows(low_numbers(*mix, parts));                                                             \
         add_adapters(x, x_row, out, out_row, *mix, parts, offsets, widths, inputs, bias, lows.data(), {});             \
+    }                                                                                                                  \
+    extern "C" int64_t place_matrix_##SUFFIX(const void* from, int64_t kind, TYPE* to, int64_t rows, int64_t columns,  \
+                                             float scale, int64_t turned) {                                            \
+        return place_matrix_of(from, kind, to, rows, columns, scale, turned != 0);                                     \
     }
 
 EXPORT(float, float32)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from luthier import files
 from luthier.engine.serving.request import RefusedError
 from luthier.errors import UserError
+from luthier.kernels import native
 from luthier.kernels.mixed import MixedLinear
 from luthier.models.calibration import Calibration
 from luthier.models.network import Network
@@ -28,9 +31,20 @@ from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection.base import ADAPTER_PREFIX
 
 FLOATS = ("F32", "F16", "BF16")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-HEAD = "score"
+HEAD_TENSOR = "score.weight"
 """The label head of a decoder, as transformers and PEFT name it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is in its file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -43,12 +57,13 @@ class LayerPlan:
     inputs: int
     outputs: int
     scale: float
-    magnitude: bool
-    """Whether it also holds the length of each output's weights (DoRA)."""
+    names: Mapping[str, str]
+    """The file's names of its tensors, by what PEFT calls them."""
 
     @property
-    def values(self) -> int:
-        return self.rank * (self.inputs + self.outputs) + 2 * self.outputs * self.magnitude
+    def magnitude(self) -> bool:
+        """Whether it also holds the length of each output's weights (DoRA)."""
+        return "lora_magnitude_vector" in self.names
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,9 @@ class AdapterPlan:
     """How it was prompted in training; None for an adapter of another tool."""
     calibration: Calibration | None
     method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Place]
+    stamp: tuple[int, int]
+    """Of the file, when it was looked at."""
 
     @property
     def rank(self) -> int:
@@ -79,15 +96,9 @@ def look_at(folder: Path, layers: Mapping[str, MixedLinear], network: Network) -
         raise bad(folder, f"an adapter needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     config = read_config(folder)
     about, prompt_format = read_format(folder, network)
-    try:
-        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            kinds = {name: opened.get_slice(name).get_dtype() for name in shapes}
-    except (SafetensorError, OSError) as error:
-        raise bad(folder, f"{ADAPTER_WEIGHTS} is damaged ({str(error).splitlines()[0]})") from None
-    for name, kind in kinds.items():
-        if kind not in FLOATS:
-            raise bad(folder, f"tensor {name} holds {kind}, expected one of {', '.join(FLOATS)}")
+    path = folder / ADAPTER_WEIGHTS
+    stamp, places = file_stamp(path), read_header(folder)
+    shapes = {name: place.shape for name, place in places.items()}
     plans, labels = match(folder, shapes, config, layers, network)
     calibration = None
     if prompt_format is not None and labels:
@@ -97,7 +108,29 @@ def look_at(folder: Path, layers: Mapping[str, MixedLinear], network: Network) -
             raise bad(folder, str(error)) from None
         if labels != len(prompt_format.labels) and about["head"] == "classes":
             raise bad(folder, f"its head has {labels} rows and its prompt format {len(prompt_format.labels)} labels")
-    return AdapterPlan(folder, plans, labels, prompt_format, calibration, "dora" if config.get("use_dora") else "lora")
+    method = "dora" if config.get("use_dora") else "lora"
+    return AdapterPlan(folder, plans, labels, prompt_format, calibration, method, places, stamp)
+
+
+def read_header(folder: Path) -> dict[str, Place]:
+    """Where each tensor is, by safetensors' own reader for what may be wrong with the file, and by its header."""
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        with safe_open(path, "pt"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise bad(folder, f"{ADAPTER_WEIGHTS} is damaged ({str(error).splitlines()[0]})") from None
+    header.pop("__metadata__", None)
+    places = {}
+    for name, about in header.items():
+        if about["dtype"] not in FLOATS:
+            raise bad(folder, f"tensor {name} holds {about['dtype']}, expected one of {', '.join(FLOATS)}")
+        start, end = (8 + length + offset for offset in about["data_offsets"])
+        places[name] = Place(about["dtype"], tuple(about["shape"]), start, end)
+    return places
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -142,11 +175,12 @@ def match(
     """Each tensor's layer, and the rows of its head; every tensor of the file must have its place."""
     width = network.model.config.get_text_config().hidden_size
     parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    names: dict[str, dict[str, str]] = {}
     labels = 0
     for name, shape in shapes.items():
         inner = name.removeprefix(ADAPTER_PREFIX)
         found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?", inner)
-        if inner == f"{HEAD}.weight":
+        if inner == HEAD_TENSOR:
             if len(shape) != 2 or shape[1] != width:
                 raise bad(folder, f"tensor {name} is {list(shape)}, expected [labels, {width}]")
             labels = shape[0]
@@ -154,11 +188,18 @@ def match(
             raise bad(folder, f"tensor {name} has no place in the base model")
         else:
             parts.setdefault(found[1], {})[found[2]] = shape
-    return tuple(plan_of(folder, layer, of, config, layers[layer]) for layer, of in sorted(parts.items())), labels
+            names.setdefault(found[1], {})[found[2]] = name
+    plans = (plan_of(folder, layer, of, names[layer], config, layers[layer]) for layer, of in sorted(parts.items()))
+    return tuple(plans), labels
 
 
 def plan_of(
-    folder: Path, layer: str, of: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], linear: MixedLinear
+    folder: Path,
+    layer: str,
+    of: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
+    config: Mapping[str, Any],
+    linear: MixedLinear,
 ) -> LayerPlan:
     """One layer's part, its shapes checked."""
     inputs, outputs = linear.inputs, linear.outputs
@@ -177,7 +218,7 @@ def plan_of(
     if len(of) != len(expected):
         raise bad(folder, f"tensor {layer}.{(of.keys() - expected.keys()).pop()} is unexpected")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LayerPlan(layer, linear.number, rank, inputs, outputs, scale, bool(config.get("use_dora")))
+    return LayerPlan(layer, linear.number, rank, inputs, outputs, scale, names)
 
 
 def pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
@@ -188,44 +229,55 @@ def pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> A
     return otherwise
 
 
-@dataclass(frozen=True)
-class LoadedLayer:
-    """The numbers of one layer, in float32."""
+class AdapterReader:
+    """An adapter's numbers, straight from its file into the memory they are used from."""
 
-    plan: LayerPlan
-    down_RI: torch.Tensor
-    up_RO: torch.Tensor
-    """Turned, times the scale and, for DoRA, times the ratio."""
-    ratio_O: torch.Tensor | None
-    """What DoRA multiplies the frozen output by; the up matrix has it in it."""
+    def __init__(self, plan: AdapterPlan) -> None:
+        """Raises `RefusedError` where the file is not what it was when it was looked at."""
+        path = plan.folder / ADAPTER_WEIGHTS
+        if file_stamp(path) != plan.stamp:
+            raise bad(plan.folder, f"{ADAPTER_WEIGHTS} has changed since it was registered; register it again")
+        self.plan = plan
+        with path.open("rb") as file:
+            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
-
-def read_layer(opened: Any, plan: AdapterPlan, layer: LayerPlan, linear: MixedLinear) -> LoadedLayer:
-    """Raises `RefusedError` where a value is no number."""
-
-    def tensor(part: str) -> torch.Tensor:
-        names = [f"{ADAPTER_PREFIX}{layer.layer}.{part}{end}" for end in (".weight", "")]
-        values = opened.get_tensor(next(name for name in names if name in opened.keys())).float()  # noqa: SIM118
+    def values(self, name: str) -> torch.Tensor:
+        """A tensor in float32."""
+        place = self.plan.places[name]
+        raw = torch.frombuffer(bytearray(self.bytes[place.start : place.end]), dtype=DTYPES[place.kind])
+        values = raw.float().reshape(place.shape)
         if not bool(torch.isfinite(values).all()):
-            raise bad(plan.folder, f"tensor {layer.layer}.{part} holds values that are no numbers")
+            raise no_numbers(self.plan, name)
         return values
 
-    down_RI, up_OR = tensor("lora_A"), tensor("lora_B") * layer.scale
-    ratio_O = None
-    if layer.magnitude:  # Liu et al. 2024, arXiv:2402.09353, equation 5: the length is that of the sum's rows
-        weight_OI = linear.weight.float()
-        ratio_O = tensor("lora_magnitude_vector") / torch.linalg.vector_norm(weight_OI + up_OR @ down_RI, dim=1)
-        up_OR = up_OR * ratio_O[:, None]
-    return LoadedLayer(layer, down_RI, up_OR.T, ratio_O)
+    def place(self, name: str, to: torch.Tensor, scale: float = 1.0, turned: bool = False) -> None:
+        """A matrix, times a scale and turned where asked, into `to`."""
+        place = self.plan.places[name]
+        if not native.fits(to):
+            values = self.values(name) * scale
+            to.copy_(values.T if turned else values)
+            return
+        start = self.bytes[place.start :].ctypes.data
+        rows, columns = place.shape
+        if not native.call("place_matrix", to.dtype, start, FLOATS.index(place.kind), to, rows, columns, scale, turned):
+            raise no_numbers(self.plan, name)
+
+    def ratio(self, layer: LayerPlan, linear: MixedLinear) -> torch.Tensor:
+        """What DoRA multiplies the frozen output by: the learned length of each output's weights by that of the sum
+        (Liu et al. 2024, arXiv:2402.09353, equation 5)."""
+        down_RI, up_OR = (self.values(layer.names[part]) for part in ("lora_A", "lora_B"))
+        sum_OI = linear.weight.float() + up_OR @ down_RI * layer.scale
+        return self.values(layer.names["lora_magnitude_vector"]) / torch.linalg.vector_norm(sum_OI, dim=1)
 
 
-def read_head(opened: Any, plan: AdapterPlan) -> torch.Tensor:
-    """The label head, [labels, D] in float32."""
-    name = f"{HEAD}.weight"
-    values = opened.get_tensor(next(key for key in opened.keys() if key.endswith(name))).float()  # noqa: SIM118
-    if not bool(torch.isfinite(values).all()):
-        raise bad(plan.folder, f"tensor {name} holds values that are no numbers")
-    return values
+def file_stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file does."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def no_numbers(plan: AdapterPlan, name: str) -> RefusedError:
+    return bad(plan.folder, f"tensor {name.removeprefix(ADAPTER_PREFIX)} holds values that are no numbers")
 
 
 def bad(folder: Path, what: str) -> RefusedError:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from luthier.engine.serving.adapter_files import AdapterPlan, LoadedLayer, look_at, read_head, read_layer
+from luthier.engine.serving.adapter_files import HEAD_TENSOR, AdapterPlan, AdapterReader, look_at
 from luthier.engine.serving.arena import Arena, rounded
 from luthier.engine.serving.request import AdapterFacts, RefusedError
 from luthier.errors import nearest
@@ -248,8 +247,8 @@ class Adapters:
                 self._load(entry)
             except RefusedError as error:
                 entry.failed = error
-            except (SafetensorError, OSError, StopIteration) as error:
-                what = f"adapter {entry.name}: {ADAPTER_WEIGHTS} can't be read ({str(error) or 'a tensor is missing'})"
+            except (OSError, ValueError) as error:
+                what = f"adapter {entry.name}: {ADAPTER_WEIGHTS} can't be read ({error})"
                 entry.failed = RefusedError("bad_adapter", what)
             finally:
                 with self._lock:
@@ -288,25 +287,30 @@ class Adapters:
             return start
 
     def _read(self, entry: Entry, start: int) -> Loaded:
-        plan, pairs, at = entry.plan, {}, start
+        plan, reader, at = entry.plan, AdapterReader(entry.plan), start
         by_number = {layer.number: layer for layer in self.layers.values()}
-        with safe_open(plan.folder / ADAPTER_WEIGHTS, "pt") as opened:
-            for layer in plan.layers:
-                read = read_layer(opened, plan, layer, by_number[layer.number])
-                pairs[layer.number], at = self._place(read, at)
-            head_CD = None
-            if plan.labels:
-                values = read_head(opened, plan)
-                head_CD = self.arena.tensor(at, tuple(values.shape), torch.float32)
-                head_CD.copy_(values)
-        return Loaded(RowAdapter(pairs, len(self.layers)), head_CD, start, entry.size)
+        pairs: dict[int, Pair] = {}
 
-    def _place(self, read: LoadedLayer, at: int) -> tuple[Pair, int]:
-        """Copy into the arena; returns the pair and where the next may begin."""
-        placed: list[torch.Tensor] = []
-        for values, dtype in ((read.down_RI, self.dtype), (read.up_RO, self.dtype), (read.ratio_O, torch.float32)):
-            if values is not None:
-                placed.append(self.arena.tensor(at, tuple(values.shape), dtype))
-                placed[-1].copy_(values)
-                at += rounded(placed[-1].nbytes)
-        return Pair(*placed), at
+        def stretch(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            nonlocal at
+            there = self.arena.tensor(at, shape, dtype)
+            at += rounded(there.nbytes)
+            return there
+
+        for layer in plan.layers:
+            down, up = (stretch((layer.rank, width), self.dtype) for width in (layer.inputs, layer.outputs))
+            reader.place(layer.names["lora_A"], down)
+            reader.place(layer.names["lora_B"], up, layer.scale, turned=True)
+            ratio = None
+            if layer.magnitude:
+                ratio = stretch((layer.outputs,), torch.float32)
+                ratio.copy_(reader.ratio(layer, by_number[layer.number]))
+                up.mul_(ratio)
+            pairs[layer.number] = Pair(down, up, ratio)
+        head_CD = None
+        if plan.labels:
+            (name,) = (name for name in plan.places if name.endswith(HEAD_TENSOR))
+            values = reader.values(name)
+            head_CD = stretch(tuple(values.shape), torch.float32)
+            head_CD.copy_(values)
+        return Loaded(RowAdapter(pairs, len(self.layers)), head_CD, start, entry.size)

@@ -5,6 +5,8 @@ In: sizes in bytes. Out: stretches of one buffer, each starting at a multiple of
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from bisect import insort
 
 import torch
@@ -13,12 +15,22 @@ LINE = 64
 """Bytes of a cache line, where a stretch begins."""
 
 
+def large_pages(size: int) -> mmap.mmap:
+    """Memory that comes as it is touched, in the largest pages that the system gives: to look up where small ones lie
+    costs as much as to read them."""
+    memory = mmap.mmap(-1, max(size, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system may know the word and refuse
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 class Arena:
     """One buffer and which stretches of it are free, by place; neighbours that are free are one stretch."""
 
     def __init__(self, size: int) -> None:
         self.size = size // LINE * LINE
-        self.buffer = torch.empty(self.size, dtype=torch.uint8)
+        self.buffer = torch.frombuffer(large_pages(self.size), dtype=torch.uint8)
         self.holes: list[tuple[int, int]] = [(0, self.size)]
         """Start and size."""
         self.used = 0
