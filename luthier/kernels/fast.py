@@ -21,7 +21,9 @@ from luthier.kernels.attention import AttentionSettings, Packing, attention, rot
 from luthier.kernels.branches import Branched, attention_of_branches, rotary_attention_of_branches
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
+from luthier.kernels.mixed import MixedLinear
 from luthier.kernels.norm import rms_norm
+from luthier.kernels.pages import Paged, attention_over_pages, rotary_attention_over_pages
 from luthier.kernels.projection import is_linear, is_quantised, join, plain_layer, project, project_plain
 from luthier.kernels.virtual import attention_behind_prefix, rotary_attention_behind_prefix
 
@@ -83,7 +85,7 @@ def speed_up(model: Any) -> Family | None:
         kind = type(module).__name__
         if kind.endswith("RMSNorm"):
             module.forward = partial(_norm_forward, module, family.norm_offset)
-        elif _children(module, "gate_proj", "up_proj", "down_proj") and (activation := _activation(module)):
+        elif _children(module, "gate_proj", "up_proj", "down_proj") and (activation := gate_activation(module)):
             join([module.gate_proj, module.up_proj])
             module.forward = partial(_gated_forward, module, activation)
         elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
@@ -168,9 +170,13 @@ def _attention_forward(
         query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
         heads_NXD = torch.cat([module.q_norm(query), module.k_norm(key), value], dim=1)
     dropout = module.attention_dropout if module.training else 0.0
-    how = AttentionSettings(module.scaling, module.is_causal, _window(module), dropout)
+    how = AttentionSettings(module.scaling, module.is_causal, attention_window(module), dropout)
     if isinstance(packing, Branched):
         out_NHD = rotary_attention_of_branches(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
+    elif isinstance(packing, Paged):
+        out_NHD = rotary_attention_over_pages(
+            heads_NXD, cosine_ND, sine_ND, query_heads, packing, how, module.layer_idx
+        )
     elif packing.prefix is not None:
         out_NHD = rotary_attention_behind_prefix(
             heads_NXD, cosine_ND, sine_ND, query_heads, packing, how, module.layer_idx
@@ -200,6 +206,8 @@ def _attention_of_transformers(
     query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
     if isinstance(packing, Branched):
         return attention_of_branches(query_NHD, key_NKD, value_NKD, packing, how)[None], None
+    if isinstance(packing, Paged):
+        return attention_over_pages(query_NHD, key_NKD, value_NKD, packing, how, module.layer_idx)[None], None
     if packing.prefix is not None:
         return attention_behind_prefix(query_NHD, key_NKD, value_NKD, packing, how, module.layer_idx)[None], None
     return attention(query_NHD, key_NKD, value_NKD, packing, how)[None], None
@@ -209,10 +217,13 @@ def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
     plain = [plain_layer(layer) for layer in layers]
     if any(getattr(layer, "alone", False) for layer in layers) or not all(map(is_linear, plain)):
         return project_plain(x, layers)
-    return project_plain(x, layers) if any(map(is_quantised, plain)) else project(x, layers)
+    if any(map(is_quantised, plain)):
+        return project_plain(x, layers)
+    mixed = [layer for layer in layers if isinstance(layer, MixedLinear)]
+    return mixed[0].mixer.add(x, project(x, layers), mixed) if mixed else project(x, layers)
 
 
-def _window(module: Any) -> int:
+def attention_window(module: Any) -> int:
     """Keys that a query sees, its own among them; 0 for all."""
     window = getattr(module, "sliding_window", None)
     if window is None and not hasattr(module, "sliding_window"):
@@ -224,7 +235,7 @@ def _children(module: nn.Module, *names: str) -> bool:
     return all(type(getattr(module, name, None)) is nn.Linear for name in names)  # a quantised one is a kind of it
 
 
-def _activation(module: Any) -> str | None:
+def gate_activation(module: Any) -> str | None:
     """The name of a gated layer's activation as the kernels know it."""
     function = getattr(module, "act_fn", None)
     names = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh"}

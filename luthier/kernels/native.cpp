@@ -3,83 +3,17 @@
 // float and for bfloat16 (stored as 16 bits, computed in float). Rows are independent and shared among threads.
 // In: raw pointers, rows contiguous unless a stride is given. The plain versions are in the .py files beside this one.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "native.h"
 
 namespace {
-
-struct bfloat16 { uint16_t bits; };
-
-inline float load(const float* p) { return *p; }
-inline float load(const bfloat16* p) {
-    uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-inline void store(float* p, float value) { *p = value; }
-inline void store(bfloat16* p, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    // Round to nearest even; a NaN keeps a bit of its fraction, so that it stays one.
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    uint32_t not_a_number = (bits >> 16) | 0x40;
-    p->bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : rounded);
-}
-
-// e^x within 2 units in the last place: x = n ln 2 + r, a polynomial in r, and n put into the exponent (Cephes' expf).
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float n = std::nearbyintf(x * 1.44269504088896341f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return p * power;
-}
-
-inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
-// The activations of gated layers and their derivatives.
-struct Silu {
-    static inline float value(float x) { return x * sigmoid(x); }
-    static inline float slope(float x) { float s = sigmoid(x); return s * (1.0f + x * (1.0f - s)); }
-};
-struct GeluTanh {  // Hendrycks & Gimpel 2016, the tanh form
-    static constexpr float a = 0.7978845608028654f, b = 0.044715f;
-    static inline float value(float x) { return x * sigmoid(2.0f * a * (x + b * x * x * x)); }
-    static inline float slope(float x) {
-        float s = sigmoid(2.0f * a * (x + b * x * x * x));
-        return s + x * s * (1.0f - s) * 2.0f * a * (1.0f + 3.0f * b * x * x);
-    }
-};
 
 constexpr int64_t WORTH_SHARING = 16384;  // values below which starting threads costs more than it saves
 
 template <class T>
 void rms_norm(const T* x, const T* weight, T* out, float* scale, int64_t rows, int64_t width, float epsilon, float offset) {
 #pragma omp parallel for if (rows * width > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* from = x + row * width;
-        T* to = out + row * width;
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; ++i) { float v = load(from + i); sum += v * v; }
-        float r = 1.0f / std::sqrt(sum / width + epsilon);
-        scale[row] = r;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) store(to + i, load(from + i) * r * (offset + load(weight + i)));
-    }
+    for (int64_t row = 0; row < rows; ++row)
+        scale[row] = rms_norm_row(x + row * width, weight, out + row * width, width, epsilon, offset);
 }
 
 template <class T>
@@ -100,17 +34,11 @@ void rms_norm_backward(const T* gradient, const T* x, const T* weight, const flo
     }
 }
 
-// gate_up holds both halves of each row side by side: gate in the first `width` values, up in the next.
 template <class T, class Activation>
 void gated(const T* gate_up, T* out, int64_t rows, int64_t width) {
 #pragma omp parallel for if (rows * width > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* gate = gate_up + row * 2 * width;
-        const T* up = gate + width;
-        T* to = out + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) store(to + i, Activation::value(load(gate + i)) * load(up + i));
-    }
+    for (int64_t row = 0; row < rows; ++row)
+        gated_row<T, Activation>(gate_up + row * 2 * width, out + row * width, width);
 }
 
 template <class T, class Activation>
@@ -131,38 +59,12 @@ void gated_backward(const T* gradient, const T* gate_up, T* out, int64_t rows, i
     }
 }
 
-// Turns pairs (i, i + half) of the first `heads` heads of each row by the row's angles, in place (Su et al. 2021,
-// arXiv:2104.09864, equation 34). direction -1 is the transpose, which is what a gradient needs.
 template <class T>
 void rotate(T* x, const T* cosine, const T* sine, int64_t rows, int64_t stride, int64_t heads, int64_t width,
             float direction) {
-    int64_t half = width / 2;
 #pragma omp parallel for if (rows * heads * width > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* c = cosine + row * width;
-        const T* s = sine + row * width;
-        for (int64_t head = 0; head < heads; ++head) {
-            T* first = x + row * stride + head * width;
-            T* second = first + half;
-#pragma omp simd
-            for (int64_t i = 0; i < half; ++i) {
-                float a = load(first + i), b = load(second + i);
-                float sine_a = load(s + i), sine_b = load(s + half + i);
-                // Forward, the first half takes its own sine; the transpose takes the other half's.
-                float turn_a = direction > 0 ? -sine_a : sine_b, turn_b = direction > 0 ? sine_b : -sine_a;
-                store(first + i, a * load(c + i) + b * turn_a);
-                store(second + i, b * load(c + half + i) + a * turn_b);
-            }
-        }
-    }
-}
-
-// Which keys the query may see: first..last. It stands at key `at`, -1 where it may see those after it too; of the keys
-// only the first `length` are real; window 0 means no window, else it sees so many keys, its own among them.
-inline void visible(int64_t at, int64_t length, int64_t window, int64_t& first, int64_t& last) {
-    last = at < 0 || at >= length ? length : at + 1;
-    first = at >= 0 && window > 0 && at + 1 > window ? at + 1 - window : 0;
-    first = first < last ? first : last - 1;
+    for (int64_t row = 0; row < rows; ++row)
+        rotate_row(x + row * stride, cosine + row * width, sine + row * width, heads, width, direction);
 }
 
 // Softmax over the keys that each query may see, in place; the others become 0. scores [matrices, queries, keys];
@@ -275,52 +177,7 @@ struct Short {
     uint64_t seed;  // of this sequence and head
 };
 
-// Sixteen floats, in however many registers the processor needs for them.
-typedef float Lane __attribute__((vector_size(64), aligned(4)));
-constexpr int64_t LANE = 16;
 constexpr uint64_t SPREAD = 0xD1342543DE82EF95ull;  // sets the seeds of heads far apart
-inline int64_t padded(int64_t count) { return (count + LANE - 1) / LANE * LANE; }
-
-// A matrix of the caller's scratch memory; `row` and `column` are the steps between neighbours.
-struct Matrix {
-    float* at;
-    int64_t row, column;
-    Matrix turned() const { return {at, column, row}; }
-};
-
-template <int ROWS>
-inline void block(const Matrix& left, const Matrix& right, const Matrix& out, int64_t first, int64_t from_inner,
-                  int64_t to_inner, int64_t column, bool add) {
-    Lane sum[ROWS];
-    for (int r = 0; r < ROWS; ++r)
-        sum[r] = add ? *reinterpret_cast<const Lane*>(out.at + (first + r) * out.row + column) : Lane{};
-    for (int64_t d = from_inner; d < to_inner; ++d) {
-        Lane from = *reinterpret_cast<const Lane*>(right.at + d * right.row + column);
-        for (int r = 0; r < ROWS; ++r) sum[r] += left.at[(first + r) * left.row + d * left.column] * from;
-    }
-    for (int r = 0; r < ROWS; ++r) *reinterpret_cast<Lane*>(out.at + (first + r) * out.row + column) = sum[r];
-}
-
-// Which half of a product needs no work, where a query sees no later key: none; the later columns of `out`, which are
-// left as they were; the later columns of `left`, all zero; or its earlier ones.
-enum class Skip { nothing, later_out, later_left, earlier_left };
-
-// out [rows, columns] = (or, with add, +=) left [rows, inner] right [inner, columns]; columns are whole lanes.
-inline void multiply(const Matrix& left, const Matrix& right, const Matrix& out, int64_t rows, int64_t inner,
-                     int64_t columns, Skip skip, bool add = false) {
-    for (int64_t column = 0; column < columns; column += LANE) {
-        int64_t first = skip == Skip::later_out ? column : 0;
-        while (first < rows) {
-            int64_t height = first + 8 <= rows ? 8 : first + 4 <= rows ? 4 : 1;
-            int64_t from = skip == Skip::earlier_left ? first : 0;
-            int64_t to = skip == Skip::later_left && first + height < inner ? first + height : inner;
-            if (height == 8) block<8>(left, right, out, first, from, to, column, add);
-            else if (height == 4) block<4>(left, right, out, first, from, to, column, add);
-            else block<1>(left, right, out, first, from, to, column, add);
-            first += height;
-        }
-    }
-}
 
 template <class T>
 void fetch(const Heads<const T>& from, int64_t start, int64_t h, int64_t length, int64_t width, const Matrix& to) {

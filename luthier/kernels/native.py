@@ -1,4 +1,4 @@
-"""Compiles and calls the functions of native.cpp.
+"""Compiles and calls the functions of native.cpp and serving.cpp.
 
 In: a function's name and tensors on the processor, in float32 or bfloat16. The library is compiled once for a machine
 (two seconds, by the C++ compiler that is there) and kept in the cache folder; without a compiler, nothing here is
@@ -20,7 +20,8 @@ import torch
 
 from luthier import files
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "serving.cpp"))
+HEADER = Path(__file__).with_name("native.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -54,7 +55,16 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
         real,
         integer,
     ),
+    "store_pages": (*2 * HEADS, *3 * (pointer,), *3 * (integer,)),
+    "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
+    "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
+    "make_team": (integer,),
+    "place_matrix": (pointer, integer, pointer, *2 * (integer,), real, integer),
+    "add_adapters": (*2 * (pointer, integer), pointer, integer, *2 * (pointer,), integer, pointer),
+    "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }
+RESULTS = {"make_team": pointer, "place_matrix": integer}
+FLOAT_ONLY = ("run_blocks", "multiply_panels", "make_team")
 
 
 def fits(*tensors: torch.Tensor) -> bool:
@@ -64,12 +74,20 @@ def fits(*tensors: torch.Tensor) -> bool:
     return alike and first.dtype in DTYPES and library() is not None
 
 
-def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) -> None:
-    """Run a function of native.cpp; tensors are handed over as pointers, so their layout is the caller's care."""
+def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) -> int | None:
+    """Run a compiled function; tensors are handed over as pointers, so their layout is the caller's care."""
     loaded = library()
     assert loaded is not None
     values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    loaded[f"{name}_{DTYPES[dtype]}"](*values)
+    return loaded[f"{name}_{DTYPES[dtype]}"](*values)
+
+
+@lru_cache(maxsize=1)
+def team() -> int:
+    """Threads that wait for the functions which take a team; as many as torch has. One caller at a time."""
+    loaded = library()
+    assert loaded is not None
+    return loaded["make_team_float32"](torch.get_num_threads())
 
 
 @lru_cache(maxsize=1)
@@ -82,9 +100,9 @@ def library() -> dict[str, ctypes._CFuncPtr] | None:  # type: ignore[name-define
         return None
     functions = {}
     for name, signature in SIGNATURES.items():
-        for dtype in DTYPES.values():
+        for dtype in DTYPES.values() if name not in FLOAT_ONLY else ("float32",):
             function = getattr(loaded, f"{name}_{dtype}")
-            function.argtypes, function.restype = signature, None
+            function.argtypes, function.restype = signature, RESULTS.get(name)
             functions[f"{name}_{dtype}"] = function
     return functions
 
@@ -107,7 +125,8 @@ def _compiled() -> Path:
     if compiler is None:
         raise NotAvailable("this machine has no C++ compiler")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=COMPILE_SECONDS).stdout
-    key = files.fingerprint(SOURCE.read_text(), *FLAGS, compiler, version, _processor(), torch.__version__)
+    source = [path.read_text() for path in (HEADER, *SOURCES)]
+    key = files.fingerprint(*source, *FLAGS, compiler, version, _processor(), torch.__version__)
     target = files.cache_folder() / "kernels" / f"{key[:16]}.so"
     if target.is_file():
         return target
@@ -122,28 +141,24 @@ def _compile(compiler: str, target: Path) -> None:
     runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
     attempts = [(*wide, "-fopenmp"), ("-fopenmp-simd",), ()] if runtime else [(*wide, "-fopenmp-simd"), ()]
     for extra in attempts:
-        compiled = target.with_suffix(".o")
+        threads = [str(path) for path in runtime] if "-fopenmp" in extra else []
+        compiled = [target.with_name(f"{target.name}.{path.stem}.o") for path in SOURCES]
+        each = [
+            [compiler, *FLAGS, *extra, "-c", str(path), "-o", str(out)]
+            for path, out in zip(SOURCES, compiled, strict=True)
+        ]
+        together = [compiler, "-shared", *map(str, compiled), *threads, "-o", str(target)]
         try:
-            one = subprocess.run(
-                [compiler, *FLAGS, *extra, "-c", str(SOURCE), "-o", str(compiled)],
-                capture_output=True,
-                text=True,
-                timeout=COMPILE_SECONDS,
-            )
-            if one.returncode:
-                continue
-            threads = [str(path) for path in runtime] if "-fopenmp" in extra else []
-            two = subprocess.run(
-                [compiler, "-shared", str(compiled), *threads, "-o", str(target)],
-                capture_output=True,
-                text=True,
-                timeout=COMPILE_SECONDS,
-            )
-            if not two.returncode:
+            if all(map(_runs, [*each, together])):
                 return
         finally:
-            compiled.unlink(missing_ok=True)
+            for path in compiled:
+                path.unlink(missing_ok=True)
     raise NotAvailable(f"{compiler} can't compile the kernels")
+
+
+def _runs(command: list[str]) -> bool:
+    return not subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS).returncode
 
 
 def _compilers() -> list[str]:

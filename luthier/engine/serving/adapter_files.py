@@ -1,0 +1,284 @@
+"""An adapter's folder is looked at before any of it may touch a batch.
+
+In: a folder in PEFT's format, and the base model's layers. Out: what it holds, every tensor matched to a layer in shape
+and rank; or a `RefusedError` that says which tensor is wrong. Only headers are read; numbers are looked at when loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from luthier import files
+from luthier.engine.serving.request import RefusedError
+from luthier.errors import UserError
+from luthier.kernels import native
+from luthier.kernels.mixed import MixedLinear
+from luthier.models.calibration import Calibration
+from luthier.models.network import Network
+from luthier.models.save import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from luthier.prompts import FORMAT_FILE, PromptFormat
+from luthier.selection.base import ADAPTER_PREFIX
+
+FLOATS = ("F32", "F16", "BF16")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HEAD_TENSOR = "score.weight"
+"""The label head of a decoder, as transformers and PEFT name it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is in its file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer's adapter in the file."""
+
+    layer: str
+    number: int
+    rank: int
+    inputs: int
+    outputs: int
+    scale: float
+    names: Mapping[str, str]
+    """The file's names of its tensors, by what PEFT calls them."""
+
+    @property
+    def magnitude(self) -> bool:
+        """Whether it also holds the length of each output's weights (DoRA)."""
+        return "lora_magnitude_vector" in self.names
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What a folder holds."""
+
+    folder: Path
+    layers: tuple[LayerPlan, ...]
+    labels: int
+    """Rows of its label head; 0 for one that writes."""
+    prompt_format: PromptFormat | None
+    """How it was prompted in training; None for an adapter of another tool."""
+    calibration: Calibration | None
+    method: str
+    places: Mapping[str, Place]
+    stamp: tuple[int, int]
+    """Of the file, when it was looked at."""
+
+    @property
+    def rank(self) -> int:
+        return max((layer.rank for layer in self.layers), default=0)
+
+
+def look_at(folder: Path, layers: Mapping[str, MixedLinear], network: Network) -> AdapterPlan:
+    """What this adapter is. Raises `RefusedError` where it does not fit the base model."""
+    if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        pickles = sorted(path.name for path in folder.glob("adapter_model.*") if path.suffix in PICKLES)
+        if pickles:
+            raise bad(folder, f"{pickles[0]} is a pickle, which can run code; convert it to {ADAPTER_WEIGHTS}")
+        raise bad(folder, f"an adapter needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+    config = read_config(folder)
+    about, prompt_format = read_format(folder, network)
+    path = folder / ADAPTER_WEIGHTS
+    stamp, places = file_stamp(path), read_header(folder)
+    shapes = {name: place.shape for name, place in places.items()}
+    plans, labels = match(folder, shapes, config, layers, network)
+    calibration = None
+    if prompt_format is not None and labels:
+        try:
+            calibration = Calibration.load(folder, prompt_format.labels)
+        except UserError as error:
+            raise bad(folder, str(error)) from None
+        if labels != len(prompt_format.labels) and about["head"] == "classes":
+            raise bad(folder, f"its head has {labels} rows and its prompt format {len(prompt_format.labels)} labels")
+    method = "dora" if config.get("use_dora") else "lora"
+    return AdapterPlan(folder, plans, labels, prompt_format, calibration, method, places, stamp)
+
+
+def read_header(folder: Path) -> dict[str, Place]:
+    """Where each tensor is, by safetensors' own reader for what may be wrong with the file, and by its header."""
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        with safe_open(path, "pt"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise bad(folder, f"{ADAPTER_WEIGHTS} is damaged ({str(error).splitlines()[0]})") from None
+    header.pop("__metadata__", None)
+    places = {}
+    for name, about in header.items():
+        if about["dtype"] not in FLOATS:
+            raise bad(folder, f"tensor {name} holds {about['dtype']}, expected one of {', '.join(FLOATS)}")
+        start, end = (8 + length + offset for offset in about["data_offsets"])
+        places[name] = Place(about["dtype"], tuple(about["shape"]), start, end)
+    return places
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`, of a method that rows of one batch can differ in."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        kind = config["peft_type"]
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise bad(folder, f"{ADAPTER_CONFIG} can't be read ({error})") from None
+    if kind != "LORA":
+        mend = "LoRA, rsLoRA and DoRA adapters share a batch; merge others or serve them as a base model"
+        raise bad(folder, f"is a {kind} adapter: {mend}")
+    if config.get("trainable_token_indices"):
+        raise bad(folder, "changes token embeddings, which rows of one batch can't differ in")
+    if config.get("bias", "none") != "none":
+        raise bad(folder, "changes biases, which rows of one batch can't differ in")
+    return config
+
+
+def read_format(folder: Path, network: Network) -> tuple[dict[str, Any], PromptFormat | None]:
+    """How it was prompted, and that it was tuned from this base model."""
+    if not (folder / FORMAT_FILE).exists():
+        return {}, None
+    try:
+        about, prompt_format = files.read_json(folder / FORMAT_FILE), PromptFormat.load(folder)
+    except UserError as error:
+        raise bad(folder, str(error)) from None
+    if about["base"]["fingerprint"] != network.base_fingerprint:
+        raise bad(folder, f"was tuned from {about['base']['path']}, whose weights are not those of {network.base_name}")
+    if about["head"] not in ("language", "classes", "score"):
+        raise bad(folder, f"has a {about['head']} head; adapters that write or label texts are served beside others")
+    return about, prompt_format
+
+
+def match(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
+    layers: Mapping[str, MixedLinear],
+    network: Network,
+) -> tuple[tuple[LayerPlan, ...], int]:
+    """Each tensor's layer, and the rows of its head; every tensor of the file must have its place."""
+    width = network.model.config.get_text_config().hidden_size
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    names: dict[str, dict[str, str]] = {}
+    labels = 0
+    for name, shape in shapes.items():
+        inner = name.removeprefix(ADAPTER_PREFIX)
+        found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?", inner)
+        if inner == HEAD_TENSOR:
+            if len(shape) != 2 or shape[1] != width:
+                raise bad(folder, f"tensor {name} is {list(shape)}, expected [labels, {width}]")
+            labels = shape[0]
+        elif found is None or found[1] not in layers:
+            raise bad(folder, f"tensor {name} has no place in the base model")
+        else:
+            parts.setdefault(found[1], {})[found[2]] = shape
+            names.setdefault(found[1], {})[found[2]] = name
+    plans = (plan_of(folder, layer, of, names[layer], config, layers[layer]) for layer, of in sorted(parts.items()))
+    return tuple(plans), labels
+
+
+def plan_of(
+    folder: Path,
+    layer: str,
+    of: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
+    config: Mapping[str, Any],
+    linear: MixedLinear,
+) -> LayerPlan:
+    """One layer's part, its shapes checked."""
+    inputs, outputs = linear.inputs, linear.outputs
+    rank = pattern(config.get("rank_pattern"), layer, config.get("r"))
+    alpha = pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise bad(folder, f"{ADAPTER_CONFIG} gives rank {rank!r} and alpha {alpha!r} for {layer}")
+    expected: dict[str, tuple[int, ...]] = {"lora_A": (rank, inputs), "lora_B": (outputs, rank)}
+    if config.get("use_dora"):
+        expected["lora_magnitude_vector"] = (outputs,)
+    for name, shape in expected.items():
+        if name not in of:
+            raise bad(folder, f"tensor {layer}.{name} is missing")
+        if of[name] != shape:
+            raise bad(folder, f"tensor {layer}.{name} is {list(of[name])}, expected {list(shape)}")
+    if len(of) != len(expected):
+        raise bad(folder, f"tensor {layer}.{(of.keys() - expected.keys()).pop()} is unexpected")
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LayerPlan(layer, linear.number, rank, inputs, outputs, scale, names)
+
+
+def pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
+    """PEFT's exceptions for some layers, by the ends of their names."""
+    for end, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({end})$", layer):
+            return value
+    return otherwise
+
+
+class AdapterReader:
+    """An adapter's numbers, straight from its file into the memory they are used from."""
+
+    def __init__(self, plan: AdapterPlan) -> None:
+        """Raises `RefusedError` where the file is not what it was when it was looked at."""
+        path = plan.folder / ADAPTER_WEIGHTS
+        if file_stamp(path) != plan.stamp:
+            raise bad(plan.folder, f"{ADAPTER_WEIGHTS} has changed since it was registered; register it again")
+        self.plan = plan
+        with path.open("rb") as file:
+            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+    def values(self, name: str) -> torch.Tensor:
+        """A tensor in float32."""
+        place = self.plan.places[name]
+        raw = torch.frombuffer(bytearray(self.bytes[place.start : place.end]), dtype=DTYPES[place.kind])
+        values = raw.float().reshape(place.shape)
+        if not bool(torch.isfinite(values).all()):
+            raise no_numbers(self.plan, name)
+        return values
+
+    def place(self, name: str, to: torch.Tensor, scale: float = 1.0, turned: bool = False) -> None:
+        """A matrix, times a scale and turned where asked, into `to`."""
+        place = self.plan.places[name]
+        if not native.fits(to):
+            values = self.values(name) * scale
+            to.copy_(values.T if turned else values)
+            return
+        start = self.bytes[place.start :].ctypes.data
+        rows, columns = place.shape
+        if not native.call("place_matrix", to.dtype, start, FLOATS.index(place.kind), to, rows, columns, scale, turned):
+            raise no_numbers(self.plan, name)
+
+    def ratio(self, layer: LayerPlan, linear: MixedLinear) -> torch.Tensor:
+        """What DoRA multiplies the frozen output by: the learned length of each output's weights by that of the sum
+        (Liu et al. 2024, arXiv:2402.09353, equation 5)."""
+        down_RI, up_OR = (self.values(layer.names[part]) for part in ("lora_A", "lora_B"))
+        sum_OI = linear.weight.float() + up_OR @ down_RI * layer.scale
+        return self.values(layer.names["lora_magnitude_vector"]) / torch.linalg.vector_norm(sum_OI, dim=1)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file does."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def no_numbers(plan: AdapterPlan, name: str) -> RefusedError:
+    return bad(plan.folder, f"tensor {name.removeprefix(ADAPTER_PREFIX)} holds values that are no numbers")
+
+
+def bad(folder: Path, what: str) -> RefusedError:
+    return RefusedError("bad_adapter", f"adapter {folder.name}: {what}")
