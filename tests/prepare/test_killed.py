@@ -127,7 +127,7 @@ prepare:
   deduplicate: {within: drop}
   weigh: {classes: balanced}
   augment: {characters: {share: 0.1}, words: {share: 0.1}}
-""": ("clean", "keep", "deduplicate after", "weigh after", "augment", "finish", "move", "report"),
+""": ("clean", "keep", "deduplicate after", "weigh after", "augment", "move", "report"),
     """
 prepare:
   labels: {check: weight, folds: 2}
