@@ -233,6 +233,7 @@ inline void go_down(const T* x, int64_t x_row, const W* down, int64_t inputs, fl
         Lane values[ROWS];
         for (int n = 0; n < ROWS; ++n) values[n] = lane(x + n * x_row + i);
         for (int r = 0; r < RANKS; ++r) {
+            __builtin_prefetch(from[r] + RANKS * inputs + i, 0, 3);  // of the rows that come next
             Lane weight = lane(from[r] + i);
             for (int n = 0; n < ROWS; ++n) sums[n][r] += values[n] * weight;
         }
@@ -257,7 +258,10 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
         int64_t o = first;
         for (; o + LANE <= last; o += LANE) {
             Lane total = lane(out + o);
-            for (int64_t k = 0; k < RANKS; ++k) total += by[k] * lane(from[k] + o);
+            for (int64_t k = 0; k < RANKS; ++k) {
+                __builtin_prefetch(from[k] + RANKS * outputs + o, 0, 3);
+                total += by[k] * lane(from[k] + o);
+            }
             put(out + o, total);
         }
         for (; o < last; ++o)
@@ -372,21 +376,23 @@ inline float load(const float16* p) {  // IEEE 754 binary16
 // Copies a matrix out of a file, times a scale, turned where asked. Returns whether all of it are numbers.
 template <class From, class To>
 bool place_matrix(const From* from, To* to, int64_t rows, int64_t columns, float scale, bool turned) {
-    bool finite = true;
+    uint32_t wrong = 0;  // a number's exponent is never all ones
+    auto place = [&](const From* value, To* target) {
+        float number = load(value);
+        uint32_t bits;
+        std::memcpy(&bits, &number, 4);
+        wrong |= (bits & 0x7f800000) == 0x7f800000;
+        store(target, number * scale);
+    };
     constexpr int64_t SIDE = 16;
-    for (int64_t first = 0; first < rows; first += SIDE)
+    if (!turned)
+#pragma omp simd reduction(| : wrong)
+        for (int64_t i = 0; i < rows * columns; ++i) place(from + i, to + i);
+    for (int64_t first = 0; turned && first < rows; first += SIDE)
         for (int64_t c = 0; c < columns; ++c)
-            for (int64_t r = first; turned && r < std::min(rows, first + SIDE); ++r) {
-                float value = load(from + r * columns + c);
-                finite &= std::isfinite(value);
-                store(to + c * rows + r, value * scale);
-            }
-    for (int64_t i = 0; !turned && i < rows * columns; ++i) {
-        float value = load(from + i);
-        finite &= std::isfinite(value);
-        store(to + i, value * scale);
-    }
-    return finite;
+#pragma omp simd reduction(| : wrong)
+            for (int64_t r = first; r < std::min(rows, first + SIDE); ++r) place(from + r * columns + c, to + c * rows + r);
+    return wrong == 0;
 }
 
 template <class To>

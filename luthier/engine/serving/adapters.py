@@ -37,7 +37,7 @@ class Loaded:
     size: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A registered adapter."""
 
@@ -49,7 +49,10 @@ class Entry:
     loaded: Loaded | None = None
     loading: bool = False
     failed: RefusedError | None = None
+    open: int = 0
+    """Requests that want it, waiting ones among them."""
     users: int = 0
+    """Running answers, from whose feet it may not be pulled."""
     pinned: bool = False
     used: int = 0
     """When it was last used, by a clock that counts uses."""
@@ -120,10 +123,8 @@ class Adapters:
             entry = self._entry(name)
             del self.entries[name]
             entry.removed, entry.pinned = True, False
-            if entry.users or entry.loading:
-                self._leaving.append(entry)
-            else:
-                self._drop(entry)
+            self._leaving.append(entry)
+            self._settle(entry)
 
     def pin(self, name: str, pinned: bool = True) -> None:
         """Load it and keep it, or let it leave again. Raises `RefusedError`."""
@@ -181,11 +182,18 @@ class Adapters:
     # What the engine does with them
 
     def find(self, name: str) -> Entry:
-        """The entry for a request that is taken in. Raises `RefusedError`."""
+        """The entry for a request that is taken in; it says `done` at its end. Raises `RefusedError`."""
         with self._lock:
             entry = self._entry(name)
             entry.requests += 1
+            entry.open += 1
             return entry
+
+    def done(self, entry: Entry) -> None:
+        """A request that `find` gave it to has ended."""
+        with self._lock:
+            entry.open -= 1
+            self._settle(entry)
 
     def ask(self, entry: Entry) -> bool:
         """Whether it is in memory; else it is loaded as soon as there is room. Raises its `RefusedError` where it
@@ -204,9 +212,6 @@ class Adapters:
     def release(self, entry: Entry) -> None:
         with self._lock:
             entry.users -= 1
-            if entry.removed and not entry.users:
-                self._leaving.remove(entry)
-                self._drop(entry)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._load_all, name="adapters", daemon=True)
@@ -233,6 +238,12 @@ class Adapters:
         self._clock += 1
         entry.used = self._clock
 
+    def _settle(self, entry: Entry) -> None:
+        """Of a removed one, give back the memory once nobody wants it any more."""
+        if entry.removed and not entry.open and not entry.loading and entry in self._leaving:
+            self._leaving.remove(entry)
+            self._drop(entry)
+
     def _drop(self, entry: Entry) -> None:
         if entry.loaded is not None:
             self.arena.give(entry.loaded.start, entry.loaded.size)
@@ -253,9 +264,7 @@ class Adapters:
             finally:
                 with self._lock:
                     entry.loading = False
-                    if entry.removed and not entry.users:
-                        self._leaving.remove(entry)
-                        self._drop(entry)
+                    self._settle(entry)
             self.changed()
 
     def _load(self, entry: Entry) -> None:

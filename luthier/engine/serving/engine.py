@@ -159,8 +159,8 @@ class Engine:
 
     def submit(self, request: Request, listen: Callable[[Piece | End], None]) -> Ticket:
         """Have an answer written. Raises `RefusedError` where it can't be taken."""
-        ticket = self._ticket(request, listen, "write")
         grammar = self.grammars.begin(request.schema) if request.schema is not None else None
+        ticket = self._ticket(request, listen, "write")
         ticket.writer = Writer(self.network.tokenizer, request.stop)
         ticket.drawing = Drawing(request.sampling, request.logprobs, grammar)
         return self._send(ticket)
@@ -169,6 +169,8 @@ class Engine:
         """Have an adapter's head score a text. Raises `RefusedError`."""
         ticket = self._ticket(Request(tuple(prompt), 0, adapter), listen, "score")
         if ticket.entry is None or not ticket.entry.plan.labels:
+            if ticket.entry is not None:
+                self.adapters.done(ticket.entry)
             raise RefusedError("bad_adapter", f"{adapter!r} writes text; it has no label head")
         return self._send(ticket)
 
@@ -475,6 +477,8 @@ class Engine:
         if ticket in self.running:
             self.running.remove(ticket)
         self._free(ticket)
+        if ticket.entry is not None:
+            self.adapters.done(ticket.entry)
 
     def _free(self, ticket: Ticket) -> None:
         self.pool.give(ticket.pages)
