@@ -221,6 +221,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     rows: list[list[str]] = []
     for repeat in range(options.repeats):
+        print(f"run {repeat + 1} of {options.repeats}", file=sys.stderr)
         loads, adapters = our_loads(options, sizes, repeat)
         result = ours(options, loads, adapters)
         if isinstance(result, str):
