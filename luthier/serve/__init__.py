@@ -1,0 +1,1 @@
+"""Serves a base model and many adapters of it over HTTP."""
