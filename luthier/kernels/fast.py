@@ -21,7 +21,9 @@ from luthier.kernels.attention import AttentionSettings, Packing, attention, rot
 from luthier.kernels.branches import Branched, attention_of_branches, rotary_attention_of_branches
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
+from luthier.kernels.mixed import MixedLinear
 from luthier.kernels.norm import rms_norm
+from luthier.kernels.pages import Paged, attention_over_pages, rotary_attention_over_pages
 from luthier.kernels.projection import is_linear, is_quantised, join, plain_layer, project, project_plain
 from luthier.kernels.virtual import attention_behind_prefix, rotary_attention_behind_prefix
 
@@ -171,6 +173,10 @@ def _attention_forward(
     how = AttentionSettings(module.scaling, module.is_causal, _window(module), dropout)
     if isinstance(packing, Branched):
         out_NHD = rotary_attention_of_branches(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
+    elif isinstance(packing, Paged):
+        out_NHD = rotary_attention_over_pages(
+            heads_NXD, cosine_ND, sine_ND, query_heads, packing, how, module.layer_idx
+        )
     elif packing.prefix is not None:
         out_NHD = rotary_attention_behind_prefix(
             heads_NXD, cosine_ND, sine_ND, query_heads, packing, how, module.layer_idx
@@ -200,6 +206,8 @@ def _attention_of_transformers(
     query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
     if isinstance(packing, Branched):
         return attention_of_branches(query_NHD, key_NKD, value_NKD, packing, how)[None], None
+    if isinstance(packing, Paged):
+        return attention_over_pages(query_NHD, key_NKD, value_NKD, packing, how, module.layer_idx)[None], None
     if packing.prefix is not None:
         return attention_behind_prefix(query_NHD, key_NKD, value_NKD, packing, how, module.layer_idx)[None], None
     return attention(query_NHD, key_NKD, value_NKD, packing, how)[None], None
@@ -209,7 +217,10 @@ def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
     plain = [plain_layer(layer) for layer in layers]
     if any(getattr(layer, "alone", False) for layer in layers) or not all(map(is_linear, plain)):
         return project_plain(x, layers)
-    return project_plain(x, layers) if any(map(is_quantised, plain)) else project(x, layers)
+    if any(map(is_quantised, plain)):
+        return project_plain(x, layers)
+    mixed = [layer for layer in layers if isinstance(layer, MixedLinear)]
+    return mixed[0].mixer.add(x, project(x, layers), mixed) if mixed else project(x, layers)
 
 
 def _window(module: Any) -> int:

@@ -1,4 +1,4 @@
-"""Compiles and calls the functions of native.cpp.
+"""Compiles and calls the functions of native.cpp and serving.cpp.
 
 In: a function's name and tensors on the processor, in float32 or bfloat16. The library is compiled once for a machine
 (two seconds, by the C++ compiler that is there) and kept in the cache folder; without a compiler, nothing here is
@@ -20,7 +20,8 @@ import torch
 
 from luthier import files
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "serving.cpp"))
+HEADER = Path(__file__).with_name("native.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -53,6 +54,17 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
         integer,
         real,
         integer,
+    ),
+    "store_pages": (*2 * HEADS, *3 * (pointer,), *3 * (integer,)),
+    "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
+    "add_adapters": (
+        *2 * (pointer, integer),
+        pointer,
+        integer,
+        *3 * (pointer,),
+        *2 * (integer,),
+        *2 * (pointer,),
+        *2 * (integer,),
     ),
 }
 
@@ -107,7 +119,8 @@ def _compiled() -> Path:
     if compiler is None:
         raise NotAvailable("this machine has no C++ compiler")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=COMPILE_SECONDS).stdout
-    key = files.fingerprint(SOURCE.read_text(), *FLAGS, compiler, version, _processor(), torch.__version__)
+    source = [path.read_text() for path in (HEADER, *SOURCES)]
+    key = files.fingerprint(*source, *FLAGS, compiler, version, _processor(), torch.__version__)
     target = files.cache_folder() / "kernels" / f"{key[:16]}.so"
     if target.is_file():
         return target
@@ -122,28 +135,24 @@ def _compile(compiler: str, target: Path) -> None:
     runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
     attempts = [(*wide, "-fopenmp"), ("-fopenmp-simd",), ()] if runtime else [(*wide, "-fopenmp-simd"), ()]
     for extra in attempts:
-        compiled = target.with_suffix(".o")
+        threads = [str(path) for path in runtime] if "-fopenmp" in extra else []
+        compiled = [target.with_name(f"{target.name}.{path.stem}.o") for path in SOURCES]
+        each = [
+            [compiler, *FLAGS, *extra, "-c", str(path), "-o", str(out)]
+            for path, out in zip(SOURCES, compiled, strict=True)
+        ]
+        together = [compiler, "-shared", *map(str, compiled), *threads, "-o", str(target)]
         try:
-            one = subprocess.run(
-                [compiler, *FLAGS, *extra, "-c", str(SOURCE), "-o", str(compiled)],
-                capture_output=True,
-                text=True,
-                timeout=COMPILE_SECONDS,
-            )
-            if one.returncode:
-                continue
-            threads = [str(path) for path in runtime] if "-fopenmp" in extra else []
-            two = subprocess.run(
-                [compiler, "-shared", str(compiled), *threads, "-o", str(target)],
-                capture_output=True,
-                text=True,
-                timeout=COMPILE_SECONDS,
-            )
-            if not two.returncode:
+            if all(map(_runs, [*each, together])):
                 return
         finally:
-            compiled.unlink(missing_ok=True)
+            for path in compiled:
+                path.unlink(missing_ok=True)
     raise NotAvailable(f"{compiler} can't compile the kernels")
+
+
+def _runs(command: list[str]) -> bool:
+    return not subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS).returncode
 
 
 def _compilers() -> list[str]:

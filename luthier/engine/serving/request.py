@@ -12,9 +12,11 @@ from typing import Literal
 from luthier.engine.generate import GREEDY, Sampling
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
-"""Why an answer ended: the model or a stop text ended it, it was as long as it may be, its asker left, it took too long,
-or something failed."""
-Trouble = Literal["unknown_adapter", "bad_adapter", "taken", "too_long", "bad_schema", "busy", "over_budget", "stopping"]
+"""Why an answer ended: the model or a stop text ended it, it was as long as it may be, its asker left, it took too
+long, or something failed."""
+Trouble = Literal[
+    "unknown_adapter", "bad_adapter", "taken", "too_long", "bad_schema", "busy", "over_budget", "stopping"
+]
 
 
 class RefusedError(Exception):

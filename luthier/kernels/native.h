@@ -1,0 +1,106 @@
+// What the compiled functions share: numbers of 16 bits, the exponential function, which keys a query sees, and small
+// products of matrices.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bfloat16 { uint16_t bits; };
+
+inline float load(const float* p) { return *p; }
+inline float load(const bfloat16* p) {
+    uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline void store(float* p, float value) { *p = value; }
+inline void store(bfloat16* p, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    // Round to nearest even; a NaN keeps a bit of its fraction, so that it stays one.
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t not_a_number = (bits >> 16) | 0x40;
+    p->bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : rounded);
+}
+
+// e^x within 2 units in the last place: x = n ln 2 + r, a polynomial in r, and n put into the exponent (Cephes' expf).
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = std::nearbyintf(x * 1.44269504088896341f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Which keys the query may see: first..last. It stands at key `at`, -1 where it may see those after it too; of the keys
+// only the first `length` are real; window 0 means no window, else it sees so many keys, its own among them.
+inline void visible(int64_t at, int64_t length, int64_t window, int64_t& first, int64_t& last) {
+    last = at < 0 || at >= length ? length : at + 1;
+    first = at >= 0 && window > 0 && at + 1 > window ? at + 1 - window : 0;
+    first = first < last ? first : last - 1;
+}
+
+// Sixteen floats, in however many registers the processor needs for them.
+typedef float Lane __attribute__((vector_size(64), aligned(4)));
+constexpr int64_t LANE = 16;
+inline int64_t padded(int64_t count) { return (count + LANE - 1) / LANE * LANE; }
+
+// A matrix of the caller's scratch memory; `row` and `column` are the steps between neighbours.
+struct Matrix {
+    float* at;
+    int64_t row, column;
+    Matrix turned() const { return {at, column, row}; }
+};
+
+template <int ROWS>
+inline void block(const Matrix& left, const Matrix& right, const Matrix& out, int64_t first, int64_t from_inner,
+                  int64_t to_inner, int64_t column, bool add) {
+    Lane sum[ROWS];
+    for (int r = 0; r < ROWS; ++r)
+        sum[r] = add ? *reinterpret_cast<const Lane*>(out.at + (first + r) * out.row + column) : Lane{};
+    for (int64_t d = from_inner; d < to_inner; ++d) {
+        Lane from = *reinterpret_cast<const Lane*>(right.at + d * right.row + column);
+        for (int r = 0; r < ROWS; ++r) sum[r] += left.at[(first + r) * left.row + d * left.column] * from;
+    }
+    for (int r = 0; r < ROWS; ++r) *reinterpret_cast<Lane*>(out.at + (first + r) * out.row + column) = sum[r];
+}
+
+// Which half of a product needs no work, where a query sees no later key: none; the later columns of `out`, which are
+// left as they were; the later columns of `left`, all zero; or its earlier ones.
+enum class Skip { nothing, later_out, later_left, earlier_left };
+
+// out [rows, columns] = (or, with add, +=) left [rows, inner] right [inner, columns]; columns are whole lanes.
+inline void multiply(const Matrix& left, const Matrix& right, const Matrix& out, int64_t rows, int64_t inner,
+                     int64_t columns, Skip skip, bool add = false) {
+    for (int64_t column = 0; column < columns; column += LANE) {
+        int64_t first = skip == Skip::later_out ? column : 0;
+        while (first < rows) {
+            int64_t height = first + 8 <= rows ? 8 : first + 4 <= rows ? 4 : 1;
+            int64_t from = skip == Skip::earlier_left ? first : 0;
+            int64_t to = skip == Skip::later_left && first + height < inner ? first + height : inner;
+            if (height == 8) block<8>(left, right, out, first, from, to, column, add);
+            else if (height == 4) block<4>(left, right, out, first, from, to, column, add);
+            else block<1>(left, right, out, first, from, to, column, add);
+            first += height;
+        }
+    }
+}
+
+}  // namespace
