@@ -75,13 +75,13 @@ class Names:
 
     def public(self) -> list[str]:
         """Every name that a request may give, the base first."""
-        several = [f"{n}@{version}" for n, each in self.versions.items() for version in each.registered]
-        plain = set(self.versions)
-        return [self.base, *self.versions, *(name for name in several if name.partition("@")[0] in plain)]
+        several = {name: each for name, each in self.versions.items() if len(each.registered) > 1}
+        versions = [f"{name}@{version}" for name, each in several.items() for version in each.registered]
+        return [self.base, *self.versions, *versions]
 
     def unknown(self, model: str, among: Iterable[str]) -> Refusal:
         """The refusal, with the nearest names of those that the asker may know of."""
-        names = [name for name in among if not name.endswith(f"@{FIRST}")]
+        names = list(among)
         close = difflib.get_close_matches(shortened(model), names, n=3, cutoff=0.6)
         few = f"there are: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else ""
         hint = f"did you mean {' or '.join(close)}?" if close else few

@@ -57,9 +57,7 @@ RETRY_SECONDS = 1.0
 class Refusal(Exception):
     """A request that is not taken, in words for the one who asked; `retry_after` in seconds."""
 
-    def __init__(
-        self, kind: str, message: str, *, param: str | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, kind: str, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message, self.param, self.retry_after = kind, message, param, retry_after
 
