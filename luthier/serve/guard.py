@@ -16,7 +16,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from luthier.serve.access import Key
+from luthier.serve.access import ANYONE, Key
 from luthier.serve.answering import ClientLeft
 from luthier.serve.other_routes import refused
 from luthier.serve.refusals import Refusal
@@ -71,8 +71,8 @@ class Guard:
             service.metrics.under_way.dec()
             self._account(scope, passage, state)
 
-    def _admit(self, scope: Scope, headers: Headers) -> Key | None:
-        """The key of who asks; None where the path needs none. Raises `Refusal`."""
+    def _admit(self, scope: Scope, headers: Headers) -> Key:
+        """The key of who asks, or `ANYONE` where none is needed. Raises `Refusal`."""
         service, path = self.service, scope["path"]
         if service.draining and path not in WHILE_STOPPING:
             raise Refusal("stopping", "the server is shutting down", retry_after=service.settings.drain_seconds)
@@ -83,9 +83,9 @@ class Guard:
             return service.admin_keys.find(authorization)
         if service.keys is None:
             self._refuse_strange_host(headers)
-            return None
+            return ANYONE
         if path in OPEN:
-            return None
+            return ANYONE
         key = service.keys.find(authorization)
         service.limits.take_request(key)
         return key
@@ -130,7 +130,9 @@ class Guard:
         self.service.metrics.seconds.labels(route).observe(seconds)
         key = state.get("key")
         told = {"event": "request", "request_id": passage.id, "method": scope["method"], "path": scope["path"][:200]}
-        told |= {"status": status, "seconds": round(seconds, 4)} | ({"key": key.name} if key is not None else {})
+        told |= {"status": status, "seconds": round(seconds, 4)} | (
+            {"key": key.name} if key not in (None, ANYONE) else {}
+        )
         logger.info("%s %s", scope["method"], status, extra={"told": told | state.get("told", {})})
 
 

@@ -49,7 +49,7 @@ class Metrics:
 
     def __init__(self, facts: Callable[[], EngineFacts]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(facts))  # type: ignore[arg-type]
+        self.registry.register(EngineCollector(facts))
         own = self.registry
         self.requests = Counter("luthier_requests", "Requests answered", ["route", "status"], registry=own)
         about = "From a request to its end"

@@ -18,6 +18,11 @@ MOST_TEXTS = 2048
 """Texts of one request for labels or embeddings, as at OpenAI."""
 
 
+COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+"""llguidance's word for JSON with a blank after ',' and ':' and no other white space, which a model could go on with
+for ever."""
+
+
 def encodable(text: str) -> str:
     """JSON can say half a character (a lone surrogate); no text can hold it."""
     try:
@@ -74,12 +79,13 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
     def schema_text(self) -> str | None:
-        """The schema as the engine takes it; `{}` is any JSON."""
-        if self.type == "json_schema":
-            if self.json_schema is None:
-                raise Refusal("malformed", "json_schema is missing", param="response_format")
-            return json.dumps(self.json_schema.schema_)
-        return "{}" if self.type == "json_object" else None
+        """The schema as the engine takes it."""
+        if self.type == "text":
+            return None
+        if self.type == "json_schema" and self.json_schema is None:
+            raise Refusal("malformed", "json_schema is missing", param="response_format")
+        schema = self.json_schema.schema_ if self.json_schema is not None else {"type": "object"}
+        return json.dumps(COMPACT | schema if isinstance(schema, dict) else schema)
 
 
 class StreamOptions(Body):

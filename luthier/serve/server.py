@@ -33,11 +33,24 @@ def serve(service: Service, when_listening: Callable[[str], None]) -> None:
     """
     settings = service.settings
     listener = listen(settings.host, settings.port)
-    Connection.most = most_connections()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        make_app(service, lambda: when_listening(address)),
+    config = configured(service, lambda: when_listening(address))
+    try:
+        asyncio.run(Server(config, service).serve(sockets=[listener]))
+    finally:
+        service.engine.stop(0)
+        service.rendering.stop()
+        if service.capture is not None:
+            service.capture.stop(settings.drain_seconds + LAST_SECONDS)
+        listener.close()
+
+
+def configured(service: Service, when_ready: Callable[[], None] = lambda: None) -> uvicorn.Config:
+    """uvicorn's settings: what it logs is ours, and what it refuses as well."""
+    Connection.most = most_connections()
+    return uvicorn.Config(
+        make_app(service, when_ready),
         http=Connection,
         log_config=None,
         access_log=False,
@@ -48,14 +61,6 @@ def serve(service: Service, when_listening: Callable[[str], None]) -> None:
         timeout_graceful_shutdown=1,
         proxy_headers=False,
     )
-    try:
-        asyncio.run(Server(config, service).serve(sockets=[listener]))
-    finally:
-        service.engine.stop(0)
-        service.rendering.stop()
-        if service.capture is not None:
-            service.capture.stop(settings.drain_seconds + LAST_SECONDS)
-        listener.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
