@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,13 +28,12 @@ from luthier.version import __version__
 BY_STATUS = {404: "not_found", 405: "wrong_method"}
 
 
-def make_app(service: Service, when_ready: Callable[[], None] = lambda: None) -> ASGIApp:
-    """All routes behind the guard. `when_ready` is called on the loop before the first request."""
+def make_app(service: Service) -> ASGIApp:
+    """All routes behind the guard."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.begin()
-        when_ready()
         yield
 
     # Its own pages would fetch scripts from elsewhere, so only the description itself is served.

@@ -43,6 +43,9 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        if self.conn.their_state is h11.IDLE and self._is_long_head(self.conn.trailing_data[0] + data):
+            self._refuse(Refusal("headers_too_large", f"the head has more than {HEAD_BYTES:,} bytes"))
+            return
         super().data_received(data)
         if self._is_answering():
             self._stop_waiting()
@@ -54,11 +57,12 @@ class Connection(H11Protocol):
             self._stop_waiting()
 
     def send_400_response(self, msg: str) -> None:
-        too_long = self.conn.trailing_data[0] and len(self.conn.trailing_data[0]) > HEAD_BYTES
-        kind, said = (
-            ("headers_too_large", f"the head has more than {HEAD_BYTES:,} bytes") if too_long else ("malformed", msg)
-        )
-        self._refuse(Refusal(kind, said))
+        self._refuse(Refusal("malformed", msg))
+
+    @staticmethod
+    def _is_long_head(data: bytes) -> bool:
+        end = data.find(b"\r\n\r\n", 0, HEAD_BYTES)
+        return end < 0 and len(data) > HEAD_BYTES
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

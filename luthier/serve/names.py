@@ -29,6 +29,8 @@ class Versions:
     """The engine's name of each version, in the order in which they came."""
     shares: dict[str, float] = field(default_factory=dict)
     """Which share of the requests each version gets; they sum to 1."""
+    newest: int = 0
+    """The highest number that a version without a name of its own got: none is used again."""
 
 
 class Names:
@@ -123,7 +125,7 @@ class Names:
             mend = "" if name == self.base else "; say replace: true to swap in another version, or name one: @v2"
             raise Refusal("taken", f"there is a model '{name}'{mend}")
         if not version:
-            number = 1
+            number = known.newest + 1 if known else 1
             while known and f"v{number}" in known.registered:
                 number += 1
             version = f"v{number}"
@@ -138,6 +140,8 @@ class Names:
         """Give a registered adapter its place: all requests (`replace`, or the first one), a share, or none yet."""
         known = self.versions.setdefault(name, Versions())
         known.registered[version] = registered
+        if version[1:].isdecimal() and version.startswith("v"):
+            known.newest = max(known.newest, int(version[1:]))
         if replace or not known.shares:
             known.shares = {version: 1.0}
             for other in [each for each in known.registered if each != version] if replace else []:

@@ -35,9 +35,9 @@ def serve(service: Service, when_listening: Callable[[str], None]) -> None:
     listener = listen(settings.host, settings.port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{listener.getsockname()[1]}"
-    config = configured(service, lambda: when_listening(address))
+    server = Server(configured(service), service, lambda: when_listening(address))
     try:
-        asyncio.run(Server(config, service).serve(sockets=[listener]))
+        asyncio.run(server.serve(sockets=[listener]))
     finally:
         service.engine.stop(0)
         service.rendering.stop()
@@ -46,17 +46,17 @@ def serve(service: Service, when_listening: Callable[[str], None]) -> None:
         listener.close()
 
 
-def configured(service: Service, when_ready: Callable[[], None] = lambda: None) -> uvicorn.Config:
+def configured(service: Service) -> uvicorn.Config:
     """uvicorn's settings: what it logs is ours, and what it refuses as well."""
     Connection.most = most_connections()
     return uvicorn.Config(
-        make_app(service, when_ready),
+        make_app(service),
         http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,
         ws="none",
-        h11_max_incomplete_event_size=HEAD_BYTES,
+        h11_max_incomplete_event_size=2 * HEAD_BYTES,  # `Connection` refuses a long head before
         timeout_keep_alive=30,
         timeout_graceful_shutdown=1,
         proxy_headers=False,
@@ -93,14 +93,15 @@ def most_connections() -> int:
 class Server(uvicorn.Server):
     """uvicorn's, with a drain."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, when_listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self.when_listening = service, when_listening
         self._drain: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self.when_listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining:

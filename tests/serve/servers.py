@@ -65,7 +65,7 @@ def serving(engine: Engine, adapters: dict[str, Path], **settings: Any) -> Itera
             service.add(name, folder)
     listener = listen("127.0.0.1", 0)
     ready = threading.Event()
-    server = Server(configured(service, ready.set), service)
+    server = Server(configured(service), service, ready.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     assert ready.wait(SECONDS)
