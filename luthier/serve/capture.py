@@ -187,12 +187,15 @@ class Capture:
         from sqlalchemy import insert, select
 
         answers, feedback = self._tables
+        answered = [
+            {name: clean(value) for name, value in vars(row).items()} for row in rows if isinstance(row, Answered)
+        ]
         known: list[tuple[Opinion, bool]] = []
         with self._engine.begin() as connection:
+            if answered:  # before the opinions, which may be of these
+                connection.execute(insert(answers), answered)
             for row in rows:
-                if isinstance(row, Answered):
-                    values = {name: clean(value) for name, value in vars(row).items()}
-                    connection.execute(insert(answers).values(values))
+                if not isinstance(row, Opinion):
                     continue
                 found = connection.execute(select(answers.c.id).where(answers.c.id == row.answer).limit(1)).first()
                 if found is not None:

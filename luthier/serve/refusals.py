@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luthier.engine.serving.request import RefusedError
+if TYPE_CHECKING:
+    from luthier.engine.serving.request import RefusedError
 
 
 @dataclass(frozen=True)

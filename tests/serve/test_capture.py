@@ -23,6 +23,7 @@ from luthier.serve.capture import Answered, Capture
 from luthier.serve.masking import Masking
 from tests.prepare import postgres
 from tests.serve.servers import ASKED, Served, serving, until
+from tests.servers import closed_port
 
 ASK = {"model": "formal", "messages": ASKED, "max_tokens": 4, "temperature": 0}
 masks = pytest.mark.skipif(importlib.util.find_spec("presidio_analyzer") is None, reason="needs the extra personal")
@@ -119,25 +120,30 @@ def test_what_waits_is_written_when_the_server_stops(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys
-from tests.serve.test_capture import answered
-from luthier.serve.capture import Capture
+import sys, time
+from luthier.serve.capture import Answered, Capture
+
+def answered(number, text):
+    turns = [{"role": "user", "content": text}]
+    return Answered(f"chatcmpl-{number}", 0, "chat", "formal", "formal", "", turns, text[::-1], "stop", 3, 3, 0.1)
+
 capture = Capture(sys.argv[1], None)
 capture.start()
 number = 0
 while True:
-    number += 1
-    if capture.waiting < 1000:
+    for _ in range(100):
+        number += 1
         capture.put(answered(number, "film " * 200))
-    if number % 100 == 0:
-        print(capture.counts.captured, flush=True)
+    while capture.waiting > 500:
+        time.sleep(0.001)
+    print(capture.counts.captured, flush=True)
 """
 
 
 def test_a_kill_leaves_whole_rows(tmp_path: Path) -> None:
     """All that was told as captured is there, nothing half, and the next server goes on."""
     path = tmp_path / "captured.db"
-    for _ in range(3):
+    for _ in range(2):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, f"sqlite:///{path}"], stdout=subprocess.PIPE, text=True
         )
@@ -172,7 +178,9 @@ def test_a_database_that_can_not_be_opened(tmp_path: Path) -> None:
 
 
 def test_postgres(engine: Engine, adapters: dict[str, Path]) -> None:
-    with postgres.running() as server_of_rows:
+    if reason := postgres.why_not():
+        pytest.skip(reason)
+    with postgres.running(closed_port()) as server_of_rows:
         url = server_of_rows.url()
         with serving(engine, adapters, capture=url, mask=False) as server:
             reply = server.client.chat.completions.create(**ASK)  # type: ignore[call-overload]
