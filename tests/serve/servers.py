@@ -20,6 +20,7 @@ from typing import Any
 import openai
 import requests
 
+import luthier
 from luthier.engine.serving.engine import Engine
 from luthier.serve.server import Server, configured, listen
 from luthier.serve.service import Service
@@ -97,10 +98,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(base: Path, *options: str) -> Iterator[Process]:
+def process(*options: str | Path) -> Iterator[Process]:
     """Yields once it listens. Killed by its id at the end."""
-    command = [sys.executable, "-m", "luthier", "serve", str(base), "--port", "0", "--dtype", "float32", *options]
-    made = Process(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    command = [sys.executable, "-m", "luthier", "serve", *map(str, options), "--port", "0", "--dtype", "float32"]
+    environment = os.environ | {"PYTHONPATH": str(Path(luthier.__file__).parents[1])}
+    made = Process(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
