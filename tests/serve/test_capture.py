@@ -89,11 +89,24 @@ def test_personal_data_is_masked_first(tmp_path: Path) -> None:
         assert b"jane.roe" not in file.read_bytes()
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 512 KiB: what a database needs to begin."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this user may not mount a file system ({done.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 def test_a_full_disk_ends_capture_and_no_request(
-    engine: Engine, adapters: dict[str, Path], small_disk: Path, caplog: pytest.LogCaptureFixture
+    engine: Engine, adapters: dict[str, Path], disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serving(engine, adapters, capture=f"sqlite:///{small_disk / 'captured.db'}", mask=False) as server:
-        ballast = small_disk / "ballast"
+    with serving(engine, adapters, capture=f"sqlite:///{disk / 'captured.db'}", mask=False) as server:
+        ballast = disk / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb") as file:
             while True:
                 file.write(b"x" * 1024)

@@ -50,7 +50,7 @@ def test_folders_of_adapters(adapters: dict[str, Path], tmp_path: Path) -> None:
     assert name_of(Path("runs/my run/model")) == "my-run"
     for wrong in (tmp_path / "none", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match="no such folder|holds no adapter"):
+        with pytest.raises(UserError, match=r"no such folder|holds no adapter"):
             list(find_adapters([wrong]))
 
 
