@@ -61,7 +61,7 @@ def test_wrong_options_are_told_before_anything_is_loaded(tmp_path: Path, capsys
         (["--max-body", "big"], "is no size"),
         (["--max-batch", "0"], "max_running"),
         (["--adapters", str(tmp_path / "none")], "no such folder"),
-        (["--adapter", "x"], "did you mean '--adapters'"),
+        (["--adaptors", "x"], "did you mean '--adapters'"),
     ):
         assert main(["serve", "nowhere/model", *options]) == 2
         assert said in capsys.readouterr().err, options
