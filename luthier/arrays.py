@@ -13,6 +13,7 @@ import mmap
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -160,8 +161,31 @@ def mapped(path: Path, kind: np.dtype) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind)
 
 
+AT_ONCE = 2**21
+"""Bytes of a mapped array that are in memory at once, where few of it are asked for."""
+
+
+def taken(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`array[places]`, of which little is ever in memory: places (0 or more) are read in their order in the file, and
+    the file let go block by block. (Each place by itself would bring up to 2 MiB around it along.)"""
+    if array.nbytes <= AT_ONCE:
+        return array[places]
+    out = np.empty((len(places), *array.shape[1:]), array.dtype)
+    order = np.argsort(places)
+    block = len(array) * AT_ONCE // array.nbytes
+    ends = np.searchsorted(places, np.arange(0, len(array) + block, block), sorter=order)
+    for begin, end in pairwise(ends.tolist()):
+        if begin < end:
+            some = order[begin:end]
+            out[some] = array[places[some]]
+            let_go(array)
+    return out
+
+
 def let_go(array: np.ndarray) -> None:
     """Take what was read of a mapped array out of this process's memory; it is read again when it is asked for."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
     file = array.base.obj if isinstance(array.base, memoryview) else array.base
     if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         file.madvise(mmap.MADV_DONTNEED)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.arrays import Arrays, ArrayWriter, DamagedError, let_go, open_arrays
+from luthier.arrays import Arrays, ArrayWriter, DamagedError, let_go, open_arrays, taken
 from luthier.files import SAMPLE_BYTES, SAMPLES, sampled_fingerprint
 
 KINDS = {"tokens": "uint16", "ends": "int64", "ids": "S16", "lines": "uint8", "weights": "float64"}
@@ -99,3 +99,14 @@ def test_samples_of_a_long_file_see_its_ends_and_its_length(tmp_path: Path) -> N
         seen.add(fingerprint())
     content.append(0)
     assert len({*seen, fingerprint()}) >= 4
+
+
+def test_taken_is_what_stands_there(tmp_path: Path) -> None:
+    """Also of a mapped array that is read piece by piece."""
+    values = np.arange(2_000_000, dtype=np.int64).reshape(-1, 4)
+    with ArrayWriter(tmp_path) as writer:
+        writer.add("values", values.ravel())
+        mapped = writer.array("values").reshape(-1, 4)
+        places = np.random.default_rng(0).integers(0, len(values), 1000)
+        assert (taken(mapped, places) == values[places]).all()
+        assert taken(mapped, places[:0]).shape == (0, 4)

@@ -44,6 +44,19 @@ def test_report(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["step"] for row in read(reviews.parent / "out" / "kept_aside.jsonl")] == ["keep", "copies"]
 
 
+def test_a_second_report_leaves_nothing_of_the_first(reviews: Path) -> None:
+    drop = ["prepare.deduplicate.within=drop", "prepare.deduplicate.similarity=0.5"]
+    assert main(["data", "report", "reviews.jsonl", "--out", "out", *drop]) == 0
+    out = reviews.parent / "out"
+    assert {file.name for file in out.iterdir()} == {"data.html", "data.json", "kept_aside.jsonl", "near_copies.jsonl"}
+    (reviews.parent / "few.jsonl").write_text(
+        "".join(json.dumps({"text": word * 9, "label": word}) + "\n" for word in ("ab", "cd"))
+    )
+    none = ["data.test_fraction=0", "data.validation_fraction=0", "prepare.deduplicate=null"]
+    assert main(["data", "report", "few.jsonl", "--task", "classify", "--out", "out", *none]) == 0
+    assert {file.name for file in out.iterdir()} == {"data.html", "data.json"}
+
+
 def test_a_hostile_row_does_not_leave_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"text": f"<script>alert({n})</script>", "label": f"<b>{n % 2}</b>"} for n in range(60)]

@@ -7,9 +7,11 @@ Run in the contestant's own environment: python -m benchmarks.peers.near_duplica
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,88 @@ def rensa(originals: str, queries: str) -> Found:
     return best(sketched(queries), index.query, known)
 
 
+def datatrove(originals: str, queries: str) -> Found:
+    """As it comes: runs of 5 words, 14 keys of 8 hashes."""
+    return by_datatrove(originals, queries, own_shingles=True)
+
+
+def datatrove_shingles(originals: str, queries: str) -> Found:
+    """Its hashes and keys, of the shingles that the others are handed."""
+    return by_datatrove(originals, queries, own_shingles=False)
+
+
+def by_datatrove(originals: str, queries: str, own_shingles: bool) -> Found:
+    """Which queries share a key with an original: of several the one with most keys in common."""
+    import numpy as np
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupSignature
+
+    from benchmarks.shingles import shingles
+
+    class OfTheseShingles(MinhashDedupSignature):  # type: ignore[misc]
+        def get_shingles(self, text: str) -> Any:
+            return np.fromiter(map(self._hash_func, shingles(text)), np.uint64).reshape(-1, 1)
+
+    config, first = MinhashConfig(), 0
+    with tempfile.TemporaryDirectory() as folder:
+
+        def documents() -> Iterator[Any]:
+            nonlocal first
+            for number, text in enumerate(texts(originals)):
+                first = number + 1
+                yield Document(text, str(number))
+            for number, text in enumerate(texts(queries)):
+                yield Document(text, str(first + number))
+
+        signature = MinhashDedupSignature if own_shingles else OfTheseShingles
+        signature(f"{folder}/signatures", config).run(documents())
+        shared: dict[int, Counter[int]] = {}
+        for bucket in range(config.num_buckets):
+            buckets = MinhashDedupBuckets(f"{folder}/signatures", f"{folder}/pairs", config=config)
+            buckets.run(None, bucket, config.num_buckets)
+            pairs = [np.fromfile(file, "<u4") for file in sorted(Path(folder, "pairs").glob(f"{bucket:05d}_*.dups"))]
+            for group in chains(np.concatenate([np.empty(0, "<u4"), *pairs]).reshape(-1, 4)[:, [1, 3]].tolist()):
+                known = [each for each in group if each < first]
+                for query in group:
+                    if query >= first and known:
+                        shared.setdefault(query - first, Counter()).update(known)
+    return {"": [(query, found.most_common(1)[0][0]) for query, found in sorted(shared.items())]}
+
+
+def chains(pairs: list[list[int]]) -> list[set[int]]:
+    """What shares one key, from its neighbours in sorted order."""
+    group_of: dict[int, set[int]] = {}
+    for one, other in pairs:
+        both = group_of.get(one, {one}) | group_of.get(other, {other})
+        group_of.update(dict.fromkeys(both, both))
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def semhash(originals: str, queries: str) -> Found:
+    """By the cosine of mean word embeddings (`SEMHASH_WORDS` names a folder with a BERT's), from its default 0.9 on."""
+    import numpy as np
+    from model2vec import StaticModel
+    from safetensors import safe_open
+    from semhash import SemHash
+    from tokenizers import Tokenizer
+
+    folder = Path(os.environ["SEMHASH_WORDS"])
+    with safe_open(folder / "model.safetensors", "numpy") as file:
+        name = next(name for name in file.keys() if name.endswith("word_embeddings.weight"))  # noqa: SIM118
+        vectors = file.get_tensor(name).astype(np.float32)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known, asked = (
+        [{"text": text, "number": str(number)} for number, text in enumerate(texts(file))]
+        for file in (originals, queries)
+    )
+    if not known:
+        return {"": []}
+    index = SemHash.from_records(known, columns=["text"], model=StaticModel(vectors, tokenizer))
+    found = index.deduplicate(asked)
+    pairs = [(int(each.record["number"]), int(each.duplicate_of["number"])) for each in found.filtered]
+    return {"": sorted(pairs)}
+
+
 def best(queries: Iterator[Any], candidates: Any, known: list[Any]) -> Found:
     """The likeliest of a query's candidates; and those of them that are near by their estimate."""
     found: Found = {"": [], " by estimate": []}
@@ -107,7 +191,15 @@ def best(queries: Iterator[Any], candidates: Any, known: list[Any]) -> Found:
     return found
 
 
-CONTESTANTS = {"luthier": luthier, "growth": growth, "datasketch": datasketch, "rensa": rensa}
+CONTESTANTS = {
+    "luthier": luthier,
+    "growth": growth,
+    "datasketch": datasketch,
+    "rensa": rensa,
+    "datatrove": datatrove,
+    "datatrove-shingles": datatrove_shingles,
+    "semhash": semhash,
+}
 
 
 def memory(key: str) -> int:

@@ -85,7 +85,7 @@ def speed_up(model: Any) -> Family | None:
         kind = type(module).__name__
         if kind.endswith("RMSNorm"):
             module.forward = partial(_norm_forward, module, family.norm_offset)
-        elif _children(module, "gate_proj", "up_proj", "down_proj") and (activation := _activation(module)):
+        elif _children(module, "gate_proj", "up_proj", "down_proj") and (activation := gate_activation(module)):
             join([module.gate_proj, module.up_proj])
             module.forward = partial(_gated_forward, module, activation)
         elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
@@ -170,7 +170,7 @@ def _attention_forward(
         query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
         heads_NXD = torch.cat([module.q_norm(query), module.k_norm(key), value], dim=1)
     dropout = module.attention_dropout if module.training else 0.0
-    how = AttentionSettings(module.scaling, module.is_causal, _window(module), dropout)
+    how = AttentionSettings(module.scaling, module.is_causal, attention_window(module), dropout)
     if isinstance(packing, Branched):
         out_NHD = rotary_attention_of_branches(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
     elif isinstance(packing, Paged):
@@ -223,7 +223,7 @@ def _side_by_side(x: torch.Tensor, layers: Sequence[nn.Module]) -> torch.Tensor:
     return mixed[0].mixer.add(x, project(x, layers), mixed) if mixed else project(x, layers)
 
 
-def _window(module: Any) -> int:
+def attention_window(module: Any) -> int:
     """Keys that a query sees, its own among them; 0 for all."""
     window = getattr(module, "sliding_window", None)
     if window is None and not hasattr(module, "sliding_window"):
@@ -235,7 +235,7 @@ def _children(module: nn.Module, *names: str) -> bool:
     return all(type(getattr(module, name, None)) is nn.Linear for name in names)  # a quantised one is a kind of it
 
 
-def _activation(module: Any) -> str | None:
+def gate_activation(module: Any) -> str | None:
     """The name of a gated layer's activation as the kernels know it."""
     function = getattr(module, "act_fn", None)
     names = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh"}

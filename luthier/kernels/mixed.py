@@ -9,8 +9,9 @@ Shape letters: N tokens, I inputs, O outputs, R rank, G groups, M layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,6 @@ from torch import nn
 from luthier.kernels import native
 from luthier.kernels.projection import is_linear, weight_of
 from luthier.kernels.wrapped import features
-
-MANY = 32
-"""Rows of a group from which on matrix products beat the compiled function (LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ class RowAdapter:
 
     def __init__(self, pairs: Mapping[int, Pair], layers: int) -> None:
         self.pairs = pairs
-        self.down, self.up, self.rank = (np.zeros(layers, np.int64) for _ in range(3))
+        self.table_4M = np.zeros((4, layers), np.int64)
+        """Where down, up and ratio of each layer lie, and its rank; 0 where it has none."""
         for number, pair in pairs.items():
-            self.down[number], self.up[number] = pair.down.data_ptr(), pair.up.data_ptr()
-            self.rank[number] = len(pair.down)
+            ratio = 0 if pair.ratio is None else pair.ratio.data_ptr()
+            self.table_4M[:, number] = pair.down.data_ptr(), pair.up.data_ptr(), ratio, len(pair.down)
         self.dtype = next(iter(pairs.values())).down.dtype if pairs else torch.float32
-        self.stretches = any(pair.ratio is not None for pair in pairs.values())
 
 
 @dataclass
@@ -59,114 +57,82 @@ class Group:
     stop: int
 
 
-@dataclass
-class Few:
-    """Groups of few rows whose adapters are held in one dtype, as the compiled function takes them."""
+class MixStruct(ctypes.Structure):
+    """`Mix` of serving.cpp."""
 
-    spans: torch.Tensor
-    down_MG: torch.Tensor
-    up_MG: torch.Tensor
-    rank_MG: torch.Tensor
-    halves: bool
-
-    def tables_of(self, number: int) -> tuple[int, int, int, int]:
-        """Where the rows of a layer and of those that follow it lie in memory, and how far apart."""
-        groups = self.down_MG.shape[1]
-        tables = (self.down_MG, self.up_MG, self.rank_MG)
-        down, up, rank = (table.data_ptr() + number * groups * table.element_size() for table in tables)
-        return down, up, rank, groups
+    _fields_ = (
+        ("spans", ctypes.c_void_p),
+        ("groups", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("downs", "ups", "ratios", "ranks")),
+        ("stride", ctypes.c_int64),
+        ("halves", ctypes.c_int64),
+    )
 
 
-@dataclass
 class Mixer:
-    """Which rows of this step use which adapter; one for all layers of a model."""
+    """Which rows of this step use which adapter; one for all layers of a model. All adapters are held in one dtype."""
 
-    groups: list[Group] = field(default_factory=list)
-    few: list[Few] = field(default_factory=list)
-    many: list[Group] = field(default_factory=list)
-    _shapes: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.groups: Sequence[Group] = ()
+        self._held: tuple[np.ndarray, np.ndarray] | None = None
+        self._sides: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._halves = 0
 
     def use(self, groups: Sequence[Group]) -> None:
         """Say which rows of the next pass use which adapter."""
-        self.groups = list(groups)
-        self.many = [group for group in groups if group.stop - group.start >= MANY]
-        self.few = []
-        small = [group for group in groups if group.stop - group.start < MANY]
-        for dtype in {group.adapter.dtype for group in small}:
-            alike = [group for group in small if group.adapter.dtype == dtype]
-            spans = torch.tensor([edge for group in alike for edge in (group.start, group.stop)])
-            down, up, rank = (
-                torch.from_numpy(np.stack([getattr(group.adapter, name) for group in alike], axis=1))
-                for name in ("down", "up", "rank")
-            )
-            self.few.append(Few(spans, down, up, rank, halves=dtype == torch.bfloat16))
+        self.groups = groups
+        if groups:
+            spans = np.array([edge for group in groups for edge in (group.start, group.stop)], np.int64)
+            tables_4MG = np.stack([group.adapter.table_4M for group in groups], axis=2)
+            self._held, self._halves = (spans, tables_4MG), int(groups[0].adapter.dtype == torch.bfloat16)
+
+    def struct(self, number: int = 0) -> MixStruct:
+        """What the compiled functions read, from this layer on; valid until `use` is called again."""
+        if not self.groups or self._held is None:
+            return MixStruct()
+        spans, tables_4MG = self._held
+        groups = len(self.groups)
+        tables = [table.ctypes.data + number * groups * table.itemsize for table in tables_4MG]
+        return MixStruct(spans.ctypes.data, groups, *tables, groups, self._halves)
 
     def add(self, x: torch.Tensor, out: torch.Tensor, layers: Sequence[MixedLinear]) -> torch.Tensor:
         """Add to `out` [..., O1 + O2 + ...] what the adapters of these layers make of `x` [..., I], in place."""
         if not self.groups:
             return out
         x_NI, out_NO = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
-        self._stretch(out_NO, layers)
-        if not native.fits(x_NI, out_NO):
-            self.add_plain(x_NI, out_NO, layers, self.groups)
+        biases = [layer.base.bias for layer in layers]
+        if not native.fits(x_NI, out_NO) or any(bias is not None for bias in biases):
+            self.add_plain(x_NI, out_NO, layers)
             return out
-        self.add_plain(x_NI, out_NO, layers, self.many)
-        offsets, widths = self._sides(layers)
-        number = layers[0].number
-        for few in self.few:
-            native.call(
-                "add_adapters",
-                x.dtype,
-                x_NI,
-                x_NI.stride(0),
-                out_NO,
-                out_NO.stride(0),
-                few.spans,
-                len(few.spans) // 2,
-                *few.tables_of(number),
-                len(layers),
-                offsets,
-                widths,
-                x_NI.shape[1],
-                int(few.halves),
-            )
+        mix = self.struct(layers[0].number)
+        offsets, widths = self._side_by_side(layers)
+        rows = (x_NI, x_NI.stride(0), out_NO, out_NO.stride(0))
+        native.call(
+            "add_adapters", x.dtype, *rows, ctypes.addressof(mix), len(layers), offsets, widths, x_NI.shape[1], 0
+        )
         return out
 
-    def add_plain(
-        self, x_NI: torch.Tensor, out_NO: torch.Tensor, layers: Sequence[MixedLinear], groups: Sequence[Group]
-    ) -> None:
+    def add_plain(self, x_NI: torch.Tensor, out_NO: torch.Tensor, layers: Sequence[MixedLinear]) -> None:
         """The plain version: one group and layer after another."""
-        for group in groups:
+        for group in self.groups:
             rows, column = slice(group.start, group.stop), 0
             for layer in layers:
                 pair = group.adapter.pairs.get(layer.number)
                 if pair is not None:
-                    low = x_NI[rows] @ pair.down.to(x_NI.dtype).T
-                    out_NO[rows, column : column + layer.outputs].addmm_(low, pair.up.to(x_NI.dtype))
+                    part, low = out_NO[rows, column : column + layer.outputs], x_NI[rows] @ pair.down.to(x_NI.dtype).T
+                    if pair.ratio is not None:
+                        bias = 0 if layer.base.bias is None else layer.base.bias
+                        part.copy_((part - bias) * pair.ratio.to(part.dtype) + bias)
+                    part.addmm_(low, pair.up.to(x_NI.dtype))
                 column += layer.outputs
 
-    def _stretch(self, out_NO: torch.Tensor, layers: Sequence[MixedLinear]) -> None:
-        """Multiply the frozen products of rows whose adapter says so."""
-        for group in self.groups:
-            if not group.adapter.stretches:
-                continue
-            column = 0
-            for layer in layers:
-                pair = group.adapter.pairs.get(layer.number)
-                if pair is not None and pair.ratio is not None:
-                    part = out_NO[group.start : group.stop, column : column + layer.outputs]
-                    bias = layer.base.bias
-                    plain = part if bias is None else part - bias
-                    part.copy_(plain * pair.ratio.to(part.dtype) + (0 if bias is None else bias))
-                column += layer.outputs
-
-    def _sides(self, layers: Sequence[MixedLinear]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _side_by_side(self, layers: Sequence[MixedLinear]) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the layers' columns begin and how many each has."""
         number = layers[0].number
-        if number not in self._shapes:
+        if number not in self._sides:
             widths = torch.tensor([layer.outputs for layer in layers])
-            self._shapes[number] = (widths.cumsum(0) - widths, widths)
-        return self._shapes[number]
+            self._sides[number] = (widths.cumsum(0) - widths, widths)
+        return self._sides[number]
 
 
 class MixedLinear(nn.Module):
@@ -177,11 +143,13 @@ class MixedLinear(nn.Module):
         self.base: Any = base
         self.number, self.mixer = number, mixer
         self.inputs, self.outputs = features(base)
+        self.panels: Callable[[], torch.Tensor] | None = None
+        """Gives the weight where it lies in panels."""
 
     @property
     def weight(self) -> torch.Tensor:
         """The frozen weight as [O, I]."""
-        return weight_of(self.base)
+        return weight_of(self.base) if self.panels is None else self.panels()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mixer.add(x, self.base(x), [self])

@@ -7,36 +7,13 @@
 
 namespace {
 
-// The activations of gated layers and their derivatives.
-struct Silu {
-    static inline float value(float x) { return x * sigmoid(x); }
-    static inline float slope(float x) { float s = sigmoid(x); return s * (1.0f + x * (1.0f - s)); }
-};
-struct GeluTanh {  // Hendrycks & Gimpel 2016, the tanh form
-    static constexpr float a = 0.7978845608028654f, b = 0.044715f;
-    static inline float value(float x) { return x * sigmoid(2.0f * a * (x + b * x * x * x)); }
-    static inline float slope(float x) {
-        float s = sigmoid(2.0f * a * (x + b * x * x * x));
-        return s + x * s * (1.0f - s) * 2.0f * a * (1.0f + 3.0f * b * x * x);
-    }
-};
-
 constexpr int64_t WORTH_SHARING = 16384;  // values below which starting threads costs more than it saves
 
 template <class T>
 void rms_norm(const T* x, const T* weight, T* out, float* scale, int64_t rows, int64_t width, float epsilon, float offset) {
 #pragma omp parallel for if (rows * width > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* from = x + row * width;
-        T* to = out + row * width;
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; ++i) { float v = load(from + i); sum += v * v; }
-        float r = 1.0f / std::sqrt(sum / width + epsilon);
-        scale[row] = r;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) store(to + i, load(from + i) * r * (offset + load(weight + i)));
-    }
+    for (int64_t row = 0; row < rows; ++row)
+        scale[row] = rms_norm_row(x + row * width, weight, out + row * width, width, epsilon, offset);
 }
 
 template <class T>
@@ -57,17 +34,11 @@ void rms_norm_backward(const T* gradient, const T* x, const T* weight, const flo
     }
 }
 
-// gate_up holds both halves of each row side by side: gate in the first `width` values, up in the next.
 template <class T, class Activation>
 void gated(const T* gate_up, T* out, int64_t rows, int64_t width) {
 #pragma omp parallel for if (rows * width > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* gate = gate_up + row * 2 * width;
-        const T* up = gate + width;
-        T* to = out + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) store(to + i, Activation::value(load(gate + i)) * load(up + i));
-    }
+    for (int64_t row = 0; row < rows; ++row)
+        gated_row<T, Activation>(gate_up + row * 2 * width, out + row * width, width);
 }
 
 template <class T, class Activation>
@@ -88,30 +59,12 @@ void gated_backward(const T* gradient, const T* gate_up, T* out, int64_t rows, i
     }
 }
 
-// Turns pairs (i, i + half) of the first `heads` heads of each row by the row's angles, in place (Su et al. 2021,
-// arXiv:2104.09864, equation 34). direction -1 is the transpose, which is what a gradient needs.
 template <class T>
 void rotate(T* x, const T* cosine, const T* sine, int64_t rows, int64_t stride, int64_t heads, int64_t width,
             float direction) {
-    int64_t half = width / 2;
 #pragma omp parallel for if (rows * heads * width > WORTH_SHARING)
-    for (int64_t row = 0; row < rows; ++row) {
-        const T* c = cosine + row * width;
-        const T* s = sine + row * width;
-        for (int64_t head = 0; head < heads; ++head) {
-            T* first = x + row * stride + head * width;
-            T* second = first + half;
-#pragma omp simd
-            for (int64_t i = 0; i < half; ++i) {
-                float a = load(first + i), b = load(second + i);
-                float sine_a = load(s + i), sine_b = load(s + half + i);
-                // Forward, the first half takes its own sine; the transpose takes the other half's.
-                float turn_a = direction > 0 ? -sine_a : sine_b, turn_b = direction > 0 ? sine_b : -sine_a;
-                store(first + i, a * load(c + i) + b * turn_a);
-                store(second + i, b * load(c + half + i) + a * turn_b);
-            }
-        }
-    }
+    for (int64_t row = 0; row < rows; ++row)
+        rotate_row(x + row * stride, cosine + row * width, sine + row * width, heads, width, direction);
 }
 
 // Softmax over the keys that each query may see, in place; the others become 0. scores [matrices, queries, keys];

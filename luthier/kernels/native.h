@@ -1,5 +1,5 @@
-// What the compiled functions share: numbers of 16 bits, the exponential function, which keys a query sees, and small
-// products of matrices.
+// What the compiled functions share: numbers of 16 bits, the exponential function, which keys a query sees, small
+// products of matrices, and the elementwise work of a block.
 #pragma once
 
 #include <cmath>
@@ -99,6 +99,60 @@ inline void multiply(const Matrix& left, const Matrix& right, const Matrix& out,
             else if (height == 4) block<4>(left, right, out, first, from, to, column, add);
             else block<1>(left, right, out, first, from, to, column, add);
             first += height;
+        }
+    }
+}
+
+// The activations of gated layers and their derivatives.
+struct Silu {
+    static inline float value(float x) { return x * sigmoid(x); }
+    static inline float slope(float x) { float s = sigmoid(x); return s * (1.0f + x * (1.0f - s)); }
+};
+struct GeluTanh {  // Hendrycks & Gimpel 2016, the tanh form
+    static constexpr float a = 0.7978845608028654f, b = 0.044715f;
+    static inline float value(float x) { return x * sigmoid(2.0f * a * (x + b * x * x * x)); }
+    static inline float slope(float x) {
+        float s = sigmoid(2.0f * a * (x + b * x * x * x));
+        return s + x * s * (1.0f - s) * 2.0f * a * (1.0f + 3.0f * b * x * x);
+    }
+};
+
+// Root mean square norm of a row (Zhang and Sennrich 2019, arXiv:1910.07467); returns the factor it was scaled by.
+template <class T>
+inline float rms_norm_row(const T* x, const T* weight, T* out, int64_t width, float epsilon, float offset) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) { float v = load(x + i); sum += v * v; }
+    float r = 1.0f / std::sqrt(sum / width + epsilon);
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) store(out + i, load(x + i) * r * (offset + load(weight + i)));
+    return r;
+}
+
+// gate_up holds both halves of a row side by side: gate in the first `width` values, up in the next.
+template <class T, class Activation>
+inline void gated_row(const T* gate_up, T* out, int64_t width) {
+    const T* up = gate_up + width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) store(out + i, Activation::value(load(gate_up + i)) * load(up + i));
+}
+
+// Turns pairs (i, i + half) of the first `heads` heads of a row by the row's angles, in place (Su et al. 2021,
+// arXiv:2104.09864, equation 34). direction -1 is the transpose, which is what a gradient needs.
+template <class T>
+inline void rotate_row(T* x, const T* cosine, const T* sine, int64_t heads, int64_t width, float direction) {
+    int64_t half = width / 2;
+    for (int64_t head = 0; head < heads; ++head) {
+        T* first = x + head * width;
+        T* second = first + half;
+#pragma omp simd
+        for (int64_t i = 0; i < half; ++i) {
+            float a = load(first + i), b = load(second + i);
+            float sine_a = load(sine + i), sine_b = load(sine + half + i);
+            // Forward, the first half takes its own sine; the transpose takes the other half's.
+            float turn_a = direction > 0 ? -sine_a : sine_b, turn_b = direction > 0 ? sine_b : -sine_a;
+            store(first + i, a * load(cosine + i) + b * turn_a);
+            store(second + i, b * load(cosine + half + i) + a * turn_b);
         }
     }
 }

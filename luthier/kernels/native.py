@@ -57,16 +57,12 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
     "store_pages": (*2 * HEADS, *3 * (pointer,), *3 * (integer,)),
     "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
-    "add_adapters": (
-        *2 * (pointer, integer),
-        pointer,
-        integer,
-        *3 * (pointer,),
-        *2 * (integer,),
-        *2 * (pointer,),
-        *2 * (integer,),
-    ),
+    "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
+    "make_team": (integer,),
+    "add_adapters": (*2 * (pointer, integer), pointer, integer, *2 * (pointer,), integer, pointer),
+    "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }
+FLOAT_ONLY = ("run_blocks", "multiply_panels", "make_team")
 
 
 def fits(*tensors: torch.Tensor) -> bool:
@@ -85,6 +81,14 @@ def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) 
 
 
 @lru_cache(maxsize=1)
+def team() -> int:
+    """Threads that wait for the functions which take a team; as many as torch has. One caller at a time."""
+    loaded = library()
+    assert loaded is not None
+    return loaded["make_team_float32"](torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
 def library() -> dict[str, ctypes._CFuncPtr] | None:  # type: ignore[name-defined]
     """The compiled functions by name; None where they can't be had (`why_not` says why)."""
     try:
@@ -94,9 +98,9 @@ def library() -> dict[str, ctypes._CFuncPtr] | None:  # type: ignore[name-define
         return None
     functions = {}
     for name, signature in SIGNATURES.items():
-        for dtype in DTYPES.values():
+        for dtype in DTYPES.values() if name not in FLOAT_ONLY else ("float32",):
             function = getattr(loaded, f"{name}_{dtype}")
-            function.argtypes, function.restype = signature, None
+            function.argtypes, function.restype = signature, pointer if name == "make_team" else None
             functions[f"{name}_{dtype}"] = function
     return functions
 

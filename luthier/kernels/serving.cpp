@@ -1,8 +1,20 @@
-// Work of a step that serves many requests at once: keys and values in pages, attention over pages, and low-rank
-// adapters of different rows side by side. Every function exists for float and for bfloat16 (computed in float).
-// Keys lie in pages as [page, head, width, 16], values as [page, head, 16, width]: sixteen tokens are one lane.
+// Work of a step that serves many requests at once: keys and values in pages, attention over pages, low-rank adapters of
+// different rows side by side, and whole blocks of them. Keys lie in pages as [page, head, width, 16], values as [page,
+// head, 16, width]: sixteen tokens are one lane. Every thread runs the same function and takes its share of the work.
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "native.h"
 
@@ -24,12 +36,80 @@ inline float sum(const Lane& lane) {
     return total;
 }
 
+inline void rest() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+// A team of threads of its own, which waits by spinning while a step runs and sleeps between steps. OpenMP's would do, but
+// its threads go to sleep at every barrier as soon as any other thread of the program has a team too (LOG.md).
+class Team {
+public:
+    explicit Team(int64_t size) : size(size) {
+        for (int64_t id = 1; id < size; ++id) std::thread([this, id] { work(id); }).detach();
+    }
+    // Calls work(id) in every thread, the caller's as id 0, and returns when all are through. One caller at a time.
+    void run(const std::function<void(int64_t)>& work) {
+        task = &work;
+        {
+            std::lock_guard<std::mutex> lock(sleep);
+            round.fetch_add(1, std::memory_order_release);
+        }
+        wake.notify_all();
+        work(0);
+        barrier();
+    }
+    // Nobody goes on before all have come.
+    void barrier() {
+        if (size == 1) return;
+        int64_t turn = turns.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
+            arrived.store(0, std::memory_order_relaxed);
+            turns.store(turn + 1, std::memory_order_release);
+            return;
+        }
+        for (int64_t spins = 0; turns.load(std::memory_order_acquire) == turn; ++spins) {
+            rest();
+            if (spins > 20000) std::this_thread::yield();  // somebody else has the processor that the others need
+        }
+    }
+    const int64_t size;
+
+private:
+    void work(int64_t id) {
+        for (int64_t seen = 0;;) {
+            for (int spins = 0; round.load(std::memory_order_acquire) == seen && spins < 20000; ++spins) rest();
+            if (round.load(std::memory_order_acquire) == seen) {
+                std::unique_lock<std::mutex> lock(sleep);
+                wake.wait(lock, [&] { return round.load(std::memory_order_acquire) != seen; });
+            }
+            seen = round.load(std::memory_order_acquire);
+            (*task)(id);
+            barrier();
+        }
+    }
+    const std::function<void(int64_t)>* task = nullptr;
+    std::atomic<int64_t> round{0}, arrived{0}, turns{0};
+    std::mutex sleep;
+    std::condition_variable wake;
+};
+
+// Which part of the work a thread takes.
+struct Share {
+    int64_t id = 0, size = 1;
+    Team* team = nullptr;
+    int64_t begin(int64_t count) const { return count * id / size; }
+    int64_t end(int64_t count) const { return count * (id + 1) / size; }
+    void barrier() const { if (team) team->barrier(); }
+};
+
 // Puts the keys and values of `count` tokens into their places: slot = page * 16 + place in the page.
 template <class T>
 void store_pages(const T* key, int64_t key_token, int64_t key_head, const T* value, int64_t value_token,
                  int64_t value_head, T* keys, T* values, const int64_t* slots, int64_t count, int64_t heads,
-                 int64_t width) {
-    for (int64_t n = 0; n < count; ++n) {
+                 int64_t width, Share share = {}) {
+    for (int64_t n = share.begin(count); n < share.end(count); ++n) {
         int64_t page = slots[n] / LANE, place = slots[n] % LANE;
         for (int64_t h = 0; h < heads; ++h) {
             const T* k = key + n * key_token + h * key_head;
@@ -56,71 +136,68 @@ template <class T>
 void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* keys, T* values, T* out,
                   const int64_t* tables, int64_t table_row, const int64_t* starts, const int64_t* new_tokens,
                   const int64_t* contexts, int64_t count, int64_t heads, int64_t key_heads, int64_t width, float scale,
-                  int64_t window) {
+                  int64_t window, Share share) {
     struct Task { int64_t sequence, first; };
     std::vector<Task> tasks;
     for (int64_t s = 0; s < count; ++s)
         for (int64_t first = 0; first < new_tokens[s]; first += QUERIES) tasks.push_back({s, first});
     int64_t repeats = heads / key_heads, wide = padded(width), page_size = width * LANE;
-#pragma omp parallel
-    {
-        std::vector<float> room;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t index = 0; index < static_cast<int64_t>(tasks.size()) * key_heads; ++index) {
-            Task task = tasks[static_cast<size_t>(index / key_heads)];
-            int64_t h = index % key_heads, s = task.sequence;
-            int64_t queries = std::min(QUERIES, new_tokens[s] - task.first), rows = queries * repeats;
-            int64_t at = contexts[s] - new_tokens[s] + task.first;  // of the first query, in its sequence
-            int64_t end = at + queries;
-            int64_t first_page = window > 0 && at + 1 > window ? (at + 1 - window) / LANE : 0;
-            int64_t pages = (end + LANE - 1) / LANE - first_page, across = pages * LANE;
-            size_t need = static_cast<size_t>(rows * (2 * wide + across) + page_size + wide);
-            if (room.size() < need) room.resize(need);
-            Matrix q{room.data(), wide, 1}, to{q.at + rows * wide, wide, 1}, p{to.at + rows * wide, across, 1};
-            float* spare = p.at + rows * across;
-            for (int64_t r = 0; r < rows; ++r) {
-                const T* from = query + (starts[s] + task.first + r / repeats) * query_token +
-                                (h * repeats + r % repeats) * query_head;
-                for (int64_t i = 0; i < width; ++i) q.at[r * wide + i] = load(from + i) * scale;
-            }
-            const int64_t* table = tables + s * table_row + first_page;
-            for (int64_t page = 0; page < pages; ++page) {
-                T* where = keys + (table[page] * key_heads + h) * page_size;
-                Matrix key{as_floats(where, page_size, spare), LANE, 1}, part{p.at + page * LANE, across, 1};
-                multiply(q, key, part, rows, width, LANE, Skip::nothing);
-            }
-            for (int64_t r = 0; r < rows; ++r) {
-                float* row = p.at + r * across;
-                int64_t first, last;
-                visible(at + r / repeats, end, window, first, last);
-                first -= first_page * LANE;
-                last -= first_page * LANE;
-                float largest = -INFINITY, total = 0.0f;
-#pragma omp simd reduction(max : largest)
-                for (int64_t j = first; j < last; ++j) largest = row[j] > largest ? row[j] : largest;
-#pragma omp simd reduction(+ : total)
-                for (int64_t j = first; j < last; ++j) {
-                    row[j] = exponential(row[j] - largest);
-                    total += row[j];
-                }
-                for (int64_t j = 0; j < first; ++j) row[j] = 0.0f;
-                float share = 1.0f / total;
-#pragma omp simd
-                for (int64_t j = first; j < last; ++j) row[j] *= share;
-                for (int64_t j = last; j < across; ++j) row[j] = 0.0f;
-            }
-            for (int64_t page = 0; page < pages; ++page) {
-                // Only what is this sequence's: behind its last token may lie another's numbers, which need not be any.
-                int64_t there = std::min(LANE, end - (first_page + page) * LANE);
-                T* where = values + (table[page] * key_heads + h) * page_size;
-                Matrix value{as_floats(where, there * width, spare), width, 1}, part{p.at + page * LANE, across, 1};
-                multiply(part, value, to, rows, there, wide, Skip::nothing, page > 0);
-            }
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t i = 0; i < width; ++i)
-                    store(out + ((starts[s] + task.first + r / repeats) * heads + h * repeats + r % repeats) * width + i,
-                          to.at[r * wide + i]);
+    static thread_local std::vector<float> room;
+    // Every second one, or every third: neighbours are of one sequence, and about as long.
+    for (int64_t index = share.id; index < static_cast<int64_t>(tasks.size()) * key_heads; index += share.size) {
+        Task task = tasks[static_cast<size_t>(index / key_heads)];
+        int64_t h = index % key_heads, s = task.sequence;
+        int64_t queries = std::min(QUERIES, new_tokens[s] - task.first), rows = queries * repeats;
+        int64_t at = contexts[s] - new_tokens[s] + task.first;  // of the first query, in its sequence
+        int64_t end = at + queries;
+        int64_t first_page = window > 0 && at + 1 > window ? (at + 1 - window) / LANE : 0;
+        int64_t pages = (end + LANE - 1) / LANE - first_page, across = pages * LANE;
+        size_t need = static_cast<size_t>(rows * (2 * wide + across) + page_size + wide);
+        if (room.size() < need) room.resize(need);
+        Matrix q{room.data(), wide, 1}, to{q.at + rows * wide, wide, 1}, p{to.at + rows * wide, across, 1};
+        float* spare = p.at + rows * across;
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* from = query + (starts[s] + task.first + r / repeats) * query_token +
+                            (h * repeats + r % repeats) * query_head;
+            for (int64_t i = 0; i < width; ++i) q.at[r * wide + i] = load(from + i) * scale;
         }
+        const int64_t* table = tables + s * table_row + first_page;
+        for (int64_t page = 0; page < pages; ++page) {
+            T* where = keys + (table[page] * key_heads + h) * page_size;
+            Matrix key{as_floats(where, page_size, spare), LANE, 1}, part{p.at + page * LANE, across, 1};
+            multiply(q, key, part, rows, width, LANE, Skip::nothing);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            float* row = p.at + r * across;
+            int64_t first, last;
+            visible(at + r / repeats, end, window, first, last);
+            first -= first_page * LANE;
+            last -= first_page * LANE;
+            float largest = -INFINITY, total = 0.0f;
+#pragma omp simd reduction(max : largest)
+            for (int64_t j = first; j < last; ++j) largest = row[j] > largest ? row[j] : largest;
+#pragma omp simd reduction(+ : total)
+            for (int64_t j = first; j < last; ++j) {
+                row[j] = exponential(row[j] - largest);
+                total += row[j];
+            }
+            for (int64_t j = 0; j < first; ++j) row[j] = 0.0f;
+            float part = 1.0f / total;
+#pragma omp simd
+            for (int64_t j = first; j < last; ++j) row[j] *= part;
+            for (int64_t j = last; j < across; ++j) row[j] = 0.0f;
+        }
+        for (int64_t page = 0; page < pages; ++page) {
+            // Only what is this sequence's: behind its last token may lie another's numbers, which need not be any.
+            int64_t there = std::min(LANE, end - (first_page + page) * LANE);
+            T* where = values + (table[page] * key_heads + h) * page_size;
+            Matrix value{as_floats(where, there * width, spare), width, 1}, part{p.at + page * LANE, across, 1};
+            multiply(part, value, to, rows, there, wide, Skip::nothing, page > 0);
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < width; ++i)
+                store(out + ((starts[s] + task.first + r / repeats) * heads + h * repeats + r % repeats) * width + i,
+                      to.at[r * wide + i]);
     }
 }
 
@@ -181,13 +258,17 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
 
 // Adds to each group of rows what its adapter adds: group g is rows spans[2 g]..spans[2 g + 1] of x and out. Of part p
 // (layers of the same input, side by side in out from column offsets[p], widths[p] wide) its adapter has, at place
-// p * stride + g, down [rank, inputs] and up [rank, width] with the scale in it; address 0 where it has none.
+// p * stride + g, down [rank, inputs] and up [rank, width] with the scale in it; address 0 where it has none. Where it
+// has a ratio [width], what is in out without its bias is multiplied by that before.
 template <class T, class W>
 void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const int64_t* spans, int64_t groups,
-                     const int64_t* downs, const int64_t* ups, const int64_t* ranks, int64_t stride, int64_t parts,
-                     const int64_t* offsets, const int64_t* widths, int64_t inputs) {
+                     const int64_t* downs, const int64_t* ups, const int64_t* ratios, const int64_t* ranks,
+                     int64_t stride, int64_t parts, const int64_t* offsets, const int64_t* widths, int64_t inputs,
+                     const T* bias, float* lows, Share share) {
     struct Task { int64_t group, part, from, low; };
-    std::vector<Task> down_tasks, up_tasks;
+    static thread_local std::vector<Task> down_tasks, up_tasks;
+    down_tasks.clear();
+    up_tasks.clear();
     int64_t size = 0;
     for (int64_t g = 0; g < groups; ++g)
         for (int64_t p = 0; p < parts; ++p) {
@@ -197,44 +278,275 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
             for (int64_t o = 0; o < widths[p]; o += COLUMNS) up_tasks.push_back({g, p, o, size});
             size += (spans[2 * g + 1] - spans[2 * g]) * rank;
         }
-    std::vector<float> lows(static_cast<size_t>(size));
-    int64_t down_count = static_cast<int64_t>(down_tasks.size()), up_count = static_cast<int64_t>(up_tasks.size());
-#pragma omp parallel if (down_count > 1)
-    {
-#pragma omp for schedule(static)
-        for (int64_t index = 0; index < down_count; ++index) {
-            Task task = down_tasks[static_cast<size_t>(index)];
-            int64_t at = task.part * stride + task.group, rank = ranks[at], left = std::min(RANKS, rank - task.from);
-            const W* down = reinterpret_cast<const W*>(downs[at]) + task.from * inputs;
-            int64_t row = spans[2 * task.group], end = spans[2 * task.group + 1];
-            float* low = lows.data() + task.low + task.from;
-            for (; row + 4 <= end; row += 4, low += 4 * rank)
-                go_down<4>(x + row * x_row, x_row, down, inputs, low, rank, left);
-            for (; row < end; ++row, low += rank) go_down<1>(x + row * x_row, x_row, down, inputs, low, rank, left);
-        }
-#pragma omp for schedule(static)
-        for (int64_t index = 0; index < up_count; ++index) {
-            Task task = up_tasks[static_cast<size_t>(index)];
-            int64_t at = task.part * stride + task.group, rank = ranks[at], outputs = widths[task.part];
-            const W* up = reinterpret_cast<const W*>(ups[at]);
-            const float* low = lows.data() + task.low;
-            int64_t last = std::min(task.from + COLUMNS, outputs);
-            for (int64_t row = spans[2 * task.group]; row < spans[2 * task.group + 1]; ++row, low += rank)
-                go_up(low, up, rank, outputs, task.from, last, out + row * out_row + offsets[task.part]);
+    int64_t count = static_cast<int64_t>(down_tasks.size());
+    for (int64_t index = share.begin(count); index < share.end(count); ++index) {
+        Task task = down_tasks[static_cast<size_t>(index)];
+        int64_t at = task.part * stride + task.group, rank = ranks[at], left = std::min(RANKS, rank - task.from);
+        const W* down = reinterpret_cast<const W*>(downs[at]) + task.from * inputs;
+        int64_t row = spans[2 * task.group], end = spans[2 * task.group + 1];
+        float* low = lows + task.low + task.from;
+        for (; row + 4 <= end; row += 4, low += 4 * rank)
+            go_down<4>(x + row * x_row, x_row, down, inputs, low, rank, left);
+        for (; row < end; ++row, low += rank) go_down<1>(x + row * x_row, x_row, down, inputs, low, rank, left);
+    }
+    share.barrier();
+    count = static_cast<int64_t>(up_tasks.size());
+    for (int64_t index = share.begin(count); index < share.end(count); ++index) {
+        Task task = up_tasks[static_cast<size_t>(index)];
+        int64_t at = task.part * stride + task.group, rank = ranks[at], outputs = widths[task.part];
+        const W* up = reinterpret_cast<const W*>(ups[at]);
+        const float* low = lows + task.low;
+        int64_t last = std::min(task.from + COLUMNS, outputs);
+        const float* ratio = reinterpret_cast<const float*>(ratios[at]);
+        const T* added = bias ? bias + offsets[task.part] : nullptr;
+        for (int64_t row = spans[2 * task.group]; row < spans[2 * task.group + 1]; ++row, low += rank) {
+            T* to = out + row * out_row + offsets[task.part];
+            if (ratio)
+                for (int64_t o = task.from; o < last; ++o) {
+                    float apart = added ? load(added + o) : 0.0f;
+                    store(to + o, (load(to + o) - apart) * ratio[o] + apart);
+                }
+            go_up(low, up, rank, outputs, task.from, last, to);
         }
     }
 }
 
+// The adapters of a step. `halves`: they are held in 16 bits.
+struct Mix {
+    const int64_t* spans;
+    int64_t groups;
+    const int64_t *downs, *ups, *ratios, *ranks;
+    int64_t stride, halves;
+};
+
+// Numbers that `add_adapters` keeps between its two products.
+inline size_t low_numbers(const Mix& mix, int64_t parts) {
+    size_t size = 0;
+    for (int64_t g = 0; g < mix.groups; ++g)
+        for (int64_t p = 0; p < parts; ++p)
+            size += static_cast<size_t>((mix.spans[2 * g + 1] - mix.spans[2 * g]) * mix.ranks[p * mix.stride + g]);
+    return size;
+}
+
 template <class T>
-void add_adapters(const T* x, int64_t x_row, T* out, int64_t out_row, const int64_t* spans, int64_t groups,
-                  const int64_t* downs, const int64_t* ups, const int64_t* ranks, int64_t stride, int64_t parts,
-                  const int64_t* offsets, const int64_t* widths, int64_t inputs, int64_t halves) {
+void add_adapters(const T* x, int64_t x_row, T* out, int64_t out_row, const Mix& mix, int64_t parts,
+                  const int64_t* offsets, const int64_t* widths, int64_t inputs, const T* bias, float* lows,
+                  Share share) {
+    auto add = mix.halves ? add_adapters_of<T, bfloat16> : add_adapters_of<T, float>;
+    add(x, x_row, out, out_row, mix.spans, mix.groups, mix.downs, mix.ups, mix.ratios, mix.ranks, mix.stride, parts,
+        offsets, widths, inputs, bias, lows, share);
+}
+
+// Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32]: a panel streams through once for
+// every `ROWS` rows, whose sums stay in registers.
+#ifdef __AVX512F__
+constexpr int TILE = 12;
+#else
+constexpr int TILE = 3;
+#endif
+constexpr int64_t PANEL = 2 * LANE;
+
+// x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
+// needed after this one: it is fetched on the way where this one has come from memory already.
+template <int ROWS, class T, class W, class N>
+inline void multiply_panel(const float* x, const W* panel, const N* next, const T* bias, T* out, int64_t out_row,
+                           int64_t inputs, int64_t columns) {
+    Lane left[ROWS] = {}, right[ROWS] = {};
+    for (int64_t i = 0; i < inputs; ++i) {
+        Lane first = lane(panel + i * PANEL), second = lane(panel + i * PANEL + LANE);
+        if (next) {
+            __builtin_prefetch(next + i * PANEL, 0, 2);
+            if (sizeof(N) == sizeof(float)) __builtin_prefetch(next + i * PANEL + LANE, 0, 2);
+        }
+        for (int n = 0; n < ROWS; ++n) {
+            left[n] += x[i * ROWS + n] * first;
+            right[n] += x[i * ROWS + n] * second;
+        }
+    }
+    for (int n = 0; n < ROWS; ++n)
+        for (int64_t o = 0; o < columns; ++o)
+            store(out + n * out_row + o, (o < LANE ? left[n][o] : right[n][o - LANE]) + (bias ? load(bias + o) : 0.0f));
+}
+
+// Calls `go` with the size of each block of rows as a constant, and its first row.
+template <class Go>
+inline void in_blocks(int64_t rows, Go go) {
+    int64_t row = 0;
+    for (; row + TILE <= rows; row += TILE) go(std::integral_constant<int, TILE>{}, row);
+    if (TILE > 8 && row + 8 <= rows) { go(std::integral_constant<int, 8>{}, row); row += 8; }
+    if (TILE > 4 && row + 4 <= rows) { go(std::integral_constant<int, 4>{}, row); row += 4; }
+    if (row + 2 <= rows) { go(std::integral_constant<int, 2>{}, row); row += 2; }
+    if (row + 1 <= rows) go(std::integral_constant<int, 1>{}, row);
+}
+
+template <class T, class W>
+void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bias, T* out, int64_t out_row,
+                        int64_t rows, int64_t inputs, int64_t outputs, Share share) {
+    static thread_local std::vector<float> room;
+    if (room.size() < static_cast<size_t>(rows * inputs)) room.resize(static_cast<size_t>(rows * inputs));
+    float* turned = room.data();
+    in_blocks(rows, [&](auto size, int64_t row) {
+        constexpr int ROWS = decltype(size)::value;
+        for (int n = 0; n < ROWS; ++n)
+            for (int64_t i = 0; i < inputs; ++i)
+                turned[row * inputs + i * ROWS + n] = load(x + (row + n) * x_row + i);
+    });
+    int64_t count = (outputs + PANEL - 1) / PANEL, last = share.end(count);
+    for (int64_t p = share.begin(count); p < last; ++p) {
+        const W* panel = panels + p * inputs * PANEL;
+        const W* after = p + 1 < last ? panel + inputs * PANEL : nullptr;
+        int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
+        auto multiply = [&](auto* from) {
+            in_blocks(rows, [&](auto size, int64_t row) {
+                multiply_panel<decltype(size)::value>(turned + row * inputs, from, row == TILE ? after : nullptr,
+                                                      bias ? bias + column : nullptr, out + row * out_row + column,
+                                                      out_row, inputs, columns);
+            });
+        };
+        if (sizeof(W) == sizeof(float) || rows <= TILE) {
+            multiply(panel);
+            continue;
+        }
+        static thread_local std::vector<float> floats;  // made once where several blocks of rows read them
+        if (floats.size() < static_cast<size_t>(inputs * PANEL)) floats.resize(static_cast<size_t>(inputs * PANEL));
+        for (int64_t i = 0; i < inputs * PANEL; i += LANE)
+            *reinterpret_cast<Lane*>(floats.data() + i) = lane(panel + i);
+        multiply(static_cast<const float*>(floats.data()));
+    }
+}
+
+template <class T>
+void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bias, T* out, int64_t out_row, int64_t rows,
+                     int64_t inputs, int64_t outputs, int64_t halves, Share share) {
     if (halves)
-        add_adapters_of<T, bfloat16>(x, x_row, out, out_row, spans, groups, downs, ups, ranks, stride, parts, offsets,
-                                     widths, inputs);
+        multiply_panels_of(x, x_row, static_cast<const bfloat16*>(panels), bias, out, out_row, rows, inputs, outputs,
+                           share);
     else
-        add_adapters_of<T, float>(x, x_row, out, out_row, spans, groups, downs, ups, ranks, stride, parts, offsets,
-                                  widths, inputs);
+        multiply_panels_of(x, x_row, static_cast<const float*>(panels), bias, out, out_row, rows, inputs, outputs,
+                           share);
+}
+
+// The blocks of a decoder as Llama has them, in float: norm, queries with keys and values, rotary positions, attention over
+// pages, projection; norm, gated layer. Weights lie in panels. The fields are those of kernels/blocks.py, in their order.
+struct Block {
+    const float *norm, *bias, *query_norm, *key_norm, *out_bias, *second_norm;
+    const void *query_key_value, *out, *gate_up, *down;
+    float *keys, *values;
+    int64_t window, module;  // module: the number of its first adapted layer; q, k, v, o, gate, up, down follow
+};
+struct Model {
+    int64_t width, heads, key_heads, head_width, inner, gelu, halves;
+    float epsilon, head_epsilon, scale, offset;
+};
+struct Step {
+    int64_t tokens;
+    const float *cosine, *sine;
+    const int64_t *slots, *tables;
+    int64_t table_row;
+    const int64_t *starts, *new_tokens, *contexts;
+    int64_t sequences;
+};
+
+inline Mix from_module(Mix mix, int64_t module) {
+    int64_t at = module * mix.stride;
+    return {mix.spans, mix.groups, mix.downs + at, mix.ups + at, mix.ratios + at, mix.ranks + at, mix.stride, mix.halves};
+}
+
+// What the blocks write between their parts.
+struct Room {
+    float *normed, *attended, *wide, *inner, *lows;
+};
+
+// The share of one thread of blocks one after another, in place of x [tokens, width].
+void run_share(const Model& m, const Block* blocks, int64_t count, const Step& step, const Mix& mix, float* x,
+               const Room& room, Share share) {
+    int64_t n = step.tokens, query = m.heads * m.head_width, key = m.key_heads * m.head_width, all = query + 2 * key;
+    int64_t first = share.begin(n), last = share.end(n);
+    int64_t three[] = {query, key, key}, at_three[] = {0, query, query + key}, two[] = {m.inner, m.inner};
+    int64_t at_two[] = {0, m.inner}, one[] = {m.width}, at_one[] = {0};
+    const float* none = nullptr;
+    auto norm = [&](const float* weight) {
+        for (int64_t row = first; row < last; ++row)
+            rms_norm_row(x + row * m.width, weight, room.normed + row * m.width, m.width, m.epsilon, m.offset);
+        share.barrier();
+    };
+    auto product = [&](const float* from, int64_t inputs, const void* panels, const float* bias, float* out,
+                       int64_t outputs, int64_t module, int64_t parts, const int64_t* at, const int64_t* widths) {
+        multiply_panels(from, inputs, panels, bias, out, outputs, n, inputs, outputs, m.halves, share);
+        share.barrier();
+        if (!mix.groups) return;
+        add_adapters(from, inputs, out, outputs, from_module(mix, module), parts, at, widths, inputs, bias, room.lows,
+                     share);
+        share.barrier();
+    };
+    auto add = [&] {
+        for (int64_t i = first * m.width; i < last * m.width; ++i) x[i] += room.normed[i];
+    };
+    for (const Block* block = blocks; block < blocks + count; ++block) {
+        norm(block->norm);
+        product(room.normed, m.width, block->query_key_value, block->bias, room.wide, all, block->module, 3, at_three,
+                three);
+        for (int64_t row = first; row < last; ++row) {
+            float* q = room.wide + row * all;
+            for (int64_t h = 0; block->query_norm && h < m.heads + m.key_heads; ++h)
+                rms_norm_row(q + h * m.head_width, h < m.heads ? block->query_norm : block->key_norm,
+                             q + h * m.head_width, m.head_width, m.head_epsilon, m.offset);
+            rotate_row(q, step.cosine + row * m.head_width, step.sine + row * m.head_width, m.heads + m.key_heads,
+                       m.head_width, 1.0f);
+        }
+        store_pages(room.wide + query, all, m.head_width, room.wide + query + key, all, m.head_width, block->keys,
+                    block->values, step.slots, n, m.key_heads, m.head_width, share);
+        share.barrier();
+        attend_pages(room.wide, all, m.head_width, block->keys, block->values, room.attended, step.tables,
+                     step.table_row, step.starts, step.new_tokens, step.contexts, step.sequences, m.heads, m.key_heads,
+                     m.head_width, m.scale, block->window, share);
+        share.barrier();
+        product(room.attended, query, block->out, block->out_bias, room.normed, m.width, block->module + 3, 1, at_one,
+                one);
+        add();
+        norm(block->second_norm);
+        product(room.normed, m.width, block->gate_up, none, room.wide, 2 * m.inner, block->module + 4, 2, at_two, two);
+        for (int64_t row = first; row < last; ++row) {
+            const float* from = room.wide + row * 2 * m.inner;
+            if (m.gelu) gated_row<float, GeluTanh>(from, room.inner + row * m.inner, m.inner);
+            else gated_row<float, Silu>(from, room.inner + row * m.inner, m.inner);
+        }
+        share.barrier();
+        product(room.inner, m.inner, block->down, none, room.normed, m.width, block->module + 6, 1, at_one, one);
+        add();
+    }
+}
+
+void run_blocks(Team& team, const Model& m, const Block* blocks, int64_t count, const Step& step, const Mix& mix,
+                float* x) {
+    int64_t n = step.tokens, query = m.heads * m.head_width, wide = query + 2 * m.key_heads * m.head_width;
+    size_t lows = 0;
+    for (int64_t block = 0; mix.groups && block < count; ++block)
+        for (int64_t group = 0; group < 4; ++group) {  // of modules that are one product
+            int64_t first[] = {0, 3, 4, 6}, parts[] = {3, 1, 2, 1};
+            lows = std::max(lows, low_numbers(from_module(mix, blocks[block].module + first[group]), parts[group]));
+        }
+    static thread_local std::vector<float> room;
+    size_t need = static_cast<size_t>(n * (m.width + query + std::max(wide, 2 * m.inner) + m.inner)) + lows;
+    if (room.size() < need) room.resize(need);
+    Room parts;
+    parts.normed = room.data();
+    parts.attended = parts.normed + n * m.width;
+    parts.wide = parts.attended + n * query;
+    parts.inner = parts.wide + n * std::max(wide, 2 * m.inner);
+    parts.lows = parts.inner + n * m.inner;
+    team.run([&](int64_t id) { run_share(m, blocks, count, step, mix, x, parts, {id, team.size, &team}); });
+}
+
+// A share for each of OpenMP's threads, where none waits for another inside.
+template <class Work>
+inline void in_parallel(Work work) {
+#ifdef _OPENMP
+#pragma omp parallel
+    work(Share{omp_get_thread_num(), omp_get_num_threads(), nullptr});
+#else
+    work(Share{});
+#endif
 }
 
 }  // namespace
@@ -251,17 +563,33 @@ void add_adapters(const T* x, int64_t x_row, T* out, int64_t out_row, const int6
         const int64_t* tables, int64_t table_row, const int64_t* starts, const int64_t* new_tokens,                    \
         const int64_t* contexts, int64_t count, int64_t heads, int64_t key_heads, int64_t width, float scale,          \
         int64_t window) {                                                                                              \
-        attend_pages(query, query_token, query_head, keys, values, out, tables, table_row, starts, new_tokens,         \
-                     contexts, count, heads, key_heads, width, scale, window);                                         \
+        in_parallel([&](Share share) {                                                                                 \
+            attend_pages(query, query_token, query_head, keys, values, out, tables, table_row, starts, new_tokens,     \
+                         contexts, count, heads, key_heads, width, scale, window, share);                              \
+        });                                                                                                            \
     }                                                                                                                  \
-    extern "C" void add_adapters_##SUFFIX(const TYPE* x, int64_t x_row, TYPE* out, int64_t out_row,                    \
-                                          const int64_t* spans, int64_t groups, const int64_t* downs,                  \
-                                          const int64_t* ups, const int64_t* ranks, int64_t stride, int64_t parts,     \
-                                          const int64_t* offsets, const int64_t* widths, int64_t inputs,               \
-                                          int64_t halves) {                                                            \
-        add_adapters(x, x_row, out, out_row, spans, groups, downs, ups, ranks, stride, parts, offsets, widths,        \
-                     inputs, halves);                                                                                  \
+    extern "C" void add_adapters_##SUFFIX(const TYPE* x, int64_t x_row, TYPE* out, int64_t out_row, const Mix* mix,    \
+                                          int64_t parts, const int64_t* offsets, const int64_t* widths,                \
+                                          int64_t inputs, const TYPE* bias) {                                          \
+        std::vector<float> lows(low_numbers(*mix, parts));                                                             \
+        add_adapters(x, x_row, out, out_row, *mix, parts, offsets, widths, inputs, bias, lows.data(), {});             \
     }
 
 EXPORT(float, float32)
 EXPORT(bfloat16, bfloat16)
+
+extern "C" void* make_team_float32(int64_t size) { return new Team(size); }
+
+extern "C" void run_blocks_float32(void* team, const Model* model, const Block* blocks, int64_t count, const Step* step,
+                                   const Mix* mix, float* x) {
+    run_blocks(*static_cast<Team*>(team), *model, blocks, count, *step, *mix, x);
+}
+
+extern "C" void multiply_panels_float32(void* team, const float* x, int64_t x_row, const void* panels, float* out,
+                                        int64_t out_row, int64_t rows, int64_t inputs, int64_t outputs, int64_t halves) {
+    Team& own = *static_cast<Team*>(team);
+    const float* no_bias = nullptr;
+    own.run([&](int64_t id) {
+        multiply_panels(x, x_row, panels, no_bias, out, out_row, rows, inputs, outputs, halves, {id, own.size, &own});
+    });
+}

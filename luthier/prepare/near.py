@@ -3,19 +3,29 @@
 Texts that share a key are compared by the Jaccard similarity of their shingle sets, so that no pair below the asked
 similarity is ever given; of those above, few are missed (`sketches.Bands`). Where many texts share one key, each is
 compared with `MOST` of them at most, so that time stays linear; what that left out is counted.
+
+Keys are sorted range by range, `AT_ONCE` entries or so in each, and what is compared is read from the disk: what is
+held for each text is a few marks of one byte, and the pairs that were found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.prepare.sketches import Sketches
+from luthier.arrays import let_go, taken
+from luthier.prepare.sketches import Sketches, Some
 
 MOST = 64
 """Texts under one key that another is compared with, if none of them is its copy."""
+AT_ONCE = 2**18
+"""Entries whose keys are sorted at once, about."""
+EVERY = (0, 2**32 - 1)
+COARSE = 10
+"""Bits of a key that are left out where it is first asked whether one is among those looked for."""
 
 
 Agree = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -49,27 +59,30 @@ NONE = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 class Found:
     """The pairs of one search, by text: of each text the first that was found."""
 
-    def __init__(self, sketches: Sketches, similarity: float, agree: Agree | None, but_for_equal: bool) -> None:
-        self.sketches, self.similarity, self.agree = sketches, similarity, agree
+    def __init__(self, texts: np.ndarray, similarity: float, agree: Agree | None, but_for_equal: bool) -> None:
+        self.similarity, self.agree = similarity, agree
         self.asked_below = 1.0 if but_for_equal else 2.0
         """From which similarity on texts are copies whatever belongs to them."""
-        self.of = np.full(sketches.count, -1, np.int64)
-        self.measured = np.zeros(sketches.count, np.float32)
+        self.open = texts.copy()
+        """Of each text: whether a pair is looked for."""
+        self.found = [NONE]
         self.uncompared = 0
         self.refused = np.empty(0, np.uint64)
 
-    def compare(self, entries: np.ndarray, with_entries: np.ndarray) -> None:
+    def compare(self, some: Some, entries: np.ndarray, with_entries: np.ndarray) -> None:
         """Note those of the pairs that are near."""
-        measured = self.sketches.similarity(entries, with_entries, self.similarity)
+        measured = some.similarity(entries, with_entries, self.similarity)
         near = measured >= self.similarity
         if self.agree is not None:
             asked = np.flatnonzero(near & (measured < self.asked_below))
-            near[asked] = self.agreed(self.sketches.texts[entries[asked]], self.sketches.texts[with_entries[asked]])
-        texts = self.sketches.texts[entries[near]].astype(np.int64)
-        of = self.sketches.texts[with_entries[near]].astype(np.int64)
-        fresh = self.of[texts] < 0
+            near[asked] = self.agreed(some.texts[entries[asked]], some.texts[with_entries[asked]])
+        texts, of = (some.texts[each[near]].astype(np.int64) for each in (entries, with_entries))
+        fresh = self.open[texts]
         texts, first = np.unique(texts[fresh], return_index=True)
-        self.of[texts], self.measured[texts] = of[fresh][first], measured[near][fresh][first]
+        if len(texts):
+            self.open[texts] = False
+            similarity = measured[near][fresh][first].astype(np.float32)
+            self.found.append(Pairs(texts, of[fresh][first], similarity.astype(float)))
 
     def agreed(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Which of the pairs may be copies; nobody is asked twice about a pair that may not."""
@@ -82,13 +95,16 @@ class Found:
             self.refused = np.union1d(self.refused, pairs[open_pairs][~agreed[open_pairs]])
         return agreed
 
-    def open(self, entries: np.ndarray) -> np.ndarray:
-        """Those of the entries whose text has no pair yet."""
-        return entries[self.of[self.sketches.texts[entries]] < 0]
+    def still(self, some: Some, entries: np.ndarray) -> np.ndarray:
+        """Of each entry: whether a pair is looked for."""
+        return self.open[some.texts[entries]]
 
     def pairs(self) -> Pairs:
-        texts = np.flatnonzero(self.of >= 0)
-        return Pairs(texts, self.of[texts], self.measured[texts].astype(float), self.uncompared)
+        texts, of, similarity = (
+            np.concatenate([getattr(each, name) for each in self.found]) for name in ("texts", "of", "similarity")
+        )
+        order = np.argsort(texts)
+        return Pairs(texts[order], of[order], similarity[order], self.uncompared)
 
 
 def copies_of_others(
@@ -98,26 +114,28 @@ def copies_of_others(
 
     Texts that are the same when folded are copies even where `agree` says no.
     """
-    found = Found(sketches, similarity, agree, but_for_equal=True)
-    weak, strong = np.flatnonzero(texts[sketches.texts]), np.flatnonzero(others[sketches.texts])
-    if not len(weak) or not len(strong):
+    found = Found(texts, similarity, agree, but_for_equal=True)
+    if not texts.any() or not others.any():
         return NONE
     for keys in sketches.keys:
-        weak = found.open(weak)
-        known, under = by_key(keys, strong)
-        begin = np.searchsorted(known, keys[weak], "left")
-        shared = begin < len(known)
-        shared[shared] = known[begin[shared]] == keys[weak[shared]]
-        left, begin = weak[shared], begin[shared]
-        end = np.searchsorted(known, keys[left], "right")
-        for _ in range(MOST):
-            if not len(left):
-                break
-            found.compare(left, under[begin])
-            begin += 1
-            going = (begin < end) & (found.of[sketches.texts[left]] < 0)
-            left, begin, end = left[going], begin[going], end[going]
-        found.uncompared += int((end - begin).sum())
+        for low, high in ranges(len(keys)):
+            known, under = by_key(entries_of(sketches, keys, others, low, high))
+            asked, left = by_key(entries_of(sketches, keys, found.open, low, high))
+            shared = np.isin(known, asked)
+            known, under = known[shared], under[shared]
+            shared = np.isin(asked, known)
+            asked, left = asked[shared], left[shared]
+            begin, end = (np.searchsorted(known, asked, side) for side in ("left", "right"))
+            some = sketches.some(np.concatenate([under, left]))
+            left = np.arange(len(under), len(under) + len(left))
+            for _ in range(MOST):
+                if not len(left):
+                    break
+                found.compare(some, left, begin)
+                begin += 1
+                going = (begin < end) & found.still(some, left)
+                left, begin, end = left[going], begin[going], end[going]
+            found.uncompared += int((end - begin).sum())
         sketches.let_go(keys)
     return found.pairs()
 
@@ -128,20 +146,18 @@ def copies_within(sketches: Sketches, texts: np.ndarray, similarity: float, agre
     So each copy names a text that is kept when the copies go, and of those kept no two are near. (A chain of texts,
     each near the next, is not taken for one: its ends may have nothing in common.)
     """
-    chosen = np.flatnonzero(texts[sketches.texts]).astype(np.uint32)
-    pairs = search_within(sketches, chosen, texts, similarity, agree)
+    pairs = search_within(sketches, texts, None, similarity, agree)
     every, copies = pairs, first_kept(pairs, len(texts))
     while True:
         # A text was compared with others only until a pair was found. Where the other one of that pair turns out to
         # be a copy of a third, the text is back, and has to be compared with all that are kept.
-        removed = np.zeros(len(texts), bool)
-        removed[copies.texts] = True
+        kept = texts.copy()
+        kept[copies.texts] = False
         back = np.zeros(len(texts), bool)
         back[pairs.texts] = True
-        back &= ~removed
+        back &= kept
         if not back.any():
             return copies
-        kept = chosen[~removed[sketches.texts[chosen]]]
         pairs = search_within(sketches, kept, back, similarity, agree)
         if not len(pairs):
             return copies
@@ -152,59 +168,110 @@ def copies_within(sketches: Sketches, texts: np.ndarray, similarity: float, agre
 def first_kept(pairs: Pairs, count: int) -> Pairs:
     """Those pairs whose earlier text is kept when, from the first text on, each that copies a kept one goes."""
     gone = bytearray(count)
-    chosen = []
-    for number, (text, of) in enumerate(zip(pairs.texts.tolist(), pairs.of.tolist(), strict=True)):
-        if not gone[of] and not gone[text]:
-            gone[text] = 1
-            chosen.append(number)
+    chosen = array("q")
+    for start in range(0, len(pairs), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        both = zip(pairs.texts[some].tolist(), pairs.of[some].tolist(), strict=True)
+        for number, (text, of) in enumerate(both, start):
+            if not gone[of] and not gone[text]:
+                gone[text] = 1
+                chosen.append(number)
     return Pairs(pairs.texts[chosen], pairs.of[chosen], pairs.similarity[chosen], pairs.uncompared)
 
 
 def search_within(
-    sketches: Sketches, entries: np.ndarray, fresh: np.ndarray, similarity: float, agree: Agree | None
+    sketches: Sketches, texts: np.ndarray, fresh: np.ndarray | None, similarity: float, agree: Agree | None
 ) -> Pairs:
-    """Near pairs of entries of which one text at least is `fresh`: the later of each and an earlier one."""
-    found = Found(sketches, similarity, agree, but_for_equal=False)
+    """Near pairs of the marked texts: the later of each and an earlier one. Where `fresh` is given, another mark, one
+    of the two at least has it."""
+    found = Found(texts, similarity, agree, but_for_equal=False)
+    back = None if fresh is None else marked(sketches, fresh)
     for keys in sketches.keys:
-        entries = found.open(entries)
-        if not fresh.all():  # only what may share a key with a fresh one
-            may_share = np.zeros(2**16, bool)
-            may_share[keys[entries[fresh[sketches.texts[entries]]]] >> 16] = True
-            left, group = alike(keys, entries[may_share[keys[entries] >> 16]])
-        else:
-            left, group = alike(keys, entries)
-        if not fresh.all():
-            asked = np.zeros(len(entries), bool)
-            asked[group[fresh[sketches.texts[left]]]] = True
-            left, group = left[asked[group]], group[asked[group]]
-        for _ in range(MOST):
-            left, group, first = leaders(left, group)
-            if not len(left):
-                break
-            follows = left != first
-            found.compare(left[follows], first[follows])
-            stays = follows & (found.of[sketches.texts[left]] < 0)
-            left, group = left[stays], group[stays]
-        sizes = np.bincount(group)[np.unique(group)] if len(group) else np.empty(0, np.int64)
-        found.uncompared += int((sizes * (sizes - 1) // 2).sum())
+        for low, high in ranges(len(keys)) if back is None else [EVERY]:
+            if back is None:
+                both = entries_of(sketches, keys, found.open, low, high)
+            else:
+                both = beside(sketches, keys, found.open, back)
+            entries, group = alike(*by_key(both))
+            some, left = sketches.some(entries), np.arange(len(entries))
+            for _ in range(MOST):
+                left, group, first = leaders(left, group)
+                if not len(left):
+                    break
+                follows = left != first
+                found.compare(some, left[follows], first[follows])
+                stays = follows & found.still(some, left)
+                left, group = left[stays], group[stays]
+            sizes = np.unique(group, return_counts=True)[1]
+            found.uncompared += int((sizes * (sizes - 1) // 2).sum())
         sketches.let_go(keys)
     return found.pairs()
 
 
+def ranges(entries: int) -> Iterator[tuple[int, int]]:
+    """Ranges of keys, first and last, that so many entries fall into in pieces of `AT_ONCE` or so."""
+    pieces = max(1, round(entries / AT_ONCE))
+    for piece in range(pieces):
+        yield 2**32 * piece // pieces, 2**32 * (piece + 1) // pieces - 1
+
+
+def entries_of(sketches: Sketches, keys: np.ndarray, texts: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Key and number, as one number, of the marked texts' entries whose keys are in a range."""
+    first, width = np.uint32(low), np.uint32(high - low)
+    return chosen(sketches, keys, texts, lambda some: np.flatnonzero(some - first <= width))
+
+
+def beside(sketches: Sketches, keys: np.ndarray, texts: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+    """The same of those that share their key with one of the fresh entries, themselves among them."""
+    still = fresh[texts[taken(sketches.texts, fresh)]]
+    wanted = np.unique(taken(keys, still))
+    may_be = np.zeros(2 ** (32 - COARSE), bool)
+    may_be[wanted >> COARSE] = True
+
+    def shared(some: np.ndarray) -> np.ndarray:
+        near = np.flatnonzero(may_be[some >> COARSE])
+        return near[np.isin(some[near], wanted)]
+
+    return chosen(sketches, keys, texts, shared)
+
+
+def chosen(
+    sketches: Sketches, keys: np.ndarray, texts: np.ndarray, which: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Key and number, as one number, of the marked texts' entries that `which` chooses by their keys."""
+    found = [np.empty(0, np.uint64)]
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        inside = which(some)
+        inside = inside[texts[sketches.texts[start : start + AT_ONCE][inside]]]
+        found.append(some[inside].astype(np.uint64) << np.uint64(32) | (inside + start).astype(np.uint64))
+        let_go(keys)
+        let_go(sketches.texts)
+    return np.concatenate(found)
+
+
+def marked(sketches: Sketches, texts: np.ndarray) -> np.ndarray:
+    """The entries of these texts, rising."""
+    found = [np.empty(0, np.uint32)]
+    for start in range(0, len(sketches.texts), AT_ONCE):
+        inside = np.flatnonzero(texts[sketches.texts[start : start + AT_ONCE]])
+        found.append((inside + start).astype(np.uint32))
+        let_go(sketches.texts)
+    return np.concatenate(found)
+
+
 def alike(keys: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The entries that share their key with another, those of one key together and rising; a number for each key."""
-    known, under = by_key(keys, entries)
-    same = known[1:] == known[:-1]
-    several = np.append(same, False)[: len(known)]
+    same = keys[1:] == keys[:-1]
+    several = np.append(same, False)[: len(keys)]
     several[1:] |= same
-    starts = np.append(True, ~same)[: len(known)][several]
-    return under[several], np.cumsum(starts) - 1
+    starts = np.append(True, ~same)[: len(keys)][several]
+    return entries[several], np.cumsum(starts) - 1
 
 
-def by_key(keys: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of entries, sorted, and whose each is; the entries of one key rise. (Sorting both as one number is ten
-    times as fast as a stable sort of places.)"""
-    both = keys[entries].astype(np.uint64) << np.uint64(32) | entries.astype(np.uint64)
+def by_key(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and entries, sorted by the key, then the entry. (Sorting both as one number is ten times as fast as a
+    stable sort of places.)"""
     both.sort()
     return (both >> np.uint64(32)).astype(np.uint32), both.astype(np.uint32)
 

@@ -5,7 +5,8 @@ In: a `Dataset`. Out: `data.html`, one self-contained page, and the same as JSON
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,28 @@ def data_report(data: Dataset) -> dict[str, Any]:
 
 def write_data_report(folder: Path, data: Dataset, title: str) -> dict[str, Any]:
     """Write page and JSON, the rows that were dropped, and what the steps of preparation wrote for people; each file is
-    whole or absent. Returns the report."""
-    report = data_report(data)
+    whole or absent. Of an earlier report in this folder nothing is left. Returns the report."""
+    files: dict[str, Iterable[str]] = {KEPT_ASIDE: data.kept_aside.lines()} if data.kept_aside else {}
+    files |= {name: (f"{json_line(line)}\n" for line in lines) for name, lines in data.files.items()}
+    report = {**data_report(data), "written": sorted(files)}
+    for name in written_before(folder) - files.keys():
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / FACTS, report)
     write_text(folder / PAGE, render(Path(__file__).with_name("data.html.jinja"), view(report, title)))
-    if data.kept_aside:
-        write_lines(folder / KEPT_ASIDE, data.kept_aside.lines())
-    for name, lines in data.files.items():
-        write_lines(folder / name, (f"{json_line(line)}\n" for line in lines))
+    for name, lines in files.items():
+        write_lines(folder / name, lines)
     return report
+
+
+def written_before(folder: Path) -> set[str]:
+    """The files of rows that an earlier report has beside it."""
+    try:
+        said = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return {KEPT_ASIDE} | {
+            name for name in said.get("written", ()) if name == Path(name).name and name.endswith(".jsonl")
+        }
+    except (OSError, ValueError, TypeError, AttributeError):  # none there, or none of ours
+        return set()
 
 
 def rows_ready(report: Mapping[str, Any]) -> dict[str, int]:

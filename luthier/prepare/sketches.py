@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter, let_go
+from luthier.arrays import ArrayWriter, let_go, taken
 from luthier.prepare.shingles import batches, constants, mixed, shingled, without
 
 PIECE = 512
@@ -78,12 +78,30 @@ class Sketches:
     count: int
     """How many texts there were."""
 
-    def sizes(self, entries: np.ndarray) -> np.ndarray:
-        """How many shingles these entries have."""
-        return self.ends[entries] - self.starts(entries)
+    def some(self, entries: np.ndarray) -> Some:
+        """What is compared of these entries, read at once."""
+        entries = entries.astype(np.int64)
+        ends = taken(self.ends, entries)
+        starts = np.where(entries > 0, taken(self.ends, np.maximum(entries - 1, 0)), 0)
+        return Some(taken(self.texts, entries), starts, ends - starts, taken(self.maps, entries), self.shingles)
 
-    def starts(self, entries: np.ndarray) -> np.ndarray:
-        return np.where(entries > 0, self.ends[entries - 1], 0)
+    def let_go(self, keys: np.ndarray) -> None:
+        """Take what was read of the disk out of this process's memory."""
+        for array in (keys, self.maps, self.ends, self.texts, self.shingles):
+            let_go(array)
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some entries, which have numbers of their own here: in memory but for their shingles."""
+
+    texts: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    """How many shingles each has."""
+    maps: np.ndarray
+    shingles: np.ndarray
+    """Of all entries that there are."""
 
     def similarity(self, ones: np.ndarray, others: np.ndarray, least: float = 0.0) -> np.ndarray:
         """The Jaccard similarity of pairs of entries' sets; 0 where it is quickly seen to be below `least`.
@@ -97,13 +115,12 @@ class Sketches:
         out = np.zeros(len(ones))
         for begin in range(0, len(ones), PAIRS):
             some = slice(begin, begin + PAIRS)
-            pairs = ones[some].astype(np.int64), others[some].astype(np.int64)
-            out[some] = self.similarity_of_some(*pairs, least)
+            out[some] = self.similarity_of_some(ones[some], others[some], least)
         return out
 
     def similarity_of_some(self, ones: np.ndarray, others: np.ndarray, least: float) -> np.ndarray:
         out = np.zeros(len(ones))
-        sizes_1, sizes_2 = self.sizes(ones), self.sizes(others)
+        sizes_1, sizes_2 = self.sizes[ones], self.sizes[others]
         bits = np.bitwise_count(self.maps[ones] ^ self.maps[others]).sum(axis=1, dtype=np.int64)
         fewest = np.maximum(bits, np.abs(sizes_1 - sizes_2))
         possible = np.flatnonzero(fewest <= (1 - least) / (1 + least) * (sizes_1 + sizes_2) + 1e-6)
@@ -118,23 +135,16 @@ class Sketches:
             begin = end
         return out
 
-    def let_go(self, keys: np.ndarray) -> None:
-        """Take what was read of the disk out of this process's memory."""
-        for array in (keys, self.maps.base, self.ends, self.texts):
-            if isinstance(array, np.ndarray):
-                let_go(array)
-
     def shared(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """How many shingles each pair has in common."""
         entries = np.concatenate([ones, others])
-        sizes = self.sizes(entries)
+        sizes = self.sizes[entries]
         owner = np.repeat(np.arange(len(entries)) % len(ones), sizes)
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        hashes = self.shingles[np.repeat(self.starts(entries), sizes) + within]
+        hashes = taken(self.shingles, np.repeat(self.starts[entries], sizes) + within)
         both = owner.astype(np.uint64) << np.uint64(32) | hashes
         both.sort()
         twice = both[1:][both[1:] == both[:-1]] >> np.uint64(32)
-        let_go(self.shingles)
         return np.bincount(twice.astype(np.int64), minlength=len(ones))
 
 
@@ -208,7 +218,7 @@ def similarities(ones: list[str], others: list[str]) -> np.ndarray:
     """Of each text and its partner. Texts without a letter or digit are similar to what equals them."""
     places, ends, shingles = shingled([*ones, *others])
     maps = maps_of(ends, shingles).reshape(-1, MAP // 64)
-    sketches = Sketches(places // 2, ends, shingles, maps, (), len(ones) + len(others))
+    sketches = Sketches(places // 2, ends, shingles, maps, (), len(ones) + len(others)).some(np.arange(len(places)))
     out = np.array([float(one == other) for one, other in zip(ones, others, strict=True)])
     for kind in range(2):
         first = 2 * np.arange(len(ones)) + kind

@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.errors import Problem, UserError, raise_all
 from luthier.prepare.columns import UNLABELLED, find_columns, row_reader
+from luthier.prepare.detect import sample
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import RowError
 from luthier.prepare.readers import READERS
@@ -42,8 +43,7 @@ def identity(source: str, base: Path) -> str:
 def problems_in_target(source: str, columns: ColumnMap, form: Form, base: Path) -> list[Problem]:
     """What is wrong with the source, as its first rows tell."""
     try:
-        for _ in readable(source, columns, task_of(form), base):
-            pass
+        reader(sample(settings_of(source), base), columns, task_of(form))
     except UserError as error:
         return error.problems
     return []
@@ -85,8 +85,13 @@ def readable(source: str, columns: ColumnMap, task: str, base: Path) -> Iterator
     """Every table of the source, and how its rows become fields. Raises `UserError` where one can't be read."""
     for tables in read_sources(find_sources(settings_of(source), base)).values():
         for table in tables:
-            convention, found, problems = find_columns(task, dict(columns), table)
-            raise_all(problems)
-            if convention is None:
-                raise UserError("no column of texts", where=table.file, mend="name it with `columns: {text: ...}`")
-            yield table, row_reader(convention, found)
+            yield table, reader(table, columns, task)
+
+
+def reader(table: Table, columns: ColumnMap, task: str) -> Read:
+    """What makes fields of the table's rows. Raises `UserError` where it has no column of texts."""
+    convention, found, problems = find_columns(task, dict(columns), table)
+    raise_all(problems)
+    if convention is None:
+        raise UserError("no column of texts", where=table.file, mend="name it with `columns: {text: ...}`")
+    return row_reader(convention, found)

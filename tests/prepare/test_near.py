@@ -179,6 +179,82 @@ def test_what_most_rows_share_does_not_count() -> None:
     assert copies_within(sketches, np.ones(61, bool), 0.8).texts.tolist() == [60]
 
 
+@pytest.mark.parametrize("similarity", [0.7, 0.8])
+def test_the_same_pairs_are_found_when_keys_are_sorted_in_many_pieces(
+    monkeypatch: pytest.MonkeyPatch, similarity: float
+) -> None:
+    """Texts of one kind of shingles, some of them many times, some with another answer."""
+    draw = random.Random(13)
+    originals = [sentence(draw, draw.choice([6, 9, 14])) for _ in range(300)]
+    texts = [edited(draw, draw.choice(originals), draw.randrange(3)) for _ in range(900)] + [originals[0]] * 100
+    draw.shuffle(texts)
+    own = np.arange(len(texts)) % 7
+    half = np.arange(len(texts)) % 2 == 0
+    sketches = sketched(texts, similarity)
+
+    def found() -> list[Any]:
+        searches = [
+            copies_within(sketches, np.ones(len(texts), bool), similarity),
+            copies_within(sketches, half, similarity, lambda ones, others: own[ones] == own[others]),
+            copies_of_others(sketches, half, ~half, similarity),
+            copies_of_others(sketches, ~half, half, similarity, lambda ones, others: own[ones] == own[others]),
+        ]
+        assert all(len(pairs) > 20 for pairs in searches)
+        return [
+            (pairs.texts.tolist(), pairs.of.tolist(), pairs.similarity.tolist(), pairs.uncompared) for pairs in searches
+        ]
+
+    whole = found()
+    monkeypatch.setattr("luthier.prepare.near.AT_ONCE", 200)
+    monkeypatch.setattr("luthier.arrays.AT_ONCE", 5000)
+    assert found() == whole
+
+
+def made_up(rows: int) -> str:
+    """A program that looks for copies among so many rows' sketches, and says what it held at most for that."""
+    return f"""
+import tempfile
+from pathlib import Path
+import numpy as np
+from luthier.arrays import ArrayWriter
+from luthier.prepare.near import copies_within
+from luthier.prepare.sketches import Sketches
+def held(what):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what))
+draw = np.random.default_rng(0)
+with tempfile.TemporaryDirectory() as folder, ArrayWriter(Path(folder)) as writer:
+    for start in range(0, {rows}, 20000):
+        ids = np.arange(start, start + 20000)
+        ids[::100] //= 2  # a copy now and then
+        shingles = (ids[:, None] * 8 + np.arange(8)).astype(np.uint32)
+        writer.add("texts", np.arange(start, start + 20000, dtype=np.uint32))
+        writer.add("ends", np.arange(start * 8 + 8, start * 8 + 160008, 8))
+        writer.add("shingles", shingles.ravel())
+        writer.add("maps", np.left_shift(np.uint64(1), (ids[:, None] % np.arange(50, 54)).astype(np.uint64)).ravel())
+        for band in range(3):
+            writer.add(f"keys {{band}}", (ids * (2654435761 + 2 * band) % 2**32).astype(np.uint32))
+    arrays = {{name: writer.array(name) for name in writer.sinks}}
+    keys = tuple(arrays[f"keys {{band}}"] for band in range(3))
+    maps = arrays["maps"].reshape(-1, 4)
+    sketches = Sketches(arrays["texts"], arrays["ends"], arrays["shingles"], maps, keys, {rows})
+    Path("/proc/self/clear_refs").write_text("5")
+    before = held("VmRSS")
+    pairs = copies_within(sketches, np.ones({rows}, bool), 0.8)
+    assert len(pairs) > {rows} / 300, len(pairs)
+    print((held("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
+def test_memory_hardly_grows_with_the_number_of_rows() -> None:
+    """Pages of files included. Marks and pairs take some bytes a row; 90 bytes of each row's sketch lie on the disk."""
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", made_up(rows)], capture_output=True, check=True).stdout)
+        for rows in (400_000, 1_200_000)
+    ]
+    assert peaks[1] - peaks[0] < 10 * 800_000, peaks
+
+
 def test_many_alike_take_linear_time_and_what_is_not_compared_is_counted() -> None:
     draw = random.Random(7)
     rest = sentence(draw, 20)

@@ -21,7 +21,6 @@ from luthier import files
 from luthier.engine.serving.request import RefusedError
 from luthier.errors import UserError
 from luthier.kernels.mixed import MixedLinear
-from luthier.kernels.projection import weight_of
 from luthier.models.calibration import Calibration
 from luthier.models.network import Network
 from luthier.models.save import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -214,7 +213,7 @@ def read_layer(opened: Any, plan: AdapterPlan, layer: LayerPlan, linear: MixedLi
     down_RI, up_OR = tensor("lora_A"), tensor("lora_B") * layer.scale
     ratio_O = None
     if layer.magnitude:  # Liu et al. 2024, arXiv:2402.09353, equation 5: the length is that of the sum's rows
-        weight_OI = weight_of(linear.base).float()
+        weight_OI = linear.weight.float()
         ratio_O = tensor("lora_magnitude_vector") / torch.linalg.vector_norm(weight_OI + up_OR @ down_RI, dim=1)
         up_OR = up_OR * ratio_O[:, None]
     return LoadedLayer(layer, down_RI, up_OR.T, ratio_O)

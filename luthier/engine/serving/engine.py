@@ -38,6 +38,7 @@ from luthier.engine.serving.settings import EngineSettings
 from luthier.engine.serving.turns import Turns
 from luthier.engine.serving.writer import Writer
 from luthier.errors import UserError
+from luthier.kernels.blocks import CompiledBlocks, can_run
 from luthier.kernels.fast import packed_hidden
 from luthier.kernels.mixed import Group, mix_in
 from luthier.kernels.pages import PAGE, Paged, PageMemory
@@ -136,6 +137,7 @@ class Engine:
         self.mixer, linear = mix_in(network.model, (f"{name}.",))
         dtype = network.dtype if settings.adapter_dtype == "auto" else getattr(torch, settings.adapter_dtype)
         self.adapters = Adapters(network, linear, settings.adapter_memory, dtype, self._wake_up)
+        self.compiled = CompiledBlocks(network.model, self.mixer, self.memory) if can_run(network.model) else None
         self.grammars = Grammars(network.tokenizer)
         self.counters = Counters()
         self.running: list[Ticket] = []
@@ -389,6 +391,8 @@ class Engine:
             contexts=tuple(ticket.computed + count for ticket, count in batch),
         )
         tokens_N = torch.tensor(tokens, device=self.network.device)
+        if self.compiled is not None:
+            return self.compiled.hidden(tokens_N, packing), packing
         return packed_hidden(self.network.model, self.network.family, tokens_N, packing), packing
 
     def _go_on(self, batch: Sequence[tuple[Ticket, int]], hidden_ND: torch.Tensor, packing: Paged) -> None:
@@ -411,7 +415,8 @@ class Engine:
         if not writing:
             return
         places = torch.tensor([place for _, place in writing], device=hidden_ND.device)
-        logits_SV = self.network.token_logits(hidden_ND[places]).float()
+        head = self.network.token_logits if self.compiled is None else self.compiled.logits
+        logits_SV = head(hidden_ND[places]).float()
         drawings = [ticket.drawing for ticket, _ in writing if ticket.drawing is not None]
         for (ticket, _), drawn in zip(writing, next_tokens(logits_SV, drawings), strict=True):
             self._write(ticket, drawn)
@@ -451,7 +456,11 @@ class Engine:
         ticket.tokens.append(drawn.token)
         self.counters.new_tokens += 1
         text = writer.add(drawn.token)
-        told = (self._token(drawn),) if request.logprobs is not None else ()
+        told: tuple[Token, ...] = ()
+        if request.logprobs is not None:
+            told = (self._token(drawn),)
+        elif request.tell_tokens:
+            told = (Token(drawn.token),)
         if text or told:
             ticket.listen(Piece(text, told))
         longest = min(self.network.window or self.pool.count * PAGE, self.pool.count * PAGE)

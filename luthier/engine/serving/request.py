@@ -45,6 +45,8 @@ class Request:
     """Texts that end the answer and are not part of it."""
     logprobs: int | None = None
     """So many of the likeliest tokens are told at each place, besides the one drawn; None tells no probabilities."""
+    tell_tokens: bool = False
+    """Tell every token by its id even where its probability is not asked; its text and probability are left out."""
     schema: str | None = None
     """A JSON schema, as JSON, that the answer must fit; `{}` is any JSON."""
     account: str = ""
@@ -58,8 +60,8 @@ class Token:
     """One token of an answer."""
 
     id: int
-    text: str
-    logprob: float
+    text: str = ""
+    logprob: float = 0.0
     """Natural logarithm of its probability under the model, before temperature and top-p."""
     top: tuple[tuple[int, str, float], ...] = ()
     """The likeliest tokens at its place: id, text, logprob."""
@@ -71,7 +73,7 @@ class Piece:
 
     text: str
     tokens: tuple[Token, ...] = ()
-    """Only where `logprobs` was asked."""
+    """Only where `logprobs` or `tell_tokens` was asked."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Search:
         }
         self.label_sets: dict[tuple[str, ...], int] = {}
         self.labels = np.zeros(len(self.all), np.int32)
-        self.scores = np.zeros(len(self.all))
+        self.scores = np.zeros(len(self.all) if self.form == "regress" else 0)
         self.found: list[Kind] = []
         self.stays = np.ones(len(self.all), bool)
         self.spared = 0
@@ -121,7 +121,8 @@ class Search:
         for split, (start, end) in self.ranges.items():
             ours = np.zeros(len(self.all), bool)
             ours[start:end] = True
-            stronger = self.stays & (np.arange(len(self.all)) < start)
+            stronger = self.stays.copy()
+            stronger[start:] = False
             if self.step.across != "keep":
                 near = copies_of_others(sketches, ours, stronger, self.step.similarity, self.agree)
                 self.note(Kind(split, True, self.step.across, near))
@@ -137,7 +138,8 @@ class Search:
             for row, example in enumerate(self.all[start : start + AT_ONCE], start):
                 labels = labels_of(self.form, example.fields)
                 self.labels[row] = self.label_sets.setdefault(labels, len(self.label_sets))
-                self.scores[row] = example.fields.get("score", 0.0)
+                if self.form == "regress":
+                    self.scores[row] = example.fields["score"]
                 yield asked(self.form, example.fields)
 
     @property

@@ -1,0 +1,80 @@
+"""transformers and PEFT under load: `generate` on batches, PEFT's mixed-adapter batches, continuous batching.
+
+Run: python -m benchmarks.peers.serve_transformers JOB
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from benchmarks.serve_job import Ask, Load, ServeJob, Timed, in_batches, read_job, report, tell
+
+PAD = 0
+
+
+def padded(batch: Sequence[Ask]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(ask.prompt) for ask in batch)
+    tokens = torch.tensor([[PAD] * (longest - len(ask.prompt)) + ask.prompt for ask in batch])
+    mask = torch.tensor([[0] * (longest - len(ask.prompt)) + [1] * len(ask.prompt) for ask in batch])
+    return tokens, mask
+
+
+def by_generate(model: Any, job: ServeJob) -> list[dict[str, Any]]:
+    def answer(batch: Sequence[Ask]) -> list[int]:
+        tokens, mask = padded(batch)
+        count = batch[0].new_tokens
+        more: dict[str, Any] = {}
+        if job.adapters:
+            more["adapter_names"] = [ask.adapter or "__base__" for ask in batch]
+        out = model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=PAD,
+            **more,
+        )
+        return [out.shape[1] - tokens.shape[1]] * len(batch)
+
+    return [in_batches(load, answer) for load in job.loads]
+
+
+def by_continuous_batching(model: Any, job: ServeJob) -> list[dict[str, Any]]:
+    def one(load: Load) -> dict[str, Any]:
+        count = load.asks[0].new_tokens
+        how = GenerationConfig(
+            max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=PAD
+        )
+        began = time.perf_counter()
+        out = model.generate_batch(inputs=[ask.prompt for ask in load.asks], generation_config=how, progress_bar=False)
+        now = time.perf_counter()
+        timed = [Timed(began, [now] * len(each.generated_tokens), now) for each in out.values()]
+        return report(load, timed, now - began)
+
+    return [one(load) for load in job.loads]
+
+
+def main() -> None:
+    job = read_job()
+    more = {"attn_implementation": "paged|sdpa"} if job.way == "continuous" else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **more).eval()
+    AutoTokenizer.from_pretrained(job.model)
+    for number, (name, folder) in enumerate(job.adapters.items()):
+        if number == 0:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+        else:
+            model.load_adapter(folder, adapter_name=name)
+    with torch.inference_mode():
+        tell(by_continuous_batching(model, job) if job.way == "continuous" else by_generate(model, job))
+
+
+if __name__ == "__main__":
+    main()

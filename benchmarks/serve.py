@@ -1,0 +1,270 @@
+"""Many adapters on one base model: Luthier's engine beside what others serve them with, on this machine, in one run.
+
+In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object of ratios. Each
+contestant runs in a process of its own, in turn, `--repeats` times; medians. Adapters are trained by Luthier for a few
+steps on three sets (ranks 8, 16 and 32, all linear layers), the rest are copies. Peers: transformers' `generate` on
+batches of 16, PEFT's mixed-adapter batches, transformers' continuous batching (base only), llama.cpp at the same
+precision (one stream; the quicker of float32 and bfloat16).
+Run: python -m benchmarks.serve [--adapters 1,8,16,100,1000] [--requests 256] [--repeats 3] [--only NAME,...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.contestants import QUIET, ROOT
+from benchmarks.environments import LLAMA_CPP, Environment, NotInstalledError, python_of
+from benchmarks.gguf_float import gguf_copy
+from benchmarks.methods import writing
+from benchmarks.serve_job import Ask, Load, ServeJob, zipf
+from benchmarks.train_speed import SMOLLM
+from luthier.files import cache_folder
+from luthier.text_table import columns
+
+SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "commongen": ("concepts", "target")}
+RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}
+PROMPT, NEW = 24, 32
+"""Tokens of a request's prompt, and of its answer."""
+BATCH = 16
+
+
+def home() -> Path:
+    return cache_folder() / "benchmarks" / "serve"
+
+
+def base_folder() -> Path:
+    """The base model in Hugging Face layout."""
+    from luthier.models.find import find_model
+
+    return find_model(SMOLLM).folder
+
+
+def trained_adapters() -> list[Path]:
+    """A model folder for each set, trained once and kept."""
+    folders = []
+    for name, (prompt, completion) in SETS.items():
+        run = home() / f"{name}-rank-{RANKS[name]}"
+        if not (run / "model").exists():
+            made = writing(name, 32, 4, data={"columns": {"prompt": prompt, "completion": completion}})
+            made["selection"] = {"lora": {"rank": RANKS[name], "alpha": 2 * RANKS[name]}}
+            made["train"]["max_length"] = 512
+            made["data"]["max_rows"]["validation"] = 8
+            made["evaluate"] |= {"baselines": [], "max_new_tokens": 8, "forgetting": None}
+            run.parent.mkdir(parents=True, exist_ok=True)
+            recipe = run.with_suffix(".json")
+            recipe.write_text(json.dumps(made))
+            command = [sys.executable, "-m", "luthier", "train", str(recipe), "--out", str(run)]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        folders.append(run / "model")
+    return folders
+
+
+def copies(count: int) -> dict[str, str]:
+    """So many adapters by name; all but three are copies."""
+    real = trained_adapters()
+    return {f"adapter-{number}": str(real[number % len(real)]) for number in range(count)}
+
+
+def asks(count: int, seed: int, names: Sequence[str | None]) -> list[Ask]:
+    """Requests of random words, no two beginning alike; the adapters in the order given."""
+    draw = random.Random(seed)
+    return [
+        Ask([draw.randrange(100, 40000) for _ in range(PROMPT)], NEW, name)
+        for name, _ in zip(names, range(count), strict=False)
+    ]
+
+
+def run(module: str, job: ServeJob, environment: Environment | None = None) -> dict[str, Any] | str:
+    """What a contestant reports, or why it can't take part."""
+    try:
+        python = python_of(environment)
+    except NotInstalledError as error:
+        return f"can't be installed here: {error}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        job.save(path)
+        setting = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [str(python), "-m", f"benchmarks.peers.{module}", str(path)], env=setting, capture_output=True, text=True
+        )
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
+    return {each["load"]: each for each in json.loads(done.stdout.strip().splitlines()[-1])["loads"]}
+
+
+def ours(options: argparse.Namespace, loads: list[Load], adapters: dict[str, str]) -> dict[str, Any] | str:
+    settings = {"adapter_memory": options.adapter_memory << 20, "adapter_dtype": options.adapter_dtype}
+    return run("serve_luthier", ServeJob("engine", SMOLLM, adapters, loads, settings))
+
+
+def spread(count: int, names: Sequence[str], seed: int) -> list[str]:
+    """Uniform traffic: each name as often as any other, in random order."""
+    drawn = [names[number % len(names)] for number in range(count)]
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
+def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> tuple[list[Load], dict[str, str]]:
+    """The base, then the same traffic over ever more adapters, then the base again."""
+    adapters = copies(max(sizes))
+    names, count = list(adapters), options.requests
+    base = asks(count, seed, [None] * count)
+    loads = [Load("warm-up", base[:16]), Load("base", base)]
+    for size in sizes:
+        loads.append(Load(f"uniform {size}", asks(count, seed, spread(count, names[:size], seed))))
+    loads.append(Load(f"zipf {max(sizes)}", asks(count, seed, zipf(names, count, seed))))
+    loads += [Load("base again", base)]
+    sixty_four = asks(64, seed, names[:64])
+    loads += [
+        Load("64 distinct, cold or warm", sixty_four),
+        Load("64 distinct", sixty_four),
+        Load("64 base", asks(64, seed, [None] * 64)),
+    ]
+    loads += [Load("base, 16 at once", base[:64], BATCH)]
+    loads += [Load("16 distinct, 16 at once", asks(64, seed, names[:BATCH] * 4), BATCH)]
+    loads += [Load("single stream", asks(4, seed, [None] * 4), 1)]
+    return loads, adapters
+
+
+def peers(options: argparse.Namespace, seed: int) -> dict[str, dict[str, Any] | str]:
+    """Each peer's figures for what it can do."""
+    base, adapters = str(base_folder()), copies(BATCH)
+    sixteen = Load("base, 16 at once", asks(32, seed, [None] * 32), BATCH)
+    single = Load("single stream", asks(4, seed, [None] * 4), 1)
+    mixed = Load("16 distinct, 16 at once", asks(32, seed, list(adapters) * 2), BATCH)
+    wanted = options.only.split(",") if options.only else []
+    found: dict[str, dict[str, Any] | str] = {}
+
+    def take(name: str, *how: Any) -> None:
+        if not wanted or name in wanted:
+            found[name] = run(*how)
+
+    take("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, single]))
+    take("peft", "serve_transformers", ServeJob("generate", base, adapters, [mixed]))
+    take("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]))
+    for kind in ("F32", "BF16"):
+        job = ServeJob("single", str(gguf_file(kind)), {}, [single])
+        take(f"llama.cpp {kind}", "serve_llama_cpp", job, LLAMA_CPP)
+    return found
+
+
+def gguf_file(kind: str) -> Path:
+    """The same weights as a GGUF file."""
+    path = home() / f"base-{kind}.gguf"
+    if not path.exists():
+        gguf_copy(SMOLLM, path, kind)
+    return path
+
+
+def ratios(
+    runs: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], sizes: Sequence[int]
+) -> dict[str, float | None]:
+    """The last line: medians over repeats; None where a side is missing."""
+
+    def of(load: str, figure: str = "tokens_per_second") -> float:
+        return median(each[load][figure] for each in runs)
+
+    def peer(name: str, load: str) -> float | None:
+        values = [each[name][load]["tokens_per_second"] for each in found if isinstance(each.get(name), dict)]
+        return median(values) if values else None
+
+    def ratio(load: str, *names: str) -> float | None:
+        theirs = [value for name in names if (value := peer(name, load))]
+        return of(load) / max(theirs) if theirs else None
+
+    base = median(
+        [
+            *(each["base"]["tokens_per_second"] for each in runs),
+            *(each["base again"]["tokens_per_second"] for each in runs),
+        ]
+    )
+    most = max(sizes)
+    eight = min(sizes, key=lambda size: abs(size - 8))
+    files = [Path(folder) / "adapter_model.safetensors" for folder in copies(most).values()]
+    mean_file = sum(path.stat().st_size for path in files) / len(files)
+    last = runs[-1][f"uniform {most}"]
+    return {
+        f"throughput_{most}_vs_base": of(f"uniform {most}") / base,
+        f"throughput_zipf_{most}_vs_base": of(f"zipf {most}") / base,
+        "throughput_64_distinct_vs_base": of("64 distinct") / of("64 base"),
+        "p95_first_token_growth": of(f"uniform {most}", "first_p95") / of(f"uniform {eight}", "first_p95"),
+        "ratio_vs_peft_mixed": ratio("16 distinct, 16 at once", "peft"),
+        "ratio_vs_transformers_batching": ratio("base, 16 at once", "continuous"),
+        "ratio_vs_generate": ratio("base, 16 at once", "generate"),
+        "single_stream_vs_llama_cpp": ratio("single stream", "llama.cpp F32", "llama.cpp BF16"),
+        "single_stream_vs_generate": ratio("single stream", "generate"),
+        "memory_per_adapter_vs_file": last["adapter_bytes"] / max(1, last["resident"]) / mean_file,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapters", default="1,8,16,100,1000", help="numbers of adapters (default: 1,8,16,100,1000)")
+    parser.add_argument("--requests", type=int, default=256, help="of each load (default: 256)")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--adapter-memory", type=int, default=4096, help="MiB for adapters (default: 4096)")
+    parser.add_argument("--adapter-dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--only", help="peers to run: generate, peft, continuous, llama.cpp, none")
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.adapters.split(",")]
+    runs: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    rows: list[list[str]] = []
+    for repeat in range(options.repeats):
+        loads, adapters = our_loads(options, sizes, repeat)
+        result = ours(options, loads, adapters)
+        if isinstance(result, str):
+            raise SystemExit(f"luthier: {result}")
+        runs.append(result)
+        found.append(peers(options, repeat))
+        rows += [line("luthier", each) for each in result.values()]
+        for name, each in found[-1].items():
+            rows += [[name, each]] if isinstance(each, str) else [line(name, load) for load in each.values()]
+    head = [
+        "",
+        "load",
+        "tokens/s",
+        "requests/s",
+        "first p50",
+        "p95",
+        "p99 ms",
+        "between p50",
+        "p95",
+        "p99 ms",
+        "MiB",
+        "errors",
+    ]
+    width = len(head)
+    print(columns([head, *(row + [""] * (width - len(row)) for row in rows)]))
+    print(
+        json.dumps(
+            {name: None if value is None else round(value, 3) for name, value in ratios(runs, found, sizes).items()}
+        )
+    )
+
+
+def line(name: str, each: dict[str, Any]) -> list[str]:
+    times = [f"{each[f'{what}_p{share}']:.0f}" for what in ("first", "between") for share in (50, 95, 99)]
+    return [
+        name,
+        each["load"],
+        f"{each['tokens_per_second']:.1f}",
+        f"{each['requests_per_second']:.2f}",
+        *times,
+        f"{each['memory_mib']:.0f}",
+        str(each["errors"]),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What serves equals its plain version: attention over pages, mixed adapters, products in panels, whole blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from luthier.kernels import native
+from luthier.kernels.attention import AttentionSettings
+from luthier.kernels.blocks import FAMILIES, CompiledBlocks, can_run, from_panels, multiply_panels, panels_of
+from luthier.kernels.fast import packed_hidden
+from luthier.kernels.mixed import Group, Mixer, Pair, RowAdapter, mix_in
+from luthier.kernels.pages import PAGE, Paged, PageMemory, attention_over_pages, attention_over_pages_plain
+from tests import tiny as tinies
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+many = settings(max_examples=30, deadline=None)
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no compiled functions: {native.why_not()}")
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
+    scale = max(float(theirs.float().norm()), 0.1 * theirs.numel() ** 0.5)
+    assert float((ours.float() - theirs.float()).norm()) <= TOLERANCE[dtype] * scale
+
+
+sequences = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 70)), min_size=1, max_size=5)
+
+
+@many
+@given(
+    sequences,
+    st.sampled_from([(1, 1), (2, 3), (3, 1)]),
+    st.sampled_from([8, 16, 24, 64]),
+    st.sampled_from([0, 1, 7, 40]),
+    st.sampled_from(list(TOLERANCE)),
+    st.integers(0, 1000),
+)
+def test_attention_over_pages(
+    of: list[tuple[int, int]], heads: tuple[int, int], width: int, window: int, dtype: torch.dtype, seed: int
+) -> None:
+    """Sequences of new and earlier tokens, their pages scattered, what is behind their ends anything but numbers."""
+    torch.manual_seed(seed)
+    key_heads, repeats = heads
+    contexts = tuple(new + before for new, before in of)
+    pages = [-(-context // PAGE) for context in contexts]
+    order = torch.randperm(sum(pages) + 2).tolist()
+    tables = tuple(tuple(order.pop() for _ in range(count)) for count in pages)
+    memory = PageMemory.empty(1, sum(pages) + 2, key_heads, width, dtype, torch.device("cpu"))
+    memory.keys[0].normal_()
+    memory.values[0].normal_()
+    packing = Paged(tuple(new for new, _ in of), memory=memory, tables=tables, contexts=contexts)
+    count = sum(new for new, _ in of)
+    query, key, value = (torch.randn(count, n, width).to(dtype) for n in (key_heads * repeats, key_heads, key_heads))
+    how = AttentionSettings(width**-0.5, True, window)
+    exact = PageMemory((memory.keys[0].float(),), (memory.values[0].float(),))
+    plain = Paged(packing.lengths, memory=exact, tables=tables, contexts=contexts)
+    expected = attention_over_pages_plain(query.float(), key.float(), value.float(), plain, how, 0)
+    for table, context in zip(tables, contexts, strict=True):  # another's numbers, or none
+        memory.values[0][table[-1], :, (context - 1) % PAGE + 1 :] = torch.nan
+        memory.keys[0][table[-1], :, :, (context - 1) % PAGE + 1 :] = torch.nan
+    assert_close(attention_over_pages(query, key, value, packing, how, 0), expected, dtype)
+
+
+@many
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20), st.booleans(), st.booleans()), min_size=1, max_size=6),
+    st.sampled_from([(16, (16,)), (40, (24, 130, 7)), (96, (160, 160))]),
+    st.sampled_from(list(TOLERANCE)),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(0, 1000),
+)
+def test_rows_with_different_adapters(
+    of: list[tuple[int, int, bool, bool]],
+    shape: tuple[int, tuple[int, ...]],
+    dtype: torch.dtype,
+    held: torch.dtype,
+    seed: int,
+) -> None:
+    """Groups of any size and rank; some layers without an adapter, some that stretch the frozen product."""
+    torch.manual_seed(seed)
+    inputs, widths = shape
+    model = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(inputs, width, bias=False) for width in widths)})
+    mixer, layers = mix_in(model, ("blocks.",))
+    groups, at = [], 0
+    for rows, rank, partly, stretches in of:
+        pairs = {
+            number: Pair(
+                torch.randn(rank, inputs).to(held) / inputs**0.5,
+                torch.randn(rank, width).to(held),
+                torch.rand(width) + 0.5 if stretches else None,
+            )
+            for number, width in enumerate(widths)
+            if not (partly and number == 0 and len(widths) > 1)
+        }
+        if rows:
+            groups.append(Group(RowAdapter(pairs, len(widths)), at, at + rows))
+        at += rows + 1  # a row of the base between any two
+    mixer.use(groups)
+    x, out = torch.randn(at, inputs).to(dtype), torch.randn(at, sum(widths)).to(dtype)
+    expected = out.float().clone()
+    mixer.add_plain(x.float(), expected, list(layers.values()))
+    ours = mixer.add(x, out.clone(), list(layers.values()))
+    assert_close(ours, expected, dtype)
+
+
+@many
+@given(st.integers(1, 40), st.integers(1, 70), st.lists(st.integers(1, 80), min_size=1, max_size=3), st.integers(0, 99))
+def test_products_in_panels(rows: int, inputs: int, outputs: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    weights = [torch.randn(width, inputs) for width in outputs]
+    panels, first = panels_of(weights), 0
+    for weight in weights:
+        assert torch.equal(from_panels(panels, first, len(weight)), weight)
+        first += len(weight)
+    x = torch.randn(rows, inputs)
+    assert_close(multiply_panels(x, panels, sum(outputs)), x @ torch.cat(weights).T, torch.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_blocks(tiny: Callable[..., Path], family: str) -> None:
+    """The compiled call gives the hidden states and scores of the model's own code, adapters among them."""
+    net = tinies.network(tiny(family), "language")
+    assert can_run(net.model) and net.family is not None
+    config = net.model.config
+    name, _ = net.blocks()
+    mixer, layers = mix_in(net.model, (f"{name}.",))
+    torch.manual_seed(0)
+    pairs = {
+        layer.number: Pair(torch.randn(3, layer.inputs) / layer.inputs**0.5, torch.randn(3, layer.outputs) * 0.1)
+        for layer in layers.values()
+    }
+    width = net.model.base_model.layers[0].self_attn.head_dim
+    memories = [
+        PageMemory.empty(config.num_hidden_layers, 8, config.num_key_value_heads, width, net.dtype, net.device)
+        for _ in range(2)
+    ]
+    mixer.use([Group(RowAdapter(pairs, len(layers)), 5, 17)])
+    tokens = torch.randint(3, 200, (20,))
+    shape = {"tables": ((0, 1), (2, 3), (4,)), "contexts": (5, 12, 3)}
+    with torch.inference_mode():
+        packing = Paged((5, 12, 3), memory=memories[0], **shape)
+        expected = packed_hidden(net.model, net.family, tokens, packing)
+        scores = net.token_logits(expected)
+        compiled = CompiledBlocks(net.model, mixer, memories[1])
+        ours = compiled.hidden(tokens, Paged((5, 12, 3), memory=memories[1], **shape))
+        assert_close(ours, expected, torch.float32)
+        assert_close(compiled.logits(ours), scores, torch.float32)
+    for theirs, own in zip(memories[0].keys + memories[0].values, memories[1].keys + memories[1].values, strict=True):
+        assert_close(own, theirs, torch.float32)
+
+
+def test_the_mixer_is_idle_without_groups() -> None:
+    mixer = Mixer()
+    out = torch.ones(2, 3)
+    assert mixer.add(torch.ones(2, 2), out, []) is out and bool((out == 1).all())
