@@ -101,14 +101,14 @@ def engine_requests(
                 Request(
                     prompt,
                     min(room, longest or service.settings.default_tokens),
-                    exchange.registered,
-                    Sampling(temperature, 1.0 if body.top_p is None else body.top_p, seed),
-                    service.rendering.stop_ids(exchange.registered),
-                    body.stops,
-                    logprobs,
-                    schema,
-                    exchange.key.name,
-                    exchange.deadline,
+                    adapter=exchange.registered,
+                    sampling=Sampling(temperature, 1.0 if body.top_p is None else body.top_p, seed),
+                    stop_ids=service.rendering.stop_ids(exchange.registered),
+                    stop=body.stops,
+                    logprobs=logprobs,
+                    schema=schema,
+                    account=exchange.key.name,
+                    deadline=exchange.deadline,
                 )
             )
     return requests
