@@ -19,6 +19,10 @@ from luthier.serve.replies import CHAT, DONE, TEXT, Choice, Shape, dumps, event,
 from luthier.serve.service import Exchange, Service
 
 
+MOST_ANSWERS = 256
+"""Of one request: prompts times `n`."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """One client's request, ready for the engine."""
@@ -90,6 +94,9 @@ def engine_requests(
 ) -> list[Request]:
     """One for each prompt and each of `n` answers. Raises `Refusal`."""
     schema = body.response_format.schema_text() if body.response_format is not None else None
+    count = len(prompts) * (body.n or 1)
+    if count > MOST_ANSWERS:
+        raise Refusal("malformed", f"{count} answers are asked at once; {MOST_ANSWERS} may be", param="n")
     temperature = 1.0 if body.temperature is None else body.temperature
     exchange.read(sum(map(len, prompts)))
     requests = []
@@ -121,8 +128,12 @@ async def answer(service: Service, asked: Asked, http: HttpRequest) -> Response:
         # The first event is waited for, so that what fails before it has a status of its own.
         first = await unless_left(http, anext(events))
         return StreamingResponse(behind(first, events), media_type="text/event-stream", headers=NO_BUFFERS)
-    async with answering:
-        choices = await unless_left(http, answering.whole())
+    try:
+        async with answering:
+            choices = await unless_left(http, answering.whole())
+    except BaseException:
+        asked.exchange.wrote(written(answering.choices))
+        raise
     finished(asked, choices)
     head = asked.shape.head(asked.exchange.id, asked.exchange.created, asked.exchange.shown, asked.shape.whole)
     told = [asked.shape.choice(choice, asked.tells_logprobs) for choice in choices]
@@ -149,7 +160,7 @@ async def stream(answering: Answering, asked: Asked) -> AsyncIterator[bytes]:
     open_usage = {"usage": None} if asked.tells_usage else {}
     before = f'data: {dumps(head)[:-1]},"choices":['
     after = "]%s}\n\n" % (',"usage":null' if asked.tells_usage else "")
-    began = False
+    began = ended = False
     try:
         async with answering:
             try:
@@ -171,15 +182,23 @@ async def stream(answering: Answering, asked: Asked) -> AsyncIterator[bytes]:
             if asked.tells_usage:
                 yield event({**head, "choices": [], "usage": total(asked, answering.choices)})
         finished(asked, answering.choices)
+        ended = True
         yield DONE
     finally:
+        if not ended:
+            exchange.wrote(written(answering.choices))
         exchange.end()
+
+
+def written(choices: Sequence[Choice]) -> int:
+    """Tokens of answers, those that were broken off among them: a piece is one token at least."""
+    return sum(choice.end.new_tokens if choice.end is not None else len(choice.texts) for choice in choices)
 
 
 def finished(asked: Asked, choices: Sequence[Choice]) -> None:
     """Account for answers that came to their ends."""
     exchange = asked.exchange
-    exchange.wrote(sum(choice.end.new_tokens for choice in choices if choice.end is not None))
+    exchange.wrote(written(choices))
     route = "chat" if asked.shape.chat else "completion"
     for choice in choices:
         exchange.capture(route, asked.turns[choice.index], [choice])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from luthier.cli import main
 from luthier.engine.serving.engine import Engine
@@ -90,6 +91,17 @@ def test_tokens_a_minute(guarded: Served, keys: dict[str, str]) -> None:
     for _ in range(4):
         statuses.append(guarded.post("/v1/chat/completions", longer, headers=bearer(keys["small"])).status_code)
     assert statuses[0] == 200 and statuses[-1] == 429
+
+
+def test_leaving_early_is_no_way_around_it(guarded: Served, files: dict[str, Path], keys: dict[str, str]) -> None:
+    """What was written to a client that left counts as well."""
+    key = new_key(files["keys"], "leaver", tokens_per_minute=60)
+    until(lambda: guarded.get("/v1/models", headers=bearer(key)).status_code == 200)
+    body = ASK | {"max_tokens": 200, "n": 4, "temperature": 1.5, "stream": True}
+    with requests.post(f"{guarded.url}/v1/chat/completions", json=body, headers=bearer(key), stream=True) as reply:
+        for _, _ in zip(range(200), reply.iter_lines(), strict=False):
+            pass
+    until(lambda: guarded.post("/v1/chat/completions", ASK, headers=bearer(key)).status_code == 429)
 
 
 def test_buckets_fill_up() -> None:
