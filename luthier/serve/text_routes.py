@@ -18,7 +18,6 @@ from luthier.serve.refusals import Refusal
 from luthier.serve.replies import CHAT, DONE, TEXT, Choice, Shape, dumps, event, usage
 from luthier.serve.service import Exchange, Service
 
-
 MOST_ANSWERS = 256
 """Of one request: prompts times `n`."""
 
