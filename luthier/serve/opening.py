@@ -44,17 +44,22 @@ def open_base(named: str, device: str, dtype: str) -> Opened:
     settings = ModelSettings.model_validate({"path": named, "device": device, "dtype": dtype})
     if not (folder / FORMAT_FILE).exists():
         found = find_model(named)
-        return Opened(load_network(found, settings, head="language"), named.rstrip("/"))
+        return Opened(load_network(found, settings, head="language"), public_name(named))
     about, prompt_format = files.read_json(folder / FORMAT_FILE), PromptFormat.load(folder)
     name = name_of(Path(named))
     if (folder / ADAPTER_CONFIG).exists():
         base = about["base"]
         found = find_base(base["path"], base["revision"], base["fingerprint"])
-        return Opened(load_network(found, settings, head="language"), base["path"], adapter=(name, folder))
+        return Opened(load_network(found, settings, head="language"), public_name(base["path"]), adapter=(name, folder))
     if about["head"] != "language":
         what = f"holds whole weights with a {about['head']} head, which write nothing"
         raise UserError(what, where=named, mend="tune an adapter (selection: lora) and serve it on its base model")
     return Opened(load_network(find_model(str(folder)), settings, head="language"), name, prompt_format)
+
+
+def public_name(model: str) -> str:
+    """What clients call a base model: as users do, but a folder by its last name, for where it lies is nobody's."""
+    return name_of(Path(model)) if Path(model).exists() else model
 
 
 def find_adapters(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:

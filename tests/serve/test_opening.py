@@ -23,7 +23,7 @@ def test_a_runs_adapter_is_served_on_its_base(base: Path, tmp_path: Path) -> Non
     run = tmp_path / "reviews 2"
     make_adapter(base, run / "model", 1)
     opened = open_base(str(run), "cpu", "float32")
-    assert opened.name == str(base) and opened.adapter == ("reviews-2", run / "model")
+    assert opened.name == base.name and opened.adapter == ("reviews-2", run / "model")
     assert opened.network.head == "language" and opened.prompt_format is None
 
 
