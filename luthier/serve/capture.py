@@ -66,6 +66,10 @@ class Opinion:
     done: concurrent.futures.Future[bool] = field(default_factory=concurrent.futures.Future, compare=False)
     """Whether it is in the database: False where the answer is not."""
 
+    def fail(self) -> None:
+        with suppress(concurrent.futures.InvalidStateError):  # who asked waits no longer
+            self.done.set_exception(ConnectionError())
+
 
 @dataclass
 class Counts:
@@ -110,6 +114,8 @@ class Capture:
             Refusal: no such answer was captured, or the database fails.
         """
         try:
+            if self.counts.failing:  # it would wait behind what can't be written
+                raise ConnectionError
             self._queue.put_nowait(opinion)
             known = await asyncio.wait_for(asyncio.wrap_future(opinion.done), 30)
         except (queue.Full, TimeoutError, ConnectionError):
@@ -148,8 +154,8 @@ class Capture:
             except Exception as error:
                 self._tell_failure(error)
                 for row in rows:
-                    if isinstance(row, Opinion) and not row.done.done():
-                        row.done.set_exception(ConnectionError())
+                    if isinstance(row, Opinion):
+                        row.fail()
                 rows = [row for row in rows if isinstance(row, Answered)]
                 if self._stopping.wait(pause):
                     self.counts.lost += len(rows)
@@ -179,7 +185,7 @@ class Capture:
             self.counts.lost += 1
             logger.error("an answer is not captured: %s", error, extra={"told": {"event": "capture_lost"}})
             if isinstance(row, Opinion):
-                row.done.set_exception(ConnectionError())
+                row.fail()
             return None
 
     def _write(self, rows: Sequence[Answered | Opinion]) -> None:
@@ -205,7 +211,8 @@ class Capture:
                     connection.execute(insert(feedback).values(told))
                 known.append((row, found is not None))
         for opinion, is_known in known:
-            opinion.done.set_result(is_known)
+            with suppress(concurrent.futures.InvalidStateError):  # who asked waits no longer
+                opinion.done.set_result(is_known)
 
 
 def clean(value: Any) -> Any:
