@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.contestants import ROOT
 from benchmarks.rows import DATA_VARIABLE
-from luthier.prepare.personal.finder import Span, apart
-from luthier.prepare.personal.kinds import DEFAULT_KINDS, KIND_OF
-from luthier.prepare.personal.settings import MODELS, AnonymiseSettings, is_installed
-from luthier.prepare.personal.workers import Search
+from luthier.personal.finder import Span, apart
+from luthier.personal.kinds import DEFAULT_KINDS, KIND_OF
+from luthier.personal.settings import MODELS, AnonymiseSettings, is_installed
+from luthier.personal.workers import Search
 from luthier.text_table import columns
 
 MARKED = {

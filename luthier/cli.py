@@ -12,12 +12,17 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.data_commands.cli import add_data_commands
 from luthier.errors import Problem, Stopped, UserError, nearest, raise_all
+from luthier.serve.cli import add_serve_commands
 from luthier.tasks import TASKS
 from luthier.version import __version__
+
+if TYPE_CHECKING:
+    from luthier.chat import Conversation
+    from luthier.endpoint.talking import RemoteConversation
 
 REFUSED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -120,8 +125,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="write verdict and report here instead of into the run")
     sub.add_argument("--json", action="store_true", help="print the verdict as JSON")
 
-    sub = command("chat", run_chat, "Talk to a run's model, or have it label lines.")
-    sub.add_argument("run", help="run folder")
+    sub = command("chat", run_chat, "Talk to a run's model or to a server, or have it label lines.")
+    sub.add_argument("run", nargs="?", help="run folder")
+    sub.add_argument("--server", metavar="URL", help="a server's address instead of a run (luthier serve)")
+    sub.add_argument(
+        "--model", metavar="NAME", help="with --server: the adapter, or the base model (default: the first)"
+    )
+    sub.add_argument("--key-variable", metavar="NAME", help="with --server: the environment variable with its API key")
     sub.add_argument("--message", "-m", help="one message, then stop")
     sub.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     sub.add_argument("--top-p", type=float, default=1.0)
@@ -149,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder")
     sub.add_argument("out", help="folder to write")
 
+    add_serve_commands(command, commands)
     add_data_commands(commands)
     command("schema", run_schema, "Print the recipe's JSON schema, for editors.")
     return parser
@@ -271,13 +282,10 @@ def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
 
 
 def run_chat(arguments: argparse.Namespace) -> int | None:
-    from luthier.chat import Conversation
-    from luthier.engine.generate import Sampling
-    from luthier.runs import Run
-
     check_chat_numbers(arguments)
-    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
-    conversation = Conversation(Run.open(arguments.run).load(), sampling, arguments.max_new_tokens)
+    if (arguments.run is None) == (arguments.server is None):
+        raise UserError("talk to whom?", mend="luthier chat RUN, or luthier chat --server http://127.0.0.1:8000")
+    conversation = remote_conversation(arguments) if arguments.server is not None else local_conversation(arguments)
 
     def answer(message: str) -> None:
         stream = None if arguments.json else lambda piece: print(piece, end="", flush=True)
@@ -313,6 +321,26 @@ def run_chat(arguments: argparse.Namespace) -> int | None:
                 if not interactive:
                     raise
                 print(f"error: {error}", file=sys.stderr)  # one message too long does not end the conversation
+
+
+def local_conversation(arguments: argparse.Namespace) -> Conversation:
+    from luthier.chat import Conversation
+    from luthier.engine.generate import Sampling
+    from luthier.runs import Run
+
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    return Conversation(Run.open(arguments.run).load(), sampling, arguments.max_new_tokens)
+
+
+def remote_conversation(arguments: argparse.Namespace) -> RemoteConversation:
+    from luthier.endpoint.talking import connect
+
+    key = os.environ.get(arguments.key_variable) if arguments.key_variable is not None else None
+    if arguments.key_variable is not None and not key:
+        raise UserError(f"the environment variable {arguments.key_variable} is not set", where="--key-variable")
+    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "max_tokens": arguments.max_new_tokens}
+    sampling |= {"seed": arguments.seed} if arguments.seed is not None else {}
+    return connect(arguments.server, arguments.model, key, sampling)
 
 
 def check_chat_numbers(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import pytest
 
 from luthier import cli, recipe_reference, yaml_reader
 from luthier.recipe import Recipe, read_recipe
+from tests.serve.servers import process
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists())]
-WITH_RUN = ("models.md", "runs.md", "shipping.md", "tuning.md", "verdict.md")
+WITH_RUN = ("models.md", "runs.md", "serve.md", "shipping.md", "tuning.md", "verdict.md")
 """Pages that go on from a recipe and a finished run, those of first-run.md."""
 WITH_RECIPE = ("recipe.md", "data.md", "prepare.md", "privacy.md")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -38,6 +39,8 @@ NOT_RUN = {
     "pip install": "would change the environment that the tests run in",
 }
 """Commands of the pages that no test can run, and why. Those of make must be targets of the Makefile."""
+ADDRESS = "127.0.0.1:8000"
+"""Where the pages have a server; in tests it is at a port of its own."""
 page_ids = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -118,11 +121,27 @@ def test_every_block_of_a_page_works(
     monkeypatch.chdir(tmp_path / "here")
     module = types.ModuleType("docs_page")  # classes look up their annotations in their module
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    with contextlib.ExitStack() as servers:
+        run_blocks(page, module, capsys, servers)
+
+
+def run_blocks(
+    page: Path, module: types.ModuleType, capsys: pytest.CaptureFixture[str], servers: contextlib.ExitStack
+) -> None:
+    """Every block in turn; a server that one starts answers the ones below, at the address that the page gives it."""
+    address = ADDRESS
     for block in blocks(page):
+        block = replace(block, text=block.text.replace(ADDRESS, address))
         if block.language == "python":
             exec(compile(block.text, str(block), "exec"), module.__dict__)
         elif block.language == "console":
-            run_console(block, capsys)
+            before, _, started = block.text.partition("$ luthier serve ")
+            run_console(replace(block, text=before), capsys)
+            if started:
+                command, _, shown = started.partition("\n")
+                server = servers.enter_context(process(*shlex.split(command)))
+                address = server.url.removeprefix("http://")
+                assert all(line.split()[0] in "".join(server.lines) for line in shown.splitlines()), f"{block}"
         elif block.language == "yaml":
             parse_recipe(block)
         elif block.language == "diff":

@@ -12,8 +12,8 @@ import pytest
 import luthier
 
 PACKAGE = Path(luthier.__file__).parent
-STAGES = ("prepare", "tune", "evaluate")
-GROUND = ("engine", "selection", "kernels", "models")
+STAGES = ("prepare", "tune", "evaluate", "serve")
+GROUND = ("engine", "selection", "kernels", "models", "personal")
 ABOVE = ("pipeline", "planning", "check", "check_report", "cli", "chat", "recipe", "init")
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.name != "version.py")
 

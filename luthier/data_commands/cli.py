@@ -252,20 +252,20 @@ def run_vocabulary(arguments: argparse.Namespace) -> int | None:
 
 def run_anonymise(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
-    from luthier.prepare.personal import file
+    from luthier.prepare import anonymise_file
 
     wanted = {
         name: value
         for name in ("mode", "kinds", "languages", "score", "secret", "workers")
         if (value := getattr(arguments, name)) is not None
     }
-    account = file.anonymise_file(
+    account = anonymise_file.anonymise_file(
         arguments.file,
-        file.settings_of(wanted | {"recognisers": file.own_patterns(arguments.pattern)}),
+        anonymise_file.settings_of(wanted | {"recognisers": anonymise_file.own_patterns(arguments.pattern)}),
         only=arguments.columns,
         out=arguments.out,
         seed=arguments.seed,
         progress=terminal.watcher(arguments.json),
     )
-    print(json.dumps(account.as_json(), ensure_ascii=False) if arguments.json else file.shown(account))
+    print(json.dumps(account.as_json(), ensure_ascii=False) if arguments.json else anonymise_file.shown(account))
     return None

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from luthier import checksums
 from luthier.cli import main
 from luthier.errors import UserError
-from luthier.prepare.personal import file
-from luthier.prepare.personal.anonymise import Writer, unnamed
-from luthier.prepare.personal.finder import Finder, Span, apart, language_of, windows_of
-from luthier.prepare.personal.kinds import DEFAULT_KINDS, KINDS
-from luthier.prepare.personal.settings import AnonymiseSettings, is_installed, model_for, problems_in
-from luthier.prepare.personal.standins import StandIns
-from luthier.prepare.personal.workers import Search
+from luthier.personal.anonymise import Writer, unnamed
+from luthier.personal.finder import Finder, Span, apart, language_of, windows_of
+from luthier.personal.kinds import DEFAULT_KINDS, KINDS
+from luthier.personal.settings import AnonymiseSettings, is_installed, model_for, problems_in
+from luthier.personal.standins import StandIns
+from luthier.personal.workers import Search
+from luthier.prepare import anonymise_file
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.steps import PrepareSettings
 
@@ -344,12 +344,12 @@ def test_errors_of_workers_come_back() -> None:
 
 def test_workers_end_with_their_caller() -> None:
     code = (
-        "from luthier.prepare.personal.workers import *\nimport os\n"
+        "from luthier.personal.workers import *\nimport os\n"
         f"search = Search(AnonymiseSettings.model_validate({MAILS.model_dump()!r}))\n"
         "print(list(search.find(['a@b.com'])) and search.workers[0].process.pid, flush=True)\nos._exit(3)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(file.__file__).parents[3]
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(anonymise_file.__file__).parents[2]
     )
     worker = int(done.stdout)
     for _ in range(100):
@@ -448,8 +448,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_texts_in_cells_keep_their_places() -> None:
     cell = [{"role": "user", "content": "a", "n": 1}, ["b", None, {"from": "x", "value": "c"}]]
-    assert list(file.texts_in(cell)) == ["a", "b", "c"]
-    assert file.with_texts(cell, iter(["A", "B", "C"])) == [
+    assert list(anonymise_file.texts_in(cell)) == ["a", "b", "c"]
+    assert anonymise_file.with_texts(cell, iter(["A", "B", "C"])) == [
         {"role": "user", "content": "A", "n": 1},
         ["B", None, {"from": "x", "value": "C"}],
     ]

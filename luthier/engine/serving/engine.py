@@ -23,7 +23,17 @@ from luthier.engine.serving.adapters import Adapters, Entry, Loaded
 from luthier.engine.serving.drawing import Drawing, Drawn, next_tokens
 from luthier.engine.serving.grammar import Grammars
 from luthier.engine.serving.pool import Mark, PagePool, page_marks
-from luthier.engine.serving.request import End, EngineFacts, Piece, Reason, RefusedError, Request, Scores, Token
+from luthier.engine.serving.request import (
+    End,
+    EngineFacts,
+    Piece,
+    Reason,
+    RefusedError,
+    Request,
+    Scores,
+    Token,
+    Trouble,
+)
 from luthier.engine.serving.settings import EngineSettings
 from luthier.engine.serving.turns import Turns
 from luthier.engine.serving.writer import Writer
@@ -318,7 +328,7 @@ class Engine:
                         continue
                 except RefusedError as error:
                     self.waiting.pop(flow)
-                    self._end(ticket, "error", str(error))
+                    self._end(ticket, "error", str(error), error.trouble)
                     return self._admit()
             if not self._begin(ticket):
                 return None  # it comes next: others must not take the memory that it waits for
@@ -466,12 +476,12 @@ class Engine:
         top = tuple((token, decode([token]), value) for token, value in drawn.top)
         return Token(drawn.token, decode([drawn.token]), drawn.logprob, top)
 
-    def _end(self, ticket: Ticket, reason: Reason, error: str | None = None) -> None:
+    def _end(self, ticket: Ticket, reason: Reason, error: str | None = None, trouble: Trouble | None = None) -> None:
         self._leave(ticket)
         self.counters.finished += 1
         if ticket.writer is not None and reason != "error" and (rest := ticket.writer.end()):
             ticket.listen(Piece(rest))
-        ticket.listen(End(reason, len(ticket.request.prompt), ticket.cached, ticket.written, error))
+        ticket.listen(End(reason, len(ticket.request.prompt), ticket.cached, ticket.written, error, trouble))
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket in self.running:

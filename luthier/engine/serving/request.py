@@ -86,6 +86,8 @@ class End:
     """Of the prompt's: those whose keys and values were still there from another request."""
     new_tokens: int
     error: str | None = None
+    trouble: Trouble | None = None
+    """Which, where the error is one of those that requests are refused for."""
 
 
 Listener = Callable[[Piece | End], None]

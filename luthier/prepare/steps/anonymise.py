@@ -1,4 +1,4 @@
-"""Personal data and secrets taken out of rows, by presidio and forms of our own (`luthier/prepare/personal`).
+"""Personal data and secrets taken out of rows, by presidio and forms of our own (`luthier/personal`).
 
 In: a row's fields. Out: the same with masks or stand-ins in its texts, and how many of each kind; or the row goes.
 Labels, scores and tags stay as they are.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from luthier.errors import Problem
-from luthier.prepare.personal.settings import AnonymiseSettings, installed_models, problems_in
+from luthier.personal.settings import AnonymiseSettings, installed_models, problems_in
 from luthier.prepare.steps.base import Context, Drop, Fields, RowResult, RowStep
 from luthier.prepare.texts import texts_of, whole_text, with_texts
 from luthier.tasks import Form
@@ -29,7 +29,7 @@ class Anonymise(RowStep, AnonymiseSettings):
         return problems_in(self)
 
     def notes(self) -> Sequence[str]:
-        from luthier.prepare.personal.anonymise import unnamed
+        from luthier.personal.anonymise import unnamed
 
         return unnamed(self)
 
@@ -37,8 +37,8 @@ class Anonymise(RowStep, AnonymiseSettings):
         return installed_models(self)
 
     def begin(self, context: Context) -> Callable[[Sequence[Fields]], Sequence[RowResult]]:
-        from luthier.prepare.personal.anonymise import Writer, counted
-        from luthier.prepare.personal.workers import Search
+        from luthier.personal.anonymise import Writer, counted
+        from luthier.personal.workers import Search
 
         settings = AnonymiseSettings.model_validate(self.model_dump())
         search, writer, form = Search(settings), Writer(settings, context.seed), context.form

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luthier.checksums import passes_dni, passes_iban, passes_luhn, passes_nhs
-from luthier.prepare.personal.words import ENGLISH_NAMES, SPANISH_NAMES
+from luthier.personal.words import ENGLISH_NAMES, SPANISH_NAMES
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from luthier.prepare.personal.finder import Span
-from luthier.prepare.personal.kinds import NAMED_BY_MODEL
-from luthier.prepare.personal.settings import AnonymiseSettings, model_for
-from luthier.prepare.personal.standins import StandIns
+from luthier.personal.finder import Span
+from luthier.personal.kinds import NAMED_BY_MODEL
+from luthier.personal.settings import AnonymiseSettings, model_for
+from luthier.personal.standins import StandIns
 
 
 def counted(spans: Iterable[Span]) -> Counter[str]:

@@ -20,9 +20,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 from luthier.errors import UserError
+from luthier.personal.finder import Finder, Span
+from luthier.personal.settings import AnonymiseSettings, model_for
 from luthier.pieces import pieces
-from luthier.prepare.personal.finder import Finder, Span
-from luthier.prepare.personal.settings import AnonymiseSettings, model_for
 
 TEXTS = 64
 """Texts that go to a worker at a time."""

@@ -20,10 +20,10 @@ from typing import Any, TextIO
 
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.files import append_json_line, disk_errors, whole_file
+from luthier.personal.anonymise import Writer, counted, unnamed
+from luthier.personal.settings import AnonymiseSettings, problems_in
+from luthier.personal.workers import Search
 from luthier.prepare.formats import Table, bad_rows, format_of
-from luthier.prepare.personal.anonymise import Writer, counted, unnamed
-from luthier.prepare.personal.settings import AnonymiseSettings, problems_in
-from luthier.prepare.personal.workers import Search
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.progress import Progress

@@ -13,9 +13,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.prepare.personal.kinds import KIND_OF, KINDS
-from luthier.prepare.personal.settings import AnonymiseSettings
-from luthier.prepare.personal.words import COMMON_ENGLISH, COMMON_SPANISH
+from luthier.personal.kinds import KIND_OF, KINDS
+from luthier.personal.settings import AnonymiseSettings
+from luthier.personal.words import COMMON_ENGLISH, COMMON_SPANISH
 
 WINDOW, OVERLAP = 4000, 400
 """Texts longer than a window are looked at window by window, each of which begins within the one before: no time grows
@@ -77,7 +77,7 @@ class Finder:
         from presidio_analyzer import AnalyzerEngine
         from presidio_analyzer.context_aware_enhancers import LemmaContextAwareEnhancer
 
-        from luthier.prepare.personal.recognisers import Names, Registry, recognisers_for
+        from luthier.personal.recognisers import Names, Registry, recognisers_for
 
         self.settings = settings
         self.engine = Names(settings)

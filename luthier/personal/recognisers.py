@@ -27,9 +27,9 @@ from presidio_analyzer import predefined_recognizers as theirs
 from presidio_analyzer.nlp_engine import NerModelConfiguration, NlpArtifacts, SpacyNlpEngine
 
 from luthier.errors import UserError
-from luthier.prepare.personal.forms import CONTEXT, FORMS, Form
-from luthier.prepare.personal.kinds import KINDS
-from luthier.prepare.personal.settings import AnonymiseSettings, Recogniser, model_for
+from luthier.personal.forms import CONTEXT, FORMS, Form
+from luthier.personal.kinds import KINDS
+from luthier.personal.settings import AnonymiseSettings, Recogniser, model_for
 
 logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
 NEEDED = ("transformer", "tok2vec", "ner")

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from luthier.errors import Problem, nearest
-from luthier.prepare.personal.kinds import DEFAULT_KINDS, KINDS
+from luthier.personal.kinds import DEFAULT_KINDS, KINDS
 from luthier.settings import Settings
 
 MODELS: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from luthier.checksums import dni_letter, luhn_sum
-from luthier.prepare.personal.words import ENDS, FIRST, STEMS
+from luthier.personal.words import ENDS, FIRST, STEMS
 
 TITLES = frozenset(
     ["mr", "mrs", "ms", "miss", "mx", "dr", "prof", "sir", "madam", "sr", "sra", "srta", "don", "dona", "dna", "dra"]

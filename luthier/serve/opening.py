@@ -1,0 +1,97 @@
+"""What a server serves: the base model and the folders of its adapters.
+
+In: a model or a run, folders of runs or adapters. Out: a `Network` that writes, and adapters by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier import files
+from luthier.errors import UserError
+from luthier.models.find import find_model
+from luthier.models.load import find_base, load_network
+from luthier.models.save import ADAPTER_CONFIG
+from luthier.models.settings import ModelSettings
+from luthier.prompts import FORMAT_FILE, PromptFormat
+
+if TYPE_CHECKING:
+    from luthier.models.network import Network
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base model, and the adapter that it was named by."""
+
+    network: Network
+    name: str
+    prompt_format: PromptFormat | None = None
+    """Of whole weights that were tuned."""
+    adapter: tuple[str, Path] | None = None
+
+
+def open_base(named: str, device: str, dtype: str) -> Opened:
+    """The base model of a run, tuned weights of a run, or any model that `luthier train` takes.
+
+    Raises:
+        UserError: it can't be found or served.
+    """
+    folder = adapter_folder(Path(named))
+    settings = ModelSettings.model_validate({"path": named, "device": device, "dtype": dtype})
+    if not (folder / FORMAT_FILE).exists():
+        found = find_model(named)
+        return Opened(load_network(found, settings, head="language"), public_name(named))
+    about, prompt_format = files.read_json(folder / FORMAT_FILE), PromptFormat.load(folder)
+    name = name_of(Path(named))
+    if (folder / ADAPTER_CONFIG).exists():
+        base = about["base"]
+        found = find_base(base["path"], base["revision"], base["fingerprint"])
+        return Opened(load_network(found, settings, head="language"), public_name(base["path"]), adapter=(name, folder))
+    if about["head"] != "language":
+        what = f"holds whole weights with a {about['head']} head, which write nothing"
+        raise UserError(what, where=named, mend="tune an adapter (selection: lora) and serve it on its base model")
+    return Opened(load_network(find_model(str(folder)), settings, head="language"), name, prompt_format)
+
+
+def public_name(model: str) -> str:
+    """What clients call a base model: as users do, but a folder by its last name, for where it lies is nobody's."""
+    return name_of(Path(model)) if Path(model).exists() else model
+
+
+def find_adapters(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Name and model folder of each adapter: a run, a model folder, or all that lie in a folder.
+
+    Raises:
+        UserError: a folder that is missing, or holds none.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError("no such folder", where=str(folder), mend="name a run, or a folder of runs or adapters")
+        if is_adapter(folder):
+            yield name_of(folder), adapter_folder(folder)
+            continue
+        children = [child for child in sorted(folder.iterdir()) if child.is_dir() and is_adapter(child)]
+        if not children:
+            mend = "name a run, a model folder, or a folder that holds such folders"
+            raise UserError(f"holds no adapter (no {ADAPTER_CONFIG})", where=str(folder), mend=mend)
+        yield from ((name_of(child), adapter_folder(child)) for child in children)
+
+
+def is_adapter(folder: Path) -> bool:
+    return (adapter_folder(folder) / ADAPTER_CONFIG).exists()
+
+
+def adapter_folder(folder: Path) -> Path:
+    """A run's model folder; any other folder as it is."""
+    inside = folder / "model"
+    return inside if (inside / FORMAT_FILE).exists() or (inside / ADAPTER_CONFIG).exists() else folder
+
+
+def name_of(folder: Path) -> str:
+    """What a folder's adapter is called: its name, with '-' for what no name may have."""
+    folder = folder.resolve()
+    return re.sub(r"[^A-Za-z0-9._@-]+", "-", folder.parent.name if folder.name == "model" else folder.name).strip("-._")
