@@ -17,7 +17,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,13 +29,16 @@ from benchmarks.methods import writing
 from benchmarks.serve_job import Ask, Load, ServeJob, zipf
 from benchmarks.train_speed import SMOLLM
 from luthier.files import cache_folder
-from luthier.text_table import columns
 
 SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "commongen": ("concepts", "target")}
 RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}
 PROMPT, NEW = 24, 32
 """Tokens of a request's prompt, and of its answer."""
 BATCH = 16
+SHARES = (50, 95, 99)
+"""Percentiles that are told."""
+PATIENCE = 900
+"""Seconds that a contestant may take."""
 
 
 def home() -> Path:
@@ -94,9 +97,11 @@ def run(module: str, job: ServeJob, environment: Environment | None = None) -> d
         path = Path(folder) / "job.json"
         job.save(path)
         setting = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [str(python), "-m", f"benchmarks.peers.{module}", str(path)], env=setting, capture_output=True, text=True
-        )
+        command = [str(python), "-m", f"benchmarks.peers.{module}", str(path)]
+        try:
+            done = subprocess.run(command, env=setting, capture_output=True, text=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return f"not done after {PATIENCE} s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
     return {each["load"]: each for each in json.loads(done.stdout.strip().splitlines()[-1])["loads"]}
@@ -136,26 +141,24 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
     return loads, adapters
 
 
-def peers(options: argparse.Namespace, seed: int) -> dict[str, dict[str, Any] | str]:
-    """Each peer's figures for what it can do."""
+def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Each peer's figures for what it can do, one after another."""
     base, adapters = str(base_folder()), copies(BATCH)
     sixteen = Load("base, 16 at once", asks(32, seed, [None] * 32), BATCH)
     single = Load("single stream", asks(4, seed, [None] * 4), 1)
     mixed = Load("16 distinct, 16 at once", asks(32, seed, list(adapters) * 2), BATCH)
-    wanted = options.only.split(",") if options.only else []
-    found: dict[str, dict[str, Any] | str] = {}
-
-    def take(name: str, *how: Any) -> None:
-        if not wanted or name in wanted:
-            found[name] = run(*how)
-
-    take("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, single]))
-    take("peft", "serve_transformers", ServeJob("generate", base, adapters, [mixed]))
-    take("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]))
+    jobs: list[tuple[str, str, ServeJob, Environment | None]] = [
+        ("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, single]), None),
+        ("peft", "serve_transformers", ServeJob("generate", base, adapters, [mixed]), None),
+        ("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]), None),
+    ]
     for kind in ("F32", "BF16"):
         job = ServeJob("single", str(gguf_file(kind)), {}, [single])
-        take(f"llama.cpp {kind}", "serve_llama_cpp", job, LLAMA_CPP)
-    return found
+        jobs.append((f"llama.cpp {kind}", "serve_llama_cpp", job, LLAMA_CPP))
+    wanted = options.only.split(",") if options.only else [name for name, *_ in jobs]
+    for name, module, job, environment in jobs:
+        if name in wanted:
+            yield name, run(module, job, environment)
 
 
 def gguf_file(kind: str) -> Path:
@@ -219,7 +222,7 @@ def main() -> None:
     sizes = [int(size) for size in options.adapters.split(",")]
     runs: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    rows: list[list[str]] = []
+    print(text(HEAD))
     for repeat in range(options.repeats):
         print(f"run {repeat + 1} of {options.repeats}", file=sys.stderr)
         loads, adapters = our_loads(options, sizes, repeat)
@@ -227,26 +230,11 @@ def main() -> None:
         if isinstance(result, str):
             raise SystemExit(f"luthier: {result}")
         runs.append(result)
-        found.append(peers(options, repeat))
-        rows += [line("luthier", each) for each in result.values()]
-        for name, each in found[-1].items():
-            rows += [[name, each]] if isinstance(each, str) else [line(name, load) for load in each.values()]
-    head = [
-        "",
-        "load",
-        "tokens/s",
-        "requests/s",
-        "first p50",
-        "p95",
-        "p99 ms",
-        "between p50",
-        "p95",
-        "p99 ms",
-        "MiB",
-        "errors",
-    ]
-    width = len(head)
-    print(columns([head, *(row + [""] * (width - len(row)) for row in rows)]))
+        found.append({})
+        show("luthier", result)
+        for name, each in peers(options, repeat):
+            found[-1][name] = each
+            show(name, each)
     print(
         json.dumps(
             {name: None if value is None else round(value, 3) for name, value in ratios(runs, found, sizes).items()}
@@ -254,17 +242,26 @@ def main() -> None:
     )
 
 
-def line(name: str, each: dict[str, Any]) -> list[str]:
-    times = [f"{each[f'{what}_p{share}']:.0f}" for what in ("first", "between") for share in (50, 95, 99)]
-    return [
-        name,
-        each["load"],
-        f"{each['tokens_per_second']:.1f}",
-        f"{each['requests_per_second']:.2f}",
-        *times,
-        f"{each['memory_mib']:.0f}",
-        str(each["errors"]),
-    ]
+HEAD = ("", "load", "tokens/s", "requests/s", *(f"{what} {share}" for what in ("first", "between") for share in SHARES))
+HEAD += ("MiB", "errors")
+WIDTHS = (14, 26, *(10 for _ in HEAD[2:]))
+
+
+def text(cells: Sequence[str]) -> str:
+    """A row of the table: two columns of words, the rest figures."""
+    words = [cell.ljust(width) for cell, width in zip(cells[:2], WIDTHS, strict=False)]
+    return " ".join([*words, *(cell.rjust(width) for cell, width in zip(cells[2:], WIDTHS[2:], strict=True))])
+
+
+def show(name: str, result: dict[str, Any] | str) -> None:
+    """A contestant's rows, as soon as they are there; times in milliseconds."""
+    if isinstance(result, str):
+        print(f"{name:14} {result}", flush=True)
+        return
+    for each in result.values():
+        times = [f"{each[f'{what}_p{share}']:.0f}" for what in ("first", "between") for share in SHARES]
+        rates = [f"{each['tokens_per_second']:.1f}", f"{each['requests_per_second']:.2f}"]
+        print(text([name, each["load"], *rates, *times, f"{each['memory_mib']:.0f}", str(each["errors"])]), flush=True)
 
 
 if __name__ == "__main__":
