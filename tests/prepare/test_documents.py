@@ -156,6 +156,14 @@ def test_a_document_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: 
         read(tmp_path, "a.pdf")
 
 
+def test_a_page_that_hangs_is_left_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of many words takes pypdf far longer than the limit set here."""
+    monkeypatch.setattr(documents, "SLOWEST", 0.5)
+    (tmp_path / "a.pdf").write_bytes(pdf(["First page.", "word " * 300_000]))
+    with pytest.raises(UserError, match="stopped at page 2"):
+        read(tmp_path, "a.pdf")
+
+
 def test_a_folder_of_documents_is_one_table(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     (folder / "deep/er").mkdir(parents=True)

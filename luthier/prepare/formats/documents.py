@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from luthier.archives import MOST_TIMES
@@ -147,9 +149,9 @@ def pdf_parts(content: Content) -> Parts:
             raise refused(f"a broken PDF ({reason(error)})") from None
         empty = 0
         for number in range(count):
-            if time.monotonic() - started > SLOWEST:
+            part = within(SLOWEST - (time.monotonic() - started), partial(page_text, reader, number))
+            if part is None:
                 raise refused(f"a PDF that takes longer than {SLOWEST:g} s: stopped at page {number + 1}")
-            part = page_text(reader, number)
             empty += part == ""
             if part:
                 yield part
@@ -163,6 +165,18 @@ def page_text(reader: Any, number: int) -> str | Broken:
         return reader.pages[number].extract_text().replace("\0", "").strip()
     except Exception as error:
         return Broken(f"page {number + 1} of a PDF cannot be read ({reason(error)})", None, LEFT_OUT)
+
+
+def within(seconds: float, work: Callable[[], str | Broken]) -> str | Broken | None:
+    """What the work gives, or None where it takes longer. Then it is left to itself: its file is closed under it, and a
+    thread that goes on for ever ends with the process."""
+    if seconds <= 0:
+        return None
+    found: list[str | Broken] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 def reason(error: Exception) -> str:
