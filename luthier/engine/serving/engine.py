@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -496,14 +495,3 @@ class Engine:
         if ticket.loaded is not None and ticket.entry is not None:
             self.adapters.release(ticket.entry)
             ticket.loaded = None
-
-
-def serve_folders(engine: Engine, folders: Sequence[tuple[str, Path]]) -> list[RefusedError]:
-    """Register many adapters; those that do not fit are left out, each with its reason."""
-    refused = []
-    for name, folder in folders:
-        try:
-            engine.adapters.register(name, folder)
-        except RefusedError as error:
-            refused.append(error)
-    return refused
