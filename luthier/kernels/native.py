@@ -84,7 +84,8 @@ def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) 
 
 @lru_cache(maxsize=1)
 def team() -> int:
-    """Threads that wait for the functions which take a team; as many as torch has. One caller at a time."""
+    """Threads that wait for the functions which take a team; as many as torch has. Callers wait for each
+    other."""
     loaded = library()
     assert loaded is not None
     return loaded["make_team_float32"](torch.get_num_threads())

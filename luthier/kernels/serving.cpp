@@ -66,8 +66,9 @@ public:
     explicit Team(int64_t size) : size(size) {
         for (int64_t id = 1; id < size; ++id) std::thread([this, id] { work(id); }).detach();
     }
-    // Calls work(id) in every thread, the caller's as id 0, and returns when all are through. One caller at a time.
+    // Calls work(id) in every thread, the caller's as id 0, and returns when all are through. Callers wait for each other.
     void run(const std::function<void(int64_t)>& work) {
+        std::lock_guard<std::mutex> turn(callers);
         task = &work;
         {
             std::lock_guard<std::mutex> lock(sleep);
@@ -108,7 +109,7 @@ private:
     }
     const std::function<void(int64_t)>* task = nullptr;
     std::atomic<int64_t> round{0}, arrived{0}, turns{0};
-    std::mutex sleep;
+    std::mutex sleep, callers;
     std::condition_variable wake;
 };
 

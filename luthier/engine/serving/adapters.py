@@ -79,7 +79,7 @@ class Adapters:
     ) -> None:
         """`changed` is called when an adapter came into memory, or can't."""
         self.network, self.layers, self.dtype, self.changed = network, layers, dtype, changed
-        self.arena = Arena(budget)
+        self.arena = Arena(budget, network.device)
         self.entries: dict[str, Entry] = {}
         self.counts = Counts()
         self._leaving: list[Entry] = []

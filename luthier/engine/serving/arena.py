@@ -28,9 +28,12 @@ def large_pages(size: int) -> mmap.mmap:
 class Arena:
     """One buffer and which stretches of it are free, by place; neighbours that are free are one stretch."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device | None = None) -> None:
         self.size = size // LINE * LINE
-        self.buffer = torch.frombuffer(large_pages(self.size), dtype=torch.uint8)
+        if device is None or device.type == "cpu":
+            self.buffer = torch.frombuffer(large_pages(self.size), dtype=torch.uint8)
+        else:
+            self.buffer = torch.empty(self.size, dtype=torch.uint8, device=device)
         self.holes: list[tuple[int, int]] = [(0, self.size)]
         """Start and size."""
         self.used = 0
