@@ -53,6 +53,11 @@ def serve_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: 1024)")
     sub.add_argument("--memory-tokens", type=int, metavar="N", help="tokens whose keys and values are held")
     sub.add_argument("--adapter-memory", metavar="SIZE", help="memory for adapters (default: 1GiB)")
+    sub.add_argument(
+        "--adapter-dtype",
+        choices=("auto", "float32", "bfloat16"),
+        help="how adapters are held: as the model computes (default), or in 16 bits, half the memory",
+    )
     sub.add_argument("--max-body", default="4MiB", metavar="SIZE", help="largest request (default: 4MiB)")
     sub.add_argument("--request-seconds", type=float, default=600.0, help="longest answer in time (default: 600)")
     sub.add_argument("--drain-seconds", type=float, default=30.0, help="for running answers at the end (default: 30)")
@@ -94,6 +99,7 @@ def run_serve(arguments: argparse.Namespace) -> int | None:
         "max_running": arguments.max_batch,
         "max_waiting": arguments.max_waiting,
         "memory_tokens": arguments.memory_tokens,
+        "adapter_dtype": arguments.adapter_dtype,
     }
     if arguments.adapter_memory is not None:
         wanted["adapter_memory"] = size_given("--adapter-memory", arguments.adapter_memory, problems)
