@@ -84,8 +84,7 @@ def call(name: str, dtype: torch.dtype, *arguments: torch.Tensor | int | float) 
 
 @lru_cache(maxsize=1)
 def team() -> int:
-    """Threads that wait for the functions which take a team; as many as torch has. Callers wait for each
-    other."""
+    """Threads that wait for the functions which take a team; as many as torch has. Callers take turns."""
     loaded = library()
     assert loaded is not None
     return loaded["make_team_float32"](torch.get_num_threads())
