@@ -135,7 +135,8 @@ def run_blocks(
         if block.language == "python":
             exec(compile(block.text, str(block), "exec"), module.__dict__)
         elif block.language == "console":
-            before, _, started = block.text.partition("$ luthier serve ")
+            shows = "--show-command" in block.text
+            before, _, started = (block.text, "", "") if shows else block.text.partition("$ luthier serve ")
             run_console(replace(block, text=before), capsys)
             if started:
                 command, _, shown = started.partition("\n")

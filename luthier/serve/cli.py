@@ -64,6 +64,23 @@ def serve_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-tokens", type=int, default=1024, help="longest answer where a request names none")
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where the model runs")
     sub.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="how it is held")
+    sub.add_argument(
+        "--engine", default="luthier", choices=("luthier", "vllm"), help="what answers; vllm is a program of its own"
+    )
+    sub.add_argument("--vllm", metavar="PROGRAM", help="with --engine vllm: where it is (default: vllm)")
+    sub.add_argument("--vllm-options", metavar="OPTIONS", help="with --engine vllm: more options of its, in one text")
+    sub.add_argument("--show-command", action="store_true", help="with --engine vllm: print its command, run nothing")
+
+
+def serve_defaults() -> dict[str, Any]:
+    """Every option's value where none is given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    serve_arguments(parser)
+    return {action.dest: action.default for action in parser._actions if action.option_strings}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def size_given(name: str, text: str, problems: list[Problem]) -> int:
@@ -76,7 +93,40 @@ def size_given(name: str, text: str, problems: list[Problem]) -> int:
         return 1
 
 
+OF_VLLM = ("base", "adapters", "host", "port", "open_to_all", "max_batch", "dtype", "engine", "vllm", "vllm_options")
+"""What `luthier serve` is told and vLLM can be told too."""
+
+
+def run_vllm(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int | None:
+    """Hand over to vLLM. Raises `UserError` for options that it has no equal of."""
+    import os
+    import shlex
+
+    from luthier.serve import vllm
+    from luthier.serve.settings import ServeSettings
+
+    given = {name for name, value in defaults.items() if getattr(arguments, name) != value}
+    names = [f"--{name.replace('_', '-')}" for name in sorted(given - {*OF_VLLM, "show_command"})]
+    mend = f"leave it out; for keys set {vllm.KEY_VARIABLE}, for other options of vLLM --vllm-options"
+    raise_all([Problem("is of Luthier's own engine, and vLLM has no equal", name, mend) for name in names])
+    guarded = arguments.open_to_all or bool(os.environ.get(vllm.KEY_VARIABLE))
+    ServeSettings(host=arguments.host, port=arguments.port, open_to_all=guarded).check()
+    options = ["--host", arguments.host, "--port", str(arguments.port)]
+    options += ["--dtype", arguments.dtype] if arguments.dtype != "auto" else []
+    options += ["--max-num-seqs", str(arguments.max_batch)] if arguments.max_batch is not None else []
+    options += shlex.split(arguments.vllm_options or "")
+    folders = [Path(folder) for folder in arguments.adapters]
+    vllm.run(arguments.base, folders, options, arguments.vllm or "vllm", arguments.show_command, say)
+    return None
+
+
 def run_serve(arguments: argparse.Namespace) -> int | None:
+    defaults = serve_defaults()
+    if arguments.engine == "vllm":
+        return run_vllm(arguments, defaults)
+    for name in ("vllm", "vllm_options", "show_command"):
+        if getattr(arguments, name) != defaults[name]:
+            raise UserError("is for vLLM", where=f"--{name.replace('_', '-')}", mend="give --engine vllm too")
     require_extra()
     from luthier.serve.settings import ServeSettings
 
@@ -106,9 +156,6 @@ def run_serve(arguments: argparse.Namespace) -> int | None:
     raise_all(problems)
     settings.check()
     from luthier.serve import running
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     engine_settings = {name: value for name, value in wanted.items() if value is not None}
     folders = [Path(folder) for folder in arguments.adapters]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from luthier import files
 from luthier.errors import UserError
-from luthier.models.find import find_model
+from luthier.models.find import FoundModel, find_model
 from luthier.models.load import find_base, load_network
 from luthier.models.save import ADAPTER_CONFIG
 from luthier.models.settings import ModelSettings
@@ -24,37 +24,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A base model, and the adapter that it was named by."""
+class Named:
+    """A base model by what was typed, not loaded yet, and the adapter that it was named by."""
 
-    network: Network
+    found: FoundModel
     name: str
     prompt_format: PromptFormat | None = None
     """Of whole weights that were tuned."""
     adapter: tuple[str, Path] | None = None
 
 
-def open_base(named: str, device: str, dtype: str) -> Opened:
+def find_served(named: str) -> Named:
     """The base model of a run, tuned weights of a run, or any model that `luthier train` takes.
 
     Raises:
         UserError: it can't be found or served.
     """
     folder = adapter_folder(Path(named))
-    settings = ModelSettings.model_validate({"path": named, "device": device, "dtype": dtype})
     if not (folder / FORMAT_FILE).exists():
-        found = find_model(named)
-        return Opened(load_network(found, settings, head="language"), public_name(named))
+        return Named(find_model(named), public_name(named))
     about, prompt_format = files.read_json(folder / FORMAT_FILE), PromptFormat.load(folder)
     name = name_of(Path(named))
     if (folder / ADAPTER_CONFIG).exists():
         base = about["base"]
         found = find_base(base["path"], base["revision"], base["fingerprint"])
-        return Opened(load_network(found, settings, head="language"), public_name(base["path"]), adapter=(name, folder))
+        return Named(found, public_name(base["path"]), adapter=(name, folder))
     if about["head"] != "language":
         what = f"holds whole weights with a {about['head']} head, which write nothing"
         raise UserError(what, where=named, mend="tune an adapter (selection: lora) and serve it on its base model")
-    return Opened(load_network(find_model(str(folder)), settings, head="language"), name, prompt_format)
+    return Named(find_model(str(folder)), name, prompt_format)
+
+
+def load_served(named: str, base: Named, device: str, dtype: str) -> Network:
+    """Raises `UserError` where it can't be loaded."""
+    settings = ModelSettings.model_validate({"path": named, "device": device, "dtype": dtype})
+    return load_network(base.found, settings, head="language")
 
 
 def public_name(model: str) -> str:

@@ -14,7 +14,7 @@ from luthier.engine.serving.request import RefusedError
 from luthier.engine.serving.settings import EngineSettings
 from luthier.errors import Problem, UserError
 from luthier.serve import logs
-from luthier.serve.opening import Opened, find_adapters, open_base
+from luthier.serve.opening import Named, find_adapters, find_served, load_served
 from luthier.serve.refusals import Refusal
 from luthier.serve.server import serve
 from luthier.serve.service import Service
@@ -43,10 +43,10 @@ def run(
         raise UserError([Problem(each["msg"], ".".join(map(str, each["loc"]))) for each in error.errors()]) from None
     adapters = list(find_adapters(folders))  # before the base is loaded: a mistyped folder is told at once
     logs.configure()
-    opened = open_base(base, device, dtype)
-    engine = Engine(opened.network, wanted)
-    service = Service(engine, settings, opened.name, opened.prompt_format)
-    count = add_adapters(service, opened, adapters)
+    named = find_served(base)
+    engine = Engine(load_served(base, named, device, dtype), wanted)
+    service = Service(engine, settings, named.name, named.prompt_format)
+    count = add_adapters(service, named, adapters)
     engine.start()
 
     def when_listening(address: str) -> None:
@@ -56,20 +56,20 @@ def run(
     serve(service, when_listening)
 
 
-def add_adapters(service: Service, opened: Opened, adapters: Sequence[tuple[str, Path]]) -> int:
+def add_adapters(service: Service, named: Named, adapters: Sequence[tuple[str, Path]]) -> int:
     """Register all that fit; returns how many. Those that do not are told in the log, and the others are served.
 
     Raises:
         UserError: the one that the base was named by does not fit, or none of several does.
     """
-    if opened.adapter is not None:
+    if named.adapter is not None:
         try:
-            service.add(*opened.adapter)
+            service.add(*named.adapter)
         except (RefusedError, Refusal) as error:
-            raise UserError(error.message, where=str(opened.adapter[1])) from None
+            raise UserError(error.message, where=str(named.adapter[1])) from None
     refused = []
     for name, folder in adapters:
-        if opened.adapter is not None and folder.resolve() == opened.adapter[1].resolve():
+        if named.adapter is not None and folder.resolve() == named.adapter[1].resolve():
             continue
         try:
             service.add(name, folder)

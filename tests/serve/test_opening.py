@@ -13,7 +13,7 @@ from luthier.cli import main
 from luthier.errors import UserError
 from luthier.models.save import save_model
 from luthier.selection import SELECTIONS
-from luthier.serve.opening import find_adapters, name_of, open_base
+from luthier.serve.opening import find_adapters, find_served, load_served, name_of
 from tests import tiny
 from tests.serve.servers import ASKED, Served
 from tests.serving import make_adapter
@@ -22,9 +22,9 @@ from tests.serving import make_adapter
 def test_a_runs_adapter_is_served_on_its_base(base: Path, tmp_path: Path) -> None:
     run = tmp_path / "reviews 2"
     make_adapter(base, run / "model", 1)
-    opened = open_base(str(run), "cpu", "float32")
+    opened = find_served(str(run))
     assert opened.name == base.name and opened.adapter == ("reviews-2", run / "model")
-    assert opened.network.head == "language" and opened.prompt_format is None
+    assert load_served(str(run), opened, "cpu", "float32").head == "language" and opened.prompt_format is None
 
 
 def test_tuned_weights_are_a_base(base: Path, tmp_path: Path) -> None:
@@ -33,10 +33,10 @@ def test_tuned_weights_are_a_base(base: Path, tmp_path: Path) -> None:
         selection = SELECTIONS["full"].model_validate({})
         selection.apply(net)
         save_model(net, selection, tiny.prompt_format(net), tmp_path / name / "model")
-    opened = open_base(str(tmp_path / "whole"), "cpu", "float32")
+    opened = find_served(str(tmp_path / "whole"))
     assert opened.name == "whole" and opened.adapter is None and opened.prompt_format is not None
     with pytest.raises(UserError, match="whole weights with a classes head"):
-        open_base(str(tmp_path / "labels"), "cpu", "float32")
+        find_served(str(tmp_path / "labels"))
 
 
 def test_folders_of_adapters(adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def look_at(folder: Path, layers: Mapping[str, MixedLinear], network: Network) -
             raise bad(folder, f"{pickles[0]} is a pickle, which can run code; convert it to {ADAPTER_WEIGHTS}")
         raise bad(folder, f"an adapter needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     config = read_config(folder)
-    about, prompt_format = read_format(folder, network)
+    about, prompt_format = read_format(folder, network.base_name, network.base_fingerprint)
     path = folder / ADAPTER_WEIGHTS
     stamp, places = file_stamp(path), read_header(folder)
     shapes = {name: place.shape for name, place in places.items()}
@@ -134,7 +134,7 @@ def read_header(folder: Path) -> dict[str, Place]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, of a method that rows of one batch can differ in."""
+    """`adapter_config.json`, of a method that rows of one batch can differ in. Raises `RefusedError`."""
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         kind = config["peft_type"]
@@ -150,16 +150,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_format(folder: Path, network: Network) -> tuple[dict[str, Any], PromptFormat | None]:
-    """How it was prompted, and that it was tuned from this base model."""
+def read_format(folder: Path, base: str, fingerprint: str) -> tuple[dict[str, Any], PromptFormat | None]:
+    """How it was prompted, and that it was tuned from this base model. Raises `RefusedError`."""
     if not (folder / FORMAT_FILE).exists():
         return {}, None
     try:
         about, prompt_format = files.read_json(folder / FORMAT_FILE), PromptFormat.load(folder)
     except UserError as error:
         raise bad(folder, str(error)) from None
-    if about["base"]["fingerprint"] != network.base_fingerprint:
-        raise bad(folder, f"was tuned from {about['base']['path']}, whose weights are not those of {network.base_name}")
+    if about["base"]["fingerprint"] != fingerprint:
+        raise bad(folder, f"was tuned from {about['base']['path']}, whose weights are not those of {base}")
     if about["head"] not in ("language", "classes", "score"):
         raise bad(folder, f"has a {about['head']} head; adapters that write or label texts are served beside others")
     return about, prompt_format
