@@ -5,6 +5,8 @@ contestant runs in a process of its own, in turn, `--repeats` times; medians. Ad
 steps on three sets (ranks 8, 16 and 32, all linear layers), the rest are copies. Peers: transformers' `generate` on
 batches of 16, PEFT's mixed-adapter batches, transformers' continuous batching (base only), llama.cpp at the same
 precision (one stream; the quicker of float32 and bfloat16).
+The last loads are an open loop, and what loading costs: first tokens of adapters that are not in memory, and the
+longest pause of running answers while 100 MB of adapters come in.
 Run: python -m benchmarks.serve [--adapters 1,8,16,100,1000] [--requests 256] [--repeats 3] [--only NAME,...]
 """
 
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +38,8 @@ RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}
 PROMPT, NEW = 24, 32
 """Tokens of a request's prompt, and of its answer."""
 BATCH = 16
+FEW, STREAM = 8, 96
+"""Adapters whose first tokens are timed; tokens of an answer that goes on while others are loaded."""
 SHARES = (50, 95, 99)
 """Percentiles that are told."""
 PATIENCE = 900
@@ -138,7 +143,33 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
     loads += [Load("base, 16 at once", base[:64], BATCH)]
     loads += [Load("16 distinct, 16 at once", asks(64, seed, names[:BATCH] * 4), BATCH)]
     loads += [Load("single stream", asks(4, seed, [None] * 4), 1)]
+    loads += [open_loop(f"open loop, {max(sizes)}", asks(64, seed + 1, zipf(names, 64, seed + 1)), options.rate, seed)]
+    loads += loading_loads(names, seed)
     return loads, adapters
+
+
+def open_loop(name: str, asked: Sequence[Ask], rate: float, seed: int) -> Load:
+    """Requests that come by chance, so many a second, however busy the server is."""
+    draw, at, timed = random.Random(seed), 0.0, []
+    for ask in asked:
+        timed.append(replace(ask, at=at))
+        at += draw.expovariate(rate)
+    return Load(name, timed, 0)
+
+
+def loading_loads(names: Sequence[str], seed: int) -> list[Load]:
+    """What loading costs: the first token of adapters that were not asked before, and of the same again; two answers
+    alone, and while adapters of some 100 MB come in."""
+    first, coming = names[-FEW:], names[-2 * FEW - 2 : -FEW]
+    cold, warm = (asks(FEW, seed + at, first) for at in (2, 3))
+    streams = [replace(ask, new_tokens=STREAM) for ask in asks(4, seed + 4, [None] * 4)]
+    beside = [replace(ask, new_tokens=1, at=1 + place / 10) for place, ask in enumerate(asks(50, seed + 5, coming))]
+    return [
+        Load("first token, cold", cold, 1),
+        Load("first token, warm", warm, 1),
+        Load("two streams", streams[:2], 0),
+        Load(f"two streams, {len(coming)} loaded", [*streams[2:], *beside], 0),
+    ]
 
 
 def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
@@ -196,6 +227,7 @@ def ratios(
     files = [Path(folder) / "adapter_model.safetensors" for folder in copies(most).values()]
     mean_file = sum(path.stat().st_size for path in files) / len(files)
     last = runs[-1][f"uniform {most}"]
+    (beside,) = (load for load in runs[0] if load.startswith("two streams, "))
     return {
         f"throughput_{most}_vs_base": of(f"uniform {most}") / base,
         f"throughput_zipf_{most}_vs_base": of(f"zipf {most}") / base,
@@ -207,6 +239,9 @@ def ratios(
         "single_stream_vs_llama_cpp": ratio("single stream", "llama.cpp F32", "llama.cpp BF16"),
         "single_stream_vs_generate": ratio("single stream", "generate"),
         "memory_per_adapter_vs_file": last["adapter_bytes"] / max(1, last["resident"]) / mean_file,
+        "cold_first_token_vs_warm": of("first token, cold", "first_p50") / of("first token, warm", "first_p50"),
+        "longest_pause_ms": of("two streams", "between_most"),
+        "longest_pause_while_loading_ms": of(beside, "between_most"),
     }
 
 
@@ -217,6 +252,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--adapter-memory", type=int, default=4096, help="MiB for adapters (default: 4096)")
     parser.add_argument("--adapter-dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the open loop (default: 4)")
     parser.add_argument("--only", help="peers to run: generate, peft, continuous, llama.cpp, none")
     options = parser.parse_args()
     sizes = [int(size) for size in options.adapters.split(",")]
@@ -243,7 +279,7 @@ def main() -> None:
 
 
 HEAD = ("", "load", "tokens/s", "requests/s", *(f"{what} {share}" for what in ("first", "between") for share in SHARES))
-HEAD += ("MiB", "errors")
+HEAD += ("most", "MiB", "errors")
 WIDTHS = (14, 26, *(10 for _ in HEAD[2:]))
 
 
@@ -260,6 +296,7 @@ def show(name: str, result: dict[str, Any] | str) -> None:
         return
     for each in result.values():
         times = [f"{each[f'{what}_p{share}']:.0f}" for what in ("first", "between") for share in SHARES]
+        times += [f"{each['between_most']:.0f}"]
         rates = [f"{each['tokens_per_second']:.1f}", f"{each['requests_per_second']:.2f}"]
         print(text([name, each["load"], *rates, *times, f"{each['memory_mib']:.0f}", str(each["errors"])]), flush=True)
 

@@ -84,6 +84,7 @@ def report(load: Load, timed: Sequence[Timed], seconds: float) -> dict[str, Any]
         "requests_per_second": len(timed) / seconds,
         **{f"first_p{p}": 1e3 * percentile(first, p) for p in (50, 95, 99)},
         **{f"between_p{p}": 1e3 * percentile(between, p) for p in (50, 95, 99)},
+        "between_most": 1e3 * max(between, default=float("nan")),
         "memory_mib": memory_mib(),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -14,15 +14,19 @@ from luthier.engine.serving.engine import Engine
 from luthier.engine.serving.request import End, Piece, Request, Scores
 from luthier.models.network import Network
 from luthier.models.save import save_model
-from luthier.selection.lora import Lora
+from luthier.selection import SELECTIONS
 from luthier.tasks import Head
 from tests import tiny
 
+STARTS: dict[str, dict[str, Any]] = {"lora": {"rank": 4, "alpha": 8.0}}
 
-def make_adapter(base: Path, folder: Path, seed: int, head: Head = "language", **lora: Any) -> Path:
+
+def make_adapter(
+    base: Path, folder: Path, seed: int, head: Head = "language", method: str = "lora", **settings: Any
+) -> Path:
     """The folder of an adapter that says something else than its base: saved as a run saves it."""
     net = tiny.fresh(base, head)
-    selection = Lora.model_validate({"rank": 4, "alpha": 8.0, **lora})
+    selection = SELECTIONS[method].model_validate({**STARTS.get(method, {}), **settings})
     selection.apply(net)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

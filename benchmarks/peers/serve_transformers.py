@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from benchmarks.serve_job import Ask, Load, ServeJob, Timed, in_batches, read_job, report, tell
 
@@ -51,9 +52,16 @@ def by_continuous_batching(model: Any, job: ServeJob) -> list[dict[str, Any]]:
         how = GenerationConfig(
             max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=PAD
         )
+        # By itself it takes most of the machine's memory for keys and values.
+        room = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_requests_per_batch=load.at_once)
+        more = {"generation_config": how, "continuous_batching_config": room}
+        model.generate_batch(inputs=[ask.prompt for ask in load.asks[:2]], **more)
         began = time.perf_counter()
-        out = model.generate_batch(inputs=[ask.prompt for ask in load.asks], generation_config=how, progress_bar=False)
+        out = model.generate_batch(inputs=[ask.prompt for ask in load.asks], **more)
         now = time.perf_counter()
+        failed = [each.error for each in out.values() if each.error]
+        if failed or len(out) < len(load.asks):
+            raise SystemExit(f"continuous batching: {failed[0] if failed else 'answers are missing'}")
         timed = [Timed(began, [now] * len(each.generated_tokens), now) for each in out.values()]
         return report(load, timed, now - began)
 
@@ -72,8 +80,11 @@ def main() -> None:
             model = PeftModel.from_pretrained(model, folder, adapter_name=name)
         else:
             model.load_adapter(folder, adapter_name=name)
+    if job.way == "continuous":  # its own thread would meet tensors that inference mode has made
+        tell(by_continuous_batching(model, job))
+        return
     with torch.inference_mode():
-        tell(by_continuous_batching(model, job) if job.way == "continuous" else by_generate(model, job))
+        tell(by_generate(model, job))
 
 
 if __name__ == "__main__":

@@ -150,9 +150,13 @@ class CompiledBlocks:
         if self.tied:
             model.get_input_embeddings().weight = model.get_output_embeddings().weight
 
-    def hidden(self, tokens_N: torch.Tensor, packing: Paged) -> torch.Tensor:
-        """Last hidden states, [N, D]."""
+    def hidden(
+        self, tokens_N: torch.Tensor, packing: Paged, learned: Sequence[tuple[slice, torch.Tensor]] = ()
+    ) -> torch.Tensor:
+        """Last hidden states, [N, D]; `learned` are vectors for tokens that have them in place of their embeddings."""
         x_ND = self._embed(tokens_N)
+        for rows, vectors in learned:
+            x_ND[rows] = vectors
         cosine, sine = self.model.base_model.rotary_emb(x_ND, packing.positions[None])
         cosine_ND, sine_ND = cosine[0].contiguous(), sine[0].contiguous()
         tables, spans, slots = packing.table, packing.spans, packing.slot

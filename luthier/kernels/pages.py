@@ -43,6 +43,14 @@ class PageMemory:
         )
         return cls(keys, values)
 
+    def put(self, pages: Sequence[int], start: int, states_NL2KD: torch.Tensor) -> None:
+        """Keys and values of all layers into the places from `start` on of a sequence with these pages."""
+        places = torch.arange(start, start + len(states_NL2KD), device=self.keys[0].device)
+        page, place = torch.tensor(pages, device=places.device)[places // PAGE], places % PAGE
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            keys[page, :, :, place] = states_NL2KD[:, layer, 0]
+            values[page, :, place] = states_NL2KD[:, layer, 1]
+
     @property
     def page_bytes(self) -> int:
         """Of one page, in all layers."""

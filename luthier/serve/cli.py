@@ -116,7 +116,10 @@ def run_vllm(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int | N
     options += ["--max-num-seqs", str(arguments.max_batch)] if arguments.max_batch is not None else []
     options += shlex.split(arguments.vllm_options or "")
     folders = [Path(folder) for folder in arguments.adapters]
-    vllm.run(arguments.base, folders, options, arguments.vllm or "vllm", arguments.show_command, say)
+    command = [*shlex.split(arguments.vllm or "vllm"), *vllm.arguments(arguments.base, folders, options)]
+    if not arguments.show_command:
+        vllm.become(command, say)
+    print(shlex.join(command))
     return None
 
 

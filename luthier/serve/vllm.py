@@ -42,22 +42,8 @@ class Adapter:
     """How it was prompted in training; None for one of another tool."""
 
 
-def run(
-    base: str, folders: Sequence[Path], options: Sequence[str], program: str, shown: bool, say: Callable[[str], None]
-) -> None:
-    """Become vLLM, or with `shown` only print its command line.
-
-    Raises:
-        UserError: an adapter that vLLM can't serve, or no vLLM.
-    """
-    command = [*shlex.split(program), *arguments(base, folders, options)]
-    if shown:
-        print(shlex.join(command))
-        return
-    become(command, say)
-
-
 def become(command: Sequence[str], say: Callable[[str], None]) -> NoReturn:
+    """Run it in this process's place. Raises `UserError` where there is no such program."""
     if shutil.which(command[0]) is None:
         mend = "install vLLM in an environment of its own and name its program: --vllm /path/to/bin/vllm"
         raise UserError("no such program", where=command[0], mend=f"{mend}; --show-command prints what it would run")
@@ -91,9 +77,9 @@ def arguments(base: str, folders: Sequence[Path], options: Sequence[str]) -> lis
 
 def look_at(name: str, folder: Path, base: str, fingerprint: str) -> Adapter:
     """What vLLM has to know of it. Raises `RefusedError` where it can't be served so."""
-    config = read_config(folder)
-    if config.get("use_dora"):
-        raise bad(folder, "vLLM knows no DoRA; serve it with Luthier's own engine, or merge it (luthier merge)")
+    _, method = read_config(folder)
+    if method != "lora":
+        raise bad(folder, f"is a {method} adapter; vLLM serves LoRA and rsLoRA, Luthier's own engine others too")
     about, prompt_format = read_format(folder, base, fingerprint)
     if about.get("head", "language") != "language":
         raise bad(folder, "labels texts, which Luthier's own engine serves; vLLM serves adapters that write")

@@ -92,7 +92,7 @@ def test_what_vllm_cannot_serve_is_refused(
 ) -> None:
     dora = make_adapter(base, tmp_path / "dora", 2, dora=True)
     said = refused(capsys, base, "--adapters", dora, adapters["reviews"])
-    assert "vLLM knows no DoRA" in said and "labels texts" in said
+    assert "is a dora adapter; vLLM serves LoRA" in said and "labels texts" in said
     twice = make_adapter(base, tmp_path / "again" / "formal", 3)
     assert "several adapters are called 'formal'" in refused(capsys, base, "--adapters", adapters["formal"], twice)
     told = json.loads((twice / FORMAT_FILE).read_text())

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,11 +30,16 @@ from luthier.models.save import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection.base import ADAPTER_PREFIX
 
+Method = Literal["lora", "dora", "prefix", "prompt"]
 FLOATS = ("F32", "F16", "BF16")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HEAD_TENSOR = "score.weight"
 """The label head of a decoder, as transformers and PEFT name it."""
+VIRTUAL_TENSOR = "prompt_embeddings"
+"""What stands before every prompt: keys and values, or vectors in place of token embeddings."""
+METHODS: dict[str, Method] = {"LORA": "lora", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
+"""PEFT's names for what rows of one batch can differ in."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ class AdapterPlan:
     prompt_format: PromptFormat | None
     """How it was prompted in training; None for an adapter of another tool."""
     calibration: Calibration | None
-    method: str
+    method: Method
+    virtual: tuple[int, int]
+    """Positions before every prompt, and the numbers of each; (0, 0) for LoRA."""
     places: Mapping[str, Place]
     stamp: tuple[int, int]
     """Of the file, when it was looked at."""
@@ -94,11 +101,14 @@ def look_at(folder: Path, layers: Mapping[str, MixedLinear], network: Network) -
         if pickles:
             raise bad(folder, f"{pickles[0]} is a pickle, which can run code; convert it to {ADAPTER_WEIGHTS}")
         raise bad(folder, f"an adapter needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
-    config = read_config(folder)
+    config, method = read_config(folder)
     about, prompt_format = read_format(folder, network.base_name, network.base_fingerprint)
     path = folder / ADAPTER_WEIGHTS
     stamp, places = file_stamp(path), read_header(folder)
     shapes = {name: place.shape for name, place in places.items()}
+    virtual = (0, 0)
+    if method in ("prefix", "prompt"):
+        virtual = virtual_shape(folder, shapes.pop(VIRTUAL_TENSOR, None), config, method, network)
     plans, labels = match(folder, shapes, config, layers, network)
     calibration = None
     if prompt_format is not None and labels:
@@ -108,8 +118,7 @@ def look_at(folder: Path, layers: Mapping[str, MixedLinear], network: Network) -
             raise bad(folder, str(error)) from None
         if labels != len(prompt_format.labels) and about["head"] == "classes":
             raise bad(folder, f"its head has {labels} rows and its prompt format {len(prompt_format.labels)} labels")
-    method = "dora" if config.get("use_dora") else "lora"
-    return AdapterPlan(folder, plans, labels, prompt_format, calibration, method, places, stamp)
+    return AdapterPlan(folder, plans, labels, prompt_format, calibration, method, virtual, places, stamp)
 
 
 def read_header(folder: Path) -> dict[str, Place]:
@@ -133,21 +142,49 @@ def read_header(folder: Path) -> dict[str, Place]:
     return places
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, of a method that rows of one batch can differ in. Raises `RefusedError`."""
+def read_config(folder: Path) -> tuple[dict[str, Any], Method]:
+    """`adapter_config.json`, and the method, one that rows of one batch can differ in. Raises `RefusedError`."""
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         kind = config["peft_type"]
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise bad(folder, f"{ADAPTER_CONFIG} can't be read ({error})") from None
-    if kind != "LORA":
-        mend = "LoRA, rsLoRA and DoRA adapters share a batch; merge others or serve them as a base model"
+    if kind not in METHODS:
+        mend = "LoRA, rsLoRA, DoRA, prefixes and prompts share a batch; merge others or serve them as a base model"
         raise bad(folder, f"is a {kind} adapter: {mend}")
     if config.get("trainable_token_indices"):
         raise bad(folder, "changes token embeddings, which rows of one batch can't differ in")
     if config.get("bias", "none") != "none":
         raise bad(folder, "changes biases, which rows of one batch can't differ in")
-    return config
+    if config.get("prefix_projection"):
+        raise bad(folder, "holds a network that makes its prefix, where the prefix itself is expected")
+    return config, "dora" if config.get("use_dora") else METHODS[kind]
+
+
+def virtual_shape(
+    folder: Path, shape: tuple[int, ...] | None, config: Mapping[str, Any], method: Method, network: Network
+) -> tuple[int, int]:
+    """Positions of a prefix or prompt, and the numbers of each, where they are as the base model has them."""
+    width = network.model.config.get_text_config().hidden_size
+    if method == "prefix":
+        width = math.prod(prefix_shape(network))
+    expected = (config.get("num_virtual_tokens"), width)
+    if shape is None:
+        raise bad(folder, f"tensor {VIRTUAL_TENSOR} is missing")
+    if shape != expected or not shape[0]:
+        raise bad(folder, f"tensor {VIRTUAL_TENSOR} is {list(shape)}, expected {list(expected)}")
+    return shape[0], shape[1]
+
+
+def prefix_shape(network: Network) -> tuple[int, int, int, int]:
+    """Of one position of a prefix: layers, keys and values, key heads, numbers of a head."""
+    config = network.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return config.num_hidden_layers, 2, heads, head_width(config)
+
+
+def head_width(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def read_format(folder: Path, base: str, fingerprint: str) -> tuple[dict[str, Any], PromptFormat | None]:
@@ -178,7 +215,7 @@ def match(
     names: dict[str, dict[str, str]] = {}
     labels = 0
     for name, shape in shapes.items():
-        inner = name.removeprefix(ADAPTER_PREFIX)
+        inner = name.removeprefix(ADAPTER_PREFIX).removeprefix("base_model.")
         found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?", inner)
         if inner == HEAD_TENSOR:
             if len(shape) != 2 or shape[1] != width:

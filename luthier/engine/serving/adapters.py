@@ -14,7 +14,14 @@ from pathlib import Path
 
 import torch
 
-from luthier.engine.serving.adapter_files import HEAD_TENSOR, AdapterPlan, AdapterReader, look_at
+from luthier.engine.serving.adapter_files import (
+    HEAD_TENSOR,
+    VIRTUAL_TENSOR,
+    AdapterPlan,
+    AdapterReader,
+    look_at,
+    prefix_shape,
+)
 from luthier.engine.serving.arena import Arena, rounded
 from luthier.engine.serving.request import AdapterFacts, RefusedError
 from luthier.errors import nearest
@@ -31,7 +38,10 @@ RETRY_SECONDS = 1.0
 class Loaded:
     """An adapter in memory."""
 
-    row: RowAdapter
+    row: RowAdapter | None
+    """Its low-rank pairs; None where it has none."""
+    virtual: torch.Tensor | None
+    """What stands before every prompt: a prefix [P, L, 2, K, D], or vectors [P, D] in place of token embeddings."""
     head_CD: torch.Tensor | None
     start: int
     size: int
@@ -103,6 +113,7 @@ class Adapters:
         plan = look_at(Path(folder), self.layers, self.network)
         size = sum(self._layer_bytes(layer.rank, layer.inputs, layer.outputs) for layer in plan.layers)
         size += sum(rounded(4 * layer.outputs) for layer in plan.layers if layer.magnitude)
+        size += rounded(plan.virtual[0] * plan.virtual[1] * self.network.dtype.itemsize)
         size += rounded(4 * plan.labels * self.network.model.config.get_text_config().hidden_size)
         if size > self.arena.size:
             what = f"adapter {name} needs {size:,} bytes and all adapters together may have {self.arena.size:,}"
@@ -316,10 +327,16 @@ class Adapters:
                 ratio.copy_(reader.ratio(layer, by_number[layer.number]))
                 up.mul_(ratio)
             pairs[layer.number] = Pair(down, up, ratio)
-        head_CD = None
+        virtual = head_CD = None
+        if plan.virtual[0]:
+            virtual = stretch(plan.virtual, self.network.dtype)
+            reader.place(VIRTUAL_TENSOR, virtual)
+            if plan.method == "prefix":
+                virtual = virtual.view(-1, *prefix_shape(self.network))
         if plan.labels:
             (name,) = (name for name in plan.places if name.endswith(HEAD_TENSOR))
             values = reader.values(name)
             head_CD = stretch(tuple(values.shape), torch.float32)
             head_CD.copy_(values)
-        return Loaded(RowAdapter(pairs, len(self.layers)), head_CD, start, entry.size)
+        row = RowAdapter(pairs, len(self.layers)) if pairs else None
+        return Loaded(row, virtual, head_CD, start, entry.size)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from luthier.engine.serving.adapter_files import prefix_shape
 from luthier.engine.serving.adapters import Adapters, Entry, Loaded
 from luthier.engine.serving.drawing import Drawing, Drawn, next_tokens
 from luthier.engine.serving.grammar import Grammars
@@ -63,8 +64,10 @@ class Ticket:
     writer: Writer | None = None
     drawing: Drawing | None = None
     cancelled: bool = False
+    virtual: int = 0
+    """Positions of its adapter's prefix or prompt, which come first; their tokens are below zero."""
     tokens: list[int] = field(default_factory=list)
-    """The prompt's, and those that were written."""
+    """Those, the prompt's, and those that were written."""
     computed: int = 0
     """Tokens whose keys and values are in its pages."""
     cached: int = 0
@@ -75,7 +78,8 @@ class Ticket:
     """Of the hidden states so far, for an embedding."""
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt)
+        self.virtual = self.entry.plan.virtual[0] if self.entry is not None else 0
+        self.tokens = [*range(-self.virtual, 0), *self.request.prompt]
 
     @property
     def flow(self) -> tuple[str, str]:
@@ -93,7 +97,7 @@ class Ticket:
 
     @property
     def written(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - self.virtual - len(self.request.prompt)
 
 
 @dataclass
@@ -125,11 +129,8 @@ class Engine:
             what = f"a {network.model.config.model_type} model with a {network.head} head can't be served"
             raise UserError(what, mend="serve a decoder that writes, of a family that docs/models.md lists as packed")
         network.model.eval()
-        config = network.model.config.get_text_config()
-        key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers, _, key_heads, width = prefix_shape(network)
         count = max(1, settings.memory_tokens // PAGE)
-        layers = config.num_hidden_layers
         self.memory = PageMemory.empty(layers, count, key_heads, width, network.dtype, network.device)
         self.pool = PagePool(count)
         name, _ = network.blocks()
@@ -137,6 +138,10 @@ class Engine:
         dtype = network.dtype if settings.adapter_dtype == "auto" else getattr(torch, settings.adapter_dtype)
         self.adapters = Adapters(network, linear, settings.adapter_memory, dtype, self._wake_up)
         self.compiled = CompiledBlocks(network.model, self.mixer, self.memory) if can_run(network.model) else None
+        self.learned: list[tuple[slice, torch.Tensor]] = []
+        """Of the step: rows whose vectors an adapter has learned, in place of token embeddings."""
+        if self.compiled is None:
+            network.model.get_input_embeddings().register_forward_hook(self._put_learned)
         self.grammars = Grammars(network.tokenizer)
         self.counters = Counters()
         self.running: list[Ticket] = []
@@ -214,26 +219,32 @@ class Engine:
         )
 
     def _ticket(self, request: Request, listen: Callable[[Any], None], kind: Kind) -> Ticket:
+        entry = None
         try:
-            self._check(request, kind)
             entry = self.adapters.find(request.adapter) if request.adapter is not None else None
+            ticket = Ticket(request, listen, kind, entry)
+            self._check(ticket)
         except RefusedError:
             self.counters.refused += 1
+            if entry is not None:
+                self.adapters.done(entry)
             raise
-        return Ticket(request, listen, kind, entry)
+        return ticket
 
-    def _check(self, request: Request, kind: Kind) -> None:
+    def _check(self, ticket: Ticket) -> None:
         if self._stopping:
             raise RefusedError("stopping", "the server is shutting down", BUSY_SECONDS)
         if len(self.waiting) + self._arrived.qsize() >= self.settings.max_waiting:
             what = f"{self.settings.max_waiting} requests wait already"
             raise RefusedError("busy", what, BUSY_SECONDS)
-        if not request.prompt:
+        length, window = len(ticket.request.prompt), self.network.window
+        if not length:
             raise RefusedError("too_long", "the prompt is empty")
-        length, window = len(request.prompt), self.network.window
         most = self.pool.count * PAGE if window is None else min(window, self.pool.count * PAGE)
-        if length + (kind == "write") > most:
-            raise RefusedError("too_long", f"the prompt is {length:,} tokens and at most {most:,} fit, answer included")
+        if len(ticket.tokens) + (ticket.kind == "write") > most:
+            own = f" beside {ticket.virtual:,} of the adapter" if ticket.virtual else ""
+            what = f"the prompt is {length:,} tokens and at most {most - ticket.virtual:,} fit{own}, answer included"
+            raise RefusedError("too_long", what)
 
     def _send(self, ticket: Ticket) -> Ticket:
         self._arrived.put(ticket)
@@ -351,9 +362,13 @@ class Engine:
         ticket.pages = [*found, *taken]
         ticket.computed = len(found) * PAGE
         if not ticket.written:
-            ticket.cached = ticket.computed
+            ticket.cached = max(0, ticket.computed - ticket.virtual)
             self.counters.cached_tokens += ticket.cached
-            self.counters.prompt_tokens += len(ticket.tokens)
+            self.counters.prompt_tokens += len(ticket.request.prompt)
+        if ticket.computed < ticket.virtual and ticket.entry is not None and ticket.entry.plan.method == "prefix":
+            assert ticket.loaded is not None and ticket.loaded.virtual is not None
+            self.memory.put(ticket.pages, ticket.computed, ticket.loaded.virtual[ticket.computed :])
+            ticket.computed = ticket.virtual
         self.running.append(ticket)
         return True
 
@@ -376,13 +391,18 @@ class Engine:
         assert self.network.family is not None
         tokens: list[int] = []
         groups: list[Group] = []
+        self.learned = []
         for ticket, count in batch:
-            if ticket.loaded is not None:
+            if ticket.loaded is not None and ticket.computed < ticket.virtual:
+                assert ticket.loaded.virtual is not None
+                vectors = ticket.loaded.virtual[ticket.computed : ticket.computed + count]
+                self.learned.append((slice(len(tokens), len(tokens) + len(vectors)), vectors))
+            if ticket.loaded is not None and ticket.loaded.row is not None:
                 if groups and groups[-1].adapter is ticket.loaded.row and groups[-1].stop == len(tokens):
                     groups[-1].stop += count
                 else:
                     groups.append(Group(ticket.loaded.row, len(tokens), len(tokens) + count))
-            tokens += ticket.tokens[ticket.computed : ticket.computed + count]
+            tokens += [max(0, token) for token in ticket.tokens[ticket.computed : ticket.computed + count]]
         self.mixer.use(groups)
         packing = Paged(
             tuple(count for _, count in batch),
@@ -393,17 +413,22 @@ class Engine:
         )
         tokens_N = torch.tensor(tokens, device=self.network.device)
         if self.compiled is not None:
-            return self.compiled.hidden(tokens_N, packing), packing
+            return self.compiled.hidden(tokens_N, packing, self.learned), packing
         return packed_hidden(self.network.model, self.network.family, tokens_N, packing), packing
+
+    def _put_learned(self, _: Any, __: Any, embedded_1ND: torch.Tensor) -> None:
+        for rows, vectors in self.learned:
+            embedded_1ND[0, rows] = vectors
 
     def _go_on(self, batch: Sequence[tuple[Ticket, int]], hidden_ND: torch.Tensor, packing: Paged) -> None:
         """Note what is computed, and let every answer whose tokens all are have its next one."""
         ready: list[tuple[Ticket, int]] = []
         for (ticket, count), start in zip(batch, packing.starts, strict=True):
+            before = max(0, ticket.virtual - ticket.computed)
             ticket.computed += count
             self.waiting.charge(ticket.flow, count)
             if ticket.kind == "embed":
-                sum_D = hidden_ND[start : start + count].float().sum(dim=0)
+                sum_D = hidden_ND[start + min(before, count) : start + count].float().sum(dim=0)
                 ticket.sum_D = sum_D if ticket.sum_D is None else ticket.sum_D + sum_D
             else:
                 self._remember(ticket)

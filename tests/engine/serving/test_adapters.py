@@ -88,6 +88,35 @@ def test_wrong_shapes_and_strangers(engine: Engine, good: Path, tmp_path: Path) 
     assert "holds I64" in refused(engine, changed(good, tmp_path / "whole", whole))
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_prefixes_and_prompts_that_do_not_fit(engine: Engine, base: Path, tmp_path: Path, method: str) -> None:
+    good = make_adapter(base, tmp_path / "of five", 2, method=method, length=5)
+
+    def shorter(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:4].contiguous()
+
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:, :-1].contiguous()
+
+    def missing(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["other"] = tensors.pop("prompt_embeddings")
+
+    assert "prompt_embeddings is [4, " in refused(engine, changed(good, tmp_path / "shorter", shorter))
+    assert "expected [5, " in refused(engine, changed(good, tmp_path / "narrow", narrow))
+    assert "prompt_embeddings is missing" in refused(engine, changed(good, tmp_path / "missing", missing))
+    about = json.loads((good / ADAPTER_CONFIG).read_text())
+    (good / ADAPTER_CONFIG).write_text(json.dumps(about | {"prefix_projection": True}))
+    assert "a network that makes its prefix" in refused(engine, good)
+    longest = make_adapter(base, tmp_path / "longest", 2, method=method, length=120)
+    facts = engine.adapters.register("longest", longest)
+    assert (facts.method, facts.rank, facts.modules) == (method, 0, 0)
+    window = engine.network.window
+    assert window is not None
+    with pytest.raises(RefusedError, match=f"at most {window - 120} fit beside 120 of the adapter"):
+        ask(engine, [5] * (window - 119), adapter="longest")
+    engine.adapters.remove("longest")
+
+
 def test_damaged_and_unsafe_files(engine: Engine, good: Path, tmp_path: Path) -> None:
     truncated = tmp_path / "truncated"
     shutil.copytree(good, truncated)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.batches import collate
 from luthier.engine.classify import class_scores
 from luthier.engine.generate import Sampling, generate
 from luthier.engine.serving.engine import Engine
@@ -28,6 +29,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "narrow": {"rank": 1, "targets": ["q_proj", "down_proj"]},
     "length": {"rank": 3, "dora": True},
     "other": {"rank": 4},
+    "prefix": {"method": "prefix", "length": 18},
+    "short prefix": {"method": "prefix", "length": 3},
+    "prompt": {"method": "prompt", "length": 17},
 }
 
 
@@ -83,7 +87,7 @@ tight = st.fixed_dictionaries(
     {
         "max_running": st.integers(1, 8),
         "step_tokens": st.integers(1, 40),
-        "memory_tokens": st.sampled_from([64, 96, 4096]),
+        "memory_tokens": st.sampled_from([80, 112, 4096]),
         "adapter_memory": st.sampled_from([200_000, 1 << 24]),
     }
 )
@@ -119,12 +123,16 @@ def test_a_batch_answers_as_each_alone(
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma3", "mistral", "gpt2"])
 def test_families(tiny: Tiny, family: str, tmp_path: Path) -> None:
     base = tiny(family)
-    folders = {name: make_adapter(base, tmp_path / name, seed) for seed, name in enumerate("ab")}
+    short: dict[str, Any] = {"length": 9}
+    wanted = {"a": {}, "b": {}, "c": {"method": "prefix", **short}, "d": {"method": "prompt", **short}}
+    folders = {
+        name: make_adapter(base, tmp_path / name, seed, **how) for seed, (name, how) in enumerate(wanted.items())
+    }
     prompts = [[7, 8, 9, *range(20, 50)], [11, 12]]
     engine = started(base, folders, step_tokens=10)
     try:
-        heard = [ask(engine, prompt, 10, adapter=name) for name in (None, "a", "b") for prompt in prompts]
-        nets = [network(base), load_saved(folders["a"]).network, load_saved(folders["b"]).network]
+        heard = [ask(engine, prompt, 10, adapter=name) for name in (None, *wanted) for prompt in prompts]
+        nets = [network(base), *(load_saved(folder).network for folder in folders.values())]
         answers = [generate(net, [p], max_new_tokens=10, stop_ids=[])[0].tokens for net in nets for p in prompts]
         assert [each.wait().tokens for each in heard] == answers
     finally:
@@ -138,6 +146,11 @@ def test_a_known_start_is_not_computed_again(engine: Engine, alone: Callable[...
     another = ask(engine, [*start, 6, 7], adapter="other").wait()
     assert first.end is not None and second.end is not None and another.end is not None
     assert (first.end.cached_tokens, second.end.cached_tokens, another.end.cached_tokens) == (0, 48, 0)
+    for name, known in (("prefix", 46), ("prompt", 47)):  # of 64 tokens, less those of the adapter
+        ask(engine, [*start, 5], adapter=name).wait()
+        again = ask(engine, [*start, 6, 7], adapter=name).wait()
+        assert again.end is not None and again.end.cached_tokens == known
+        assert again.tokens == alone(name, [*start, 6, 7], 8)
     assert second.tokens == alone("plain", [*start, 6, 7], 8)
     assert another.tokens == alone("other", [*start, 6, 7], 8)
 
@@ -178,8 +191,9 @@ def test_probabilities_are_the_models(engine: Engine, base: Path) -> None:
         assert [top[0] for top in token.top] == expected[place].topk(4).indices.tolist()
 
 
-def test_a_label_head(base: Path, tmp_path: Path, engine: Engine) -> None:
-    folder = make_adapter(base, tmp_path / "labels", 9, head="classes")
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt"])
+def test_a_label_head(base: Path, tmp_path: Path, engine: Engine, method: str) -> None:
+    folder = make_adapter(base, tmp_path / "labels", 9, head="classes", method=method)
     facts = engine.adapters.register("labels", folder)
     assert not facts.writes
     saved = load_saved(folder)
@@ -197,12 +211,16 @@ def test_a_label_head(base: Path, tmp_path: Path, engine: Engine) -> None:
     engine.adapters.remove("labels")
 
 
-def test_an_embedding_is_the_mean_of_the_last_hidden_states(engine: Engine, base: Path) -> None:
+@pytest.mark.parametrize("adapter", [None, "plain", "prefix", "prompt"])
+def test_an_embedding_is_the_mean_of_the_last_hidden_states(
+    engine: Engine, base: Path, folders: dict[str, Path], adapter: str | None
+) -> None:
     prompt = list(range(5, 160))  # more than a step takes
     heard = Heard()
-    engine.embed(None, prompt, heard)
+    engine.embed(adapter, prompt, heard)
+    net = network(base) if adapter is None else load_saved(folders[adapter]).network
     with torch.inference_mode():
-        hidden = network(base).model.base_model(input_ids=torch.tensor([prompt])).last_hidden_state[0]
+        hidden = net.hidden(collate([Row("a", tuple(prompt), {})]))
     expected = torch.nn.functional.normalize(hidden.float().mean(dim=0), dim=0)
     scores = heard.wait().scores
     assert scores is not None and scores.values == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-5)
