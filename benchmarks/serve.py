@@ -3,8 +3,8 @@
 In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object of ratios. Each
 contestant runs in a process of its own, in turn, `--repeats` times; medians. Adapters are trained by Luthier for a few
 steps on three sets (ranks 8, 16 and 32, all linear layers), the rest are copies. Peers: transformers' `generate` on
-batches of 16, PEFT's mixed-adapter batches, transformers' continuous batching (base only), llama.cpp at the same
-precision (one stream; the quicker of float32 and bfloat16).
+batches of 16, PEFT's mixed-adapter batches, transformers' continuous batching (base only), llama.cpp (one stream; the
+quicker of float32 and bfloat16). The base's weights are in bfloat16, which all hold or widen without a loss.
 The last loads are an open loop, and what loading costs: first tokens of adapters that are not in memory, and the
 longest pause of running answers while 100 MB of adapters come in.
 Run: python -m benchmarks.serve [--adapters 1,8,16,100,1000] [--requests 256] [--repeats 3] [--only NAME,...]
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from benchmarks.gguf_float import gguf_copy
 from benchmarks.methods import writing
 from benchmarks.serve_job import Ask, Load, ServeJob, zipf
 from benchmarks.train_speed import SMOLLM
-from luthier.files import cache_folder
+from luthier.files import cache_folder, whole_folder
 
 SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "commongen": ("concepts", "target")}
 RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}
@@ -51,19 +52,29 @@ def home() -> Path:
 
 
 def base_folder() -> Path:
-    """The base model in Hugging Face layout."""
+    """The base model in Hugging Face layout, its matrices in bfloat16, as most models are published: the package index
+    has this one in four bits a weight."""
+    from safetensors.torch import load_file, save_file
+
     from luthier.models.find import find_model
 
-    return find_model(SMOLLM).folder
+    folder = home() / "base"
+    if not folder.exists():
+        with whole_folder(folder) as made:
+            shutil.copytree(find_model(SMOLLM).folder, made, dirs_exist_ok=True)
+            tensors = load_file(made / "model.safetensors")
+            save_file({n: t.bfloat16() for n, t in tensors.items()}, made / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def trained_adapters() -> list[Path]:
     """A model folder for each set, trained once and kept."""
     folders = []
     for name, (prompt, completion) in SETS.items():
-        run = home() / f"{name}-rank-{RANKS[name]}"
+        run = home() / f"{name}-rank-{RANKS[name]}-on-base"
         if not (run / "model").exists():
             made = writing(name, 32, 4, data={"columns": {"prompt": prompt, "completion": completion}})
+            made["model"]["path"] = str(base_folder())
             made["selection"] = {"lora": {"rank": RANKS[name], "alpha": 2 * RANKS[name]}}
             made["train"]["max_length"] = 512
             made["data"]["max_rows"]["validation"] = 8
@@ -114,7 +125,7 @@ def run(module: str, job: ServeJob, environment: Environment | None = None) -> d
 
 def ours(options: argparse.Namespace, loads: list[Load], adapters: dict[str, str]) -> dict[str, Any] | str:
     settings = {"adapter_memory": options.adapter_memory << 20, "adapter_dtype": options.adapter_dtype}
-    return run("serve_luthier", ServeJob("engine", SMOLLM, adapters, loads, settings))
+    return run("serve_luthier", ServeJob("engine", str(base_folder()), adapters, loads, settings))
 
 
 def spread(count: int, names: Sequence[str], seed: int) -> list[str]:

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import ROOT
-from benchmarks.serve import copies
+from benchmarks.serve import base_folder, copies
 from benchmarks.serve_job import memory_mib, percentile
-from benchmarks.train_speed import SMOLLM
 
 PROMPTS, PROMPT_TOKENS, NEW = 12, 24, 16
 EVERY = 30.0
@@ -105,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for model, folder in folders.items():
             shutil.copytree(folder, Path(name) / model)
-        command = [sys.executable, "-m", "luthier", "serve", SMOLLM, "--adapters", name, "--port", "0"]
+        command = [sys.executable, "-m", "luthier", "serve", str(base_folder()), "--adapters", name, "--port", "0"]
         command += ["--dtype", "float32", "--adapter-memory", options.adapter_memory]
         with Path(name, "log").open("w+") as log:
             server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=log)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,25 @@ class Pair:
 
 
 class RowAdapter:
-    """An adapter as the product reads it: its pairs by the layers' numbers, and where each lies in memory."""
+    """An adapter as the product reads it: where the pairs of each layer lie in memory."""
 
-    def __init__(self, pairs: Mapping[int, Pair], layers: int) -> None:
-        self.pairs = pairs
-        self.table_4M = np.zeros((4, layers), np.int64)
-        """Where down, up and ratio of each layer lie, and its rank; 0 where it has none."""
+    def __init__(self, table_4M: np.ndarray, dtype: torch.dtype, pairs: Callable[[], Mapping[int, Pair]]) -> None:
+        """`table_4M`: where down, up and ratio of each layer lie, and its rank; 0 where it has none. `pairs`: the same as
+        tensors by the layers' numbers, for the plain version."""
+        self.table_4M, self.dtype, self._pairs = table_4M, dtype, pairs
+
+    @cached_property
+    def pairs(self) -> Mapping[int, Pair]:
+        return self._pairs()
+
+    @classmethod
+    def of(cls, pairs: Mapping[int, Pair], layers: int) -> RowAdapter:
+        table_4M = np.zeros((4, layers), np.int64)
         for number, pair in pairs.items():
             ratio = 0 if pair.ratio is None else pair.ratio.data_ptr()
-            self.table_4M[:, number] = pair.down.data_ptr(), pair.up.data_ptr(), ratio, len(pair.down)
-        self.dtype = next(iter(pairs.values())).down.dtype if pairs else torch.float32
+            table_4M[:, number] = pair.down.data_ptr(), pair.up.data_ptr(), ratio, len(pair.down)
+        dtype = next(iter(pairs.values())).down.dtype if pairs else torch.float32
+        return cls(table_4M, dtype, lambda: pairs)
 
 
 @dataclass

@@ -396,11 +396,30 @@ bool place_matrix(const From* from, To* to, int64_t rows, int64_t columns, float
     return wrong == 0;
 }
 
+// A matrix [rows, columns] of a file: where it is there, of which kind (float32, float16, bfloat16), and where it goes.
+struct Move {
+    int64_t from, kind;
+    void* to;
+    int64_t rows, columns, turned;
+    double scale;
+};
+
+// Returns the place of the first that holds what is no number, from 1, or 0.
 template <class To>
-int64_t place_matrix_of(const void* from, int64_t kind, To* to, int64_t rows, int64_t columns, float scale, bool turned) {
-    if (kind == 0) return place_matrix(static_cast<const float*>(from), to, rows, columns, scale, turned);
-    if (kind == 1) return place_matrix(static_cast<const float16*>(from), to, rows, columns, scale, turned);
-    return place_matrix(static_cast<const bfloat16*>(from), to, rows, columns, scale, turned);
+int64_t place_matrices(const char* file, const Move* moves, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const Move& move = moves[i];
+        auto place = [&](const auto* from) {
+            return place_matrix(from, static_cast<To*>(move.to), move.rows, move.columns,
+                                static_cast<float>(move.scale), move.turned != 0);
+        };
+        const char* from = file + move.from;
+        bool right = move.kind == 0   ? place(reinterpret_cast<const float*>(from))
+                     : move.kind == 1 ? place(reinterpret_cast<const float16*>(from))
+                                      : place(reinterpret_cast<const bfloat16*>(from));
+        if (!right) return i + 1;
+    }
+    return 0;
 }
 
 // Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32]: a panel streams through once for
@@ -650,9 +669,8 @@ inline void in_parallel(Work work) {
         std::vector<float> lows(low_numbers(*mix, parts));                                                             \
         add_adapters(x, x_row, out, out_row, *mix, parts, offsets, widths, inputs, bias, lows.data(), {});             \
     }                                                                                                                  \
-    extern "C" int64_t place_matrix_##SUFFIX(const void* from, int64_t kind, TYPE* to, int64_t rows, int64_t columns,  \
-                                             float scale, int64_t turned) {                                            \
-        return place_matrix_of(from, kind, to, rows, columns, scale, turned != 0);                                     \
+    extern "C" int64_t place_matrices_##SUFFIX(const char* file, const Move* moves, int64_t count) {                   \
+        return place_matrices<TYPE>(file, moves, count);                                                               \
     }
 
 EXPORT(float, float32)

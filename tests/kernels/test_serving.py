@@ -99,7 +99,7 @@ def test_rows_with_different_adapters(
             if not (partly and number == 0 and len(widths) > 1)
         }
         if rows:
-            groups.append(Group(RowAdapter(pairs, len(widths)), at, at + rows))
+            groups.append(Group(RowAdapter.of(pairs, len(widths)), at, at + rows))
         at += rows + 1  # a row of the base between any two
     mixer.use(groups)
     x, out = torch.randn(at, inputs).to(dtype), torch.randn(at, sum(widths)).to(dtype)
@@ -140,7 +140,7 @@ def test_whole_blocks(tiny: Callable[..., Path], family: str) -> None:
         PageMemory.empty(config.num_hidden_layers, 8, config.num_key_value_heads, width, net.dtype, net.device)
         for _ in range(2)
     ]
-    mixer.use([Group(RowAdapter(pairs, len(layers)), 5, 17)])
+    mixer.use([Group(RowAdapter.of(pairs, len(layers)), 5, 17)])
     tokens = torch.randint(3, 200, (20,))
     shape = {"tables": ((0, 1), (2, 3), (4,)), "contexts": (5, 12, 3)}
     with torch.inference_mode():

@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from luthier import files
+from luthier.engine.serving.arena import Arena
 from luthier.engine.serving.request import RefusedError
 from luthier.errors import UserError
 from luthier.kernels import native
@@ -266,6 +267,21 @@ def pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> A
     return otherwise
 
 
+@dataclass(frozen=True)
+class Move:
+    """A matrix of the file, and where it goes."""
+
+    name: str
+    to: int
+    """Bytes from the arena's start."""
+    scale: float = 1.0
+    turned: bool = False
+
+
+MOVE = np.dtype([(n, np.int64) for n in ("from", "kind", "to", "rows", "columns", "turned")] + [("scale", np.float64)])
+"""`Move` of serving.cpp."""
+
+
 class AdapterReader:
     """An adapter's numbers, straight from its file into the memory they are used from."""
 
@@ -287,17 +303,23 @@ class AdapterReader:
             raise no_numbers(self.plan, name)
         return values
 
-    def place(self, name: str, to: torch.Tensor, scale: float = 1.0, turned: bool = False) -> None:
-        """A matrix, times a scale and turned where asked, into `to`."""
-        place = self.plan.places[name]
-        if not native.fits(to):
-            values = self.values(name) * scale
-            to.copy_(values.T if turned else values)
+    def place(self, moves: Sequence[Move], arena: Arena, dtype: torch.dtype) -> None:
+        """Matrices, each times its scale and turned where asked, into the arena. Raises `RefusedError` where one holds
+        what is no number."""
+        if not native.fits(arena.tensor(0, (0,), dtype)):
+            for move in moves:
+                values = self.values(move.name) * move.scale
+                values = values.T if move.turned else values
+                arena.tensor(move.to, tuple(values.shape), dtype).copy_(values)
             return
-        start = self.bytes[place.start :].ctypes.data
-        rows, columns = place.shape
-        if not native.call("place_matrix", to.dtype, start, FLOATS.index(place.kind), to, rows, columns, scale, turned):
-            raise no_numbers(self.plan, name)
+        start, table = arena.buffer.data_ptr(), np.zeros(len(moves), MOVE)
+        for row, move in enumerate(moves):
+            place = self.plan.places[move.name]
+            kind = FLOATS.index(place.kind)
+            table[row] = (place.start, kind, start + move.to, *place.shape, move.turned, move.scale)
+        wrong = native.call("place_matrices", dtype, self.bytes.ctypes.data, table.ctypes.data, len(moves))
+        if wrong:
+            raise no_numbers(self.plan, moves[wrong - 1].name)
 
     def ratio(self, layer: LayerPlan, linear: MixedLinear) -> torch.Tensor:
         """What DoRA multiplies the frozen output by: the learned length of each output's weights by that of the sum
