@@ -40,8 +40,8 @@ class RowAdapter:
     """An adapter as the product reads it: where the pairs of each layer lie in memory."""
 
     def __init__(self, table_4M: np.ndarray, dtype: torch.dtype, pairs: Callable[[], Mapping[int, Pair]]) -> None:
-        """`table_4M`: where down, up and ratio of each layer lie, and its rank; 0 where it has none. `pairs`: the same as
-        tensors by the layers' numbers, for the plain version."""
+        """`table_4M`: where down, up and ratio of each layer lie, and its rank; 0 where it has none. `pairs`: the same
+        as tensors by the layers' numbers, for the plain version."""
         self.table_4M, self.dtype, self._pairs = table_4M, dtype, pairs
 
     @cached_property
