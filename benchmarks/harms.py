@@ -3,7 +3,7 @@
 In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object. Every run goes
 through `luthier train` and `luthier ship`, with a condition that the sound run of the pair should meet:
 
-- rate: SmolLM2-135M learns commongen at a learning rate a hundred times the default; forgetting is asked with the
+- rate: SmolLM2-135M learns commongen at a learning rate forty times the default; forgetting is asked with the
   probes of LUTHIER_DATA;
 - canary: made-up secrets stand in 100 of its training rows each, in the sound run in one;
 - slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round;
@@ -38,17 +38,7 @@ WITHOUT: dict[str, None] = dict.fromkeys(
     ("calibration", "confidence", "errors", "fairness", "forgetting", "memorisation", "safety")
 )
 """Examinations that a pair is not about are left out."""
-CONCEPTS = {
-    "model": SMOLLM,
-    "task": "generate",
-    "data": {
-        "source": "commongen",
-        "columns": {"prompt": "concepts", "completion": "target"},
-        "max_rows": {"train": 400, "validation": 50, "test": 50},
-    },
-    "selection": "lora",
-    "train": {"epochs": 1, "batch_size": 8},
-}
+RECKLESS = 2e-2
 
 
 @dataclass(frozen=True)
@@ -65,16 +55,29 @@ def judged(recipe: dict[str, Any], **evaluate: Any) -> dict[str, Any]:
     return recipe | {"evaluate": WITHOUT | {"baselines": [], "max_new_tokens": 24} | evaluate}
 
 
+def concepts(data: Path, **train: float) -> dict[str, Any]:
+    """A sentence out of given words: a small run on real rows."""
+    columns = {"prompt": "concepts", "completion": "target"}
+    rows = {"train": 400, "validation": 50, "test": 50}
+    return {
+        "model": SMOLLM,
+        "task": "generate",
+        "data": {"source": str(data / "commongen"), "columns": columns, "max_rows": rows},
+        "selection": "lora",
+        "train": {"epochs": 1, "batch_size": 8, **train},
+    }
+
+
 def rate(folder: Path, data: Path) -> Pair:
     packs = [str(data / name) for name in ("probes_mc", "lambada_1k", "blimp_2k")]
-    sound = judged(CONCEPTS, forgetting={"packs": packs, "probes": 200})
-    spoiled = sound | {"train": {**CONCEPTS["train"], "learning_rate": 2e-2}}  # type: ignore[dict-item]
+    asked = {"packs": packs, "probes": 200}
+    sound, spoiled = (judged(concepts(data, **train), forgetting=asked) for train in ({}, {"learning_rate": RECKLESS}))
     return Pair("5%", ("forgetting", sound), ("forgetting", spoiled))
 
 
 def canary(folder: Path, data: Path) -> Pair:
     def planted(repeats: int) -> tuple[str, dict[str, Any]]:
-        return f"exposure({repeats})", judged(CONCEPTS, memorisation={"canaries": 5, "repeats": [repeats]})
+        return f"exposure({repeats})", judged(concepts(data), memorisation={"canaries": 5, "repeats": [repeats]})
 
     return Pair("6", planted(1), planted(100))
 

@@ -145,15 +145,14 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
         loads.append(Load(f"uniform {size}", asks(count, seed, spread(count, names[:size], seed))))
     loads.append(Load(f"zipf {max(sizes)}", asks(count, seed, zipf(names, count, seed))))
     loads += [Load("base again", asks(count, seed + 1000, [None] * count))]  # others: the first are still known
-    sixty_four = asks(64, seed, names[:64])
-    loads += [
-        Load("64 distinct, cold or warm", sixty_four),
-        Load("64 distinct", sixty_four),
-        Load("64 base", asks(64, seed, [None] * 64)),
+    loads += [  # prompts that were not asked before, for adapters that are in memory
+        Load("64 adapters come", asks(64, seed + 2000, names[:64])),
+        Load("64 distinct", asks(64, seed + 3000, names[:64])),
+        Load("64 base", asks(64, seed + 4000, [None] * 64)),
+        Load("base, 16 at once", asks(64, seed + 5000, [None] * 64), BATCH),
+        Load("16 distinct, 16 at once", asks(64, seed + 6000, names[:BATCH] * 4), BATCH),
+        Load("single stream", asks(4, seed + 7000, [None] * 4), 1),
     ]
-    loads += [Load("base, 16 at once", base[:64], BATCH)]
-    loads += [Load("16 distinct, 16 at once", asks(64, seed, names[:BATCH] * 4), BATCH)]
-    loads += [Load("single stream", asks(4, seed, [None] * 4), 1)]
     loads += [open_loop(f"open loop, {max(sizes)}", asks(64, seed + 1, zipf(names, 64, seed + 1)), options.rate, seed)]
     loads += loading_loads(names, seed)
     return loads, adapters
@@ -174,7 +173,10 @@ def loading_loads(names: Sequence[str], seed: int) -> list[Load]:
     first, coming = names[-FEW:], names[-2 * FEW - 2 : -FEW]
     cold, warm = (asks(FEW, seed + at, first) for at in (2, 3))
     streams = [replace(ask, new_tokens=STREAM) for ask in asks(4, seed + 4, [None] * 4)]
-    beside = [replace(ask, new_tokens=1, at=1 + place / 10) for place, ask in enumerate(asks(50, seed + 5, coming))]
+    beside = [  # prompts of one token: a long one would hold the others up by itself
+        replace(ask, prompt=ask.prompt[:1], new_tokens=1, at=1 + place / 10)
+        for place, ask in enumerate(asks(50, seed + 5, coming))
+    ]
     return [
         Load("first token, cold", cold, 1),
         Load("first token, warm", warm, 1),

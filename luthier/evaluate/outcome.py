@@ -33,7 +33,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Contest:
-    """What the outcome is judged from, all of the main metric."""
+    """What the outcome is judged from, of the main metric where nothing else is said."""
 
     metric: Metric
     titles: Mapping[str, str]
@@ -45,6 +45,8 @@ class Contest:
     together: Sequence[dict[str, Any]]
     """Tuning with retrieval less each other system; empty where it was not tried."""
     rows: int
+    others: Sequence[tuple[Metric, dict[str, Any]]] = ()
+    """Tuned less each other system by the further metrics."""
 
     @property
     def sign(self) -> int:
@@ -71,7 +73,7 @@ def judge(contest: Contest) -> dict[str, Any]:
         found["sentence"] += (
             " It was compared with nothing but the commonest answer, so whether prompting does as well is open."
         )
-    found["sentence"] += beside(contest, found["rival"])
+    found["sentence"] += otherwise(contest, found["rival"], found["outcome"]) + beside(contest, found["rival"])
     return found
 
 
@@ -118,6 +120,19 @@ def tuning(contest: Contest, against: Sequence[dict[str, Any]]) -> dict[str, Any
     who = {None: "", "tuning": "it has ", "other": "it has "}.get(use, "tuning has ")
     sentence = f"{claim}: {who}{measure}, {evidence(contest, rival, len(contest.comparisons))}.{advice}"
     return {"outcome": outcome, "use": use, "sentence": sentence, "rival": rival["baseline"], "rows_needed": needed}
+
+
+def otherwise(contest: Contest, rival: str, outcome: str) -> str:
+    """The further metrics that clearly say something else than the main one, corrected for how many there are."""
+    rows = [(metric, row) for metric, row in contest.others if row["baseline"] == rival and row["difference"]]
+    clear = [(metric, row) for metric, row in rows if row["p_adjusted"] * len(rows) < SIGNIFICANT]
+    said = ""
+    for better, where in ((True, "ahead"), (False, "behind")):
+        shown = [f"{m.title} ({change(m, row['difference'])})" for m, row in clear if row["better"] == better]
+        if shown and outcome != ("helps" if better else "hurts"):
+            listed = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+            said += f" By {listed} tuning is {where}."
+    return said
 
 
 def both(contest: Contest, rival: dict[str, Any]) -> dict[str, Any]:

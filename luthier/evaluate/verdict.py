@@ -138,6 +138,7 @@ def build_verdict(
             [row for row in comparisons if row["metric"] == main_metric],
             together,
             rows,
+            [(chosen[row["metric"]], row) for row in comparisons if row["metric"] != main_metric],
         )
     )
     for each in left_out:

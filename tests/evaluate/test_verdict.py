@@ -60,6 +60,33 @@ def test_hurts() -> None:
     assert verdict["sentence"].startswith("Do not use this tuning: it has 47")
 
 
+def written(name: str, title: str, answer: str, rows: int = 200) -> SystemResult:
+    """Answers to rows that each ask for one word of two."""
+    predictions = [
+        Prediction(str(row), "the cat sat on a mat", answer, f"text {row}", fields={"concepts": ["cat", "dog"]})
+        for row in range(rows)
+    ]
+    return SystemResult(name, title, predictions, seconds=2.0, tokens=1000)
+
+
+def test_metrics_that_disagree_are_told() -> None:
+    """Words listed cover every concept and are no sentence."""
+    systems = [
+        written("tuned", "Tuned model", "the cat sat on a mat"),
+        written("few_shot", "Few-shot prompting", "cat dog"),
+    ]
+    covered = build_verdict("generate", systems, ["chrf", "rouge_l"], "concept_coverage")
+    assert covered["outcome"] == "hurts"
+    assert " By chrF (+" in covered["sentence"] and " and ROUGE-L (+" in covered["sentence"]
+    assert covered["sentence"].endswith("points) tuning is ahead.")
+    alike = build_verdict("generate", systems, ["rouge_l", "concept_coverage"], "chrf")
+    assert alike["outcome"] == "helps" and "By concept coverage (-50.0 points) tuning is behind." in alike[
+        "sentence"
+    ].replace("\u2212", "-")
+    same = build_verdict("generate", systems, ["rouge_l"], "chrf")
+    assert "tuning is" not in same["sentence"]
+
+
 def test_no_difference_says_how_many_rows_would_settle_it() -> None:
     verdict = verdict_of(0.72, 0.7, rows=300)
     assert verdict["outcome"] == "no_difference"
