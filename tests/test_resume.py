@@ -55,6 +55,7 @@ def command(arguments: list[str], said: str) -> None:
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
     sys.exit(main(arguments))
 
 
@@ -264,6 +265,7 @@ def test_ctrl_c_while_evaluating_says_how_to_go_on(folder: Path, reference: Path
 LATE = """
 import os, signal
 from luthier.tuning import stop_requests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     with stop_requests() as requested:
         os.kill(os.getpid(), signal.SIGINT)
