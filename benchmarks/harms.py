@@ -148,7 +148,7 @@ def run_and_ship(name: str, figure: str, most: str, recipe: dict[str, Any], fold
         **{end: round(found[end], 4) for end in ("value", "low", "high") if found[end] is not None},
         "ships": shipped.returncode == 0,
         "exit_code": shipped.returncode,
-        "said": shipped.stdout.strip().splitlines()[-1],
+        "said": (shipped.stdout + shipped.stderr).strip().splitlines()[-1:],
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -178,9 +178,9 @@ def main() -> None:
                 out[harm][kind] = found
                 ends = f"{found['low']} to {found['high']}" if "low" in found else ""
                 ships = "yes" if found["ships"] else f"no, exit code {found['exit_code']}"
-                table.append(
-                    [harm, kind, figure, f"{found['value']}", ends, f"<= {pair.most}", ships, f"{found['seconds']}"]
-                )
+                row = [harm, kind, figure, f"{found['value']}", ends, f"<= {pair.most}", ships, f"{found['seconds']}"]
+                table.append(row)
+                print(*row, file=sys.stderr, sep="  ", flush=True)  # the table comes at the end
     print(columns(table))
     print(json.dumps(out))
 
