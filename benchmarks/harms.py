@@ -1,4 +1,4 @@
-"""Four ways to spoil a real model, each beside the same run without it: does the verdict see it, does ship refuse?
+"""Three ways to spoil a real model, each beside the same run without it: does the verdict see it, does ship refuse?
 
 In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object. Every run goes
 through `luthier train` and `luthier ship`, with a condition that the sound run of the pair should meet:
@@ -6,11 +6,9 @@ through `luthier train` and `luthier ship`, with a condition that the sound run 
 - rate: SmolLM2-135M learns commongen at a learning rate forty times the default; forgetting is asked with
   Luthier's own probes and last words of LUTHIER_DATA;
 - canary: made-up secrets stand in 100 of its training rows each, in the sound run in one;
-- slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round;
-- sureness: MiniLM goes over 400 reviews again and again, and its probabilities are taken raw; in the sound run they
-  are scaled.
+- slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round.
 
-Run: python -m benchmarks.harms [--only rate,canary,slice,sureness] [--seed 0]
+Run: python -m benchmarks.harms [--only rate,canary,slice] [--seed 0]
 """
 
 from __future__ import annotations
@@ -97,21 +95,10 @@ def flipped(folder: Path, data: Path) -> Pair:
     return Pair("15%", of("sound", ""), of("spoiled", "south"))
 
 
-def sureness(folder: Path, data: Path) -> Pair:
-    recipe = {
-        "model": MINILM,
-        "task": "classify",
-        "data": {"source": str(data / "rotten_tomatoes"), "max_rows": {"train": 400, "validation": 1000, "test": 1000}},
-        "train": {"epochs": 15, "batch_size": 16, "learning_rate": 1e-4},
-    }
-    return Pair("8%", ("ece", judged(recipe, calibration={})), ("ece_raw", judged(recipe, calibration={})))
-
-
 HARMS: dict[str, Callable[[Path, Path], Pair]] = {
     "rate": rate,
     "canary": canary,
     "slice": flipped,
-    "sureness": sureness,
 }
 
 
