@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -26,6 +26,9 @@ WRONG_ADDRESS = frozenset({401, 403, 404})
 """Statuses that every other request would get too."""
 LONGEST_WAIT = 60.0
 SHOWN_OF_BODY = 200
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
 Alternatives = Mapping[str, float]
@@ -80,21 +83,14 @@ def ask_each(
         UserError: for what would fail all of them: the address, the key, the model's name.
     """
     stopped = threading.Event()
-    with ThreadPoolExecutor(settings.parallel) as pool:
 
-        def one(request: Request) -> Reply | NotAnswered:
-            try:
-                return ask(settings, session, request.messages, request.max_tokens, where, stopped, request.more)
-            except NotAnswered as failure:
-                return failure
-
-        futures = {pool.submit(one, request): number for number, request in enumerate(asked)}
+    def one(request: Request) -> Reply | NotAnswered:
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:  # interrupted, or failed for good: nothing more is sent
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            return ask(settings, session, request.messages, request.max_tokens, where, stopped, request.more)
+        except NotAnswered as failure:
+            return failure
+
+    yield from in_threads(one, asked, settings.parallel, stopped)
 
 
 def ask_all(
@@ -113,31 +109,53 @@ def ask_all(
         UserError: with the status and what was tried, when a prompt can't be answered.
     """
     stopped = threading.Event()
-    done = iter(range(1, len(prompts) + 1))
-    failures: list[BaseException] = []
-    with opened(settings, where) as session, ThreadPoolExecutor(settings.parallel) as pool:
+    replies: dict[int, Reply] = {}
+    with opened(settings, where) as session:
 
-        def one(messages: Sequence[dict[str, str]]) -> Reply | None:
-            if stopped.is_set():
-                return None
+        def one(messages: Sequence[dict[str, str]]) -> Reply:
+            return ask(settings, session, messages, max_tokens, where, stopped)
+
+        for number, reply in in_threads(one, prompts, settings.parallel, stopped):
+            replies[number] = reply
+            advance(len(replies))
+    return [replies[number] for number in range(len(prompts))]
+
+
+def in_threads(
+    answer: Callable[[Asked], Answer], asked: Sequence[Asked], parallel: int, stopped: threading.Event
+) -> Iterator[tuple[int, Answer]]:
+    """The number of each and its answer, as they come; the first error is raised. However it ends, `stopped` is set
+    and nothing more is begun.
+
+    The threads are daemons: one that waits for an endpoint that never answers would hold up Ctrl-C, and the end of the
+    program, if it were an executor's.
+    """
+    waiting = iter(enumerate(asked))
+    taking = threading.Lock()
+    ended: SimpleQueue[tuple[int, Answer] | BaseException] = SimpleQueue()
+
+    def run() -> None:
+        while True:
+            with taking:
+                taken = None if stopped.is_set() else next(waiting, None)
+            if taken is None:
+                return
+            number, question = taken
             try:
-                return ask(settings, session, messages, max_tokens, where, stopped)
+                ended.put((number, answer(question)))
             except BaseException as error:
-                failures.append(error)  # before the others stop waiting, and fail in turn
-                stopped.set()
-                raise
+                ended.put(error)
 
-        futures = [pool.submit(one, messages) for messages in prompts]
-        for future in futures:
-            future.add_done_callback(lambda _: advance(next(done, len(prompts))))
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        except BaseException:  # interrupted: nothing more is sent
-            stopped.set()
-            raise
-        if failures:
-            raise failures[0]
-        return [reply for future in futures if (reply := future.result()) is not None]
+    try:
+        for _ in range(min(parallel, len(asked))):
+            threading.Thread(target=run, name="endpoint", daemon=True).start()
+        for _ in asked:
+            one = ended.get()
+            if isinstance(one, BaseException):
+                raise one
+            yield one
+    finally:
+        stopped.set()
 
 
 def ask(
