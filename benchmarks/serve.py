@@ -38,9 +38,10 @@ SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "common
 RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}
 PROMPT, NEW = 24, 32
 """Tokens of a request's prompt, and of its answer."""
-BATCH = 16
-FEW, STREAM = 8, 96
-"""Adapters whose first tokens are timed; tokens of an answer that goes on while others are loaded."""
+BATCH, DISTINCT = 16, 64
+"""Requests that run at once; adapters of the load in which no two requests want the same."""
+FEW, COMING, STREAM = 8, 10, 96
+"""Adapters whose first tokens are timed, others that are loaded meanwhile, and tokens of an answer that goes on."""
 SHARES = (50, 95, 99)
 """Percentiles that are told."""
 PATIENCE = 900
@@ -137,8 +138,9 @@ def spread(count: int, names: Sequence[str], seed: int) -> list[str]:
 
 def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> tuple[list[Load], dict[str, str]]:
     """The base, then the same traffic over ever more adapters, then the base again."""
-    adapters = copies(max(sizes))
-    names, count = list(adapters), options.requests
+    adapters = copies(max(*sizes, DISTINCT + FEW + COMING))
+    everyone = list(adapters)
+    names, count = everyone[: max(sizes)], options.requests
     base = asks(count, seed, [None] * count)
     loads = [Load("warm-up", base[:16]), Load("base", base)]
     for size in sizes:
@@ -146,15 +148,15 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
     loads.append(Load(f"zipf {max(sizes)}", asks(count, seed, zipf(names, count, seed))))
     loads += [Load("base again", asks(count, seed + 1000, [None] * count))]  # others: the first are still known
     loads += [  # prompts that were not asked before, for adapters that are in memory
-        Load("64 adapters come", asks(64, seed + 2000, names[:64])),
-        Load("64 distinct", asks(64, seed + 3000, names[:64])),
-        Load("64 base", asks(64, seed + 4000, [None] * 64)),
+        Load("64 adapters come", asks(DISTINCT, seed + 2000, everyone)),
+        Load("64 distinct", asks(DISTINCT, seed + 3000, everyone)),
+        Load("64 base", asks(DISTINCT, seed + 4000, [None] * DISTINCT)),
         Load("base, 16 at once", asks(64, seed + 5000, [None] * 64), BATCH),
-        Load("16 distinct, 16 at once", asks(64, seed + 6000, names[:BATCH] * 4), BATCH),
+        Load("16 distinct, 16 at once", asks(64, seed + 6000, everyone[:BATCH] * 4), BATCH),
         Load("single stream", asks(4, seed + 7000, [None] * 4), 1),
     ]
     loads += [open_loop(f"open loop, {max(sizes)}", asks(64, seed + 1, zipf(names, 64, seed + 1)), options.rate, seed)]
-    loads += loading_loads(names, seed)
+    loads += loading_loads(everyone[-FEW - COMING :], seed)
     return loads, adapters
 
 
@@ -170,7 +172,7 @@ def open_loop(name: str, asked: Sequence[Ask], rate: float, seed: int) -> Load:
 def loading_loads(names: Sequence[str], seed: int) -> list[Load]:
     """What loading costs: the first token of adapters that were not asked before, and of the same again; two answers
     alone, and while adapters of some 100 MB come in."""
-    first, coming = names[-FEW:], names[-2 * FEW - 2 : -FEW]
+    first, coming = names[COMING:], names[:COMING]
     cold, warm = (asks(FEW, seed + at, first) for at in (2, 3))
     streams = [replace(ask, new_tokens=STREAM) for ask in asks(4, seed + 4, [None] * 4)]
     beside = [  # prompts of one token: a long one would hold the others up by itself
@@ -199,9 +201,9 @@ def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[st
     for kind in ("F32", "BF16"):
         job = ServeJob("single", str(gguf_file(kind)), {}, [single])
         jobs.append((f"llama.cpp {kind}", "serve_llama_cpp", job, LLAMA_CPP))
-    wanted = options.only.split(",") if options.only else [name for name, *_ in jobs]
+    wanted = options.only.split(",") if options.only else [name.split()[0] for name, *_ in jobs]
     for name, module, job, environment in jobs:
-        if name in wanted:
+        if name.split()[0] in wanted:
             yield name, run(module, job, environment)
 
 

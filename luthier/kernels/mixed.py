@@ -48,15 +48,6 @@ class RowAdapter:
     def pairs(self) -> Mapping[int, Pair]:
         return self._pairs()
 
-    @classmethod
-    def of(cls, pairs: Mapping[int, Pair], layers: int) -> RowAdapter:
-        table_4M = np.zeros((4, layers), np.int64)
-        for number, pair in pairs.items():
-            ratio = 0 if pair.ratio is None else pair.ratio.data_ptr()
-            table_4M[:, number] = pair.down.data_ptr(), pair.up.data_ptr(), ratio, len(pair.down)
-        dtype = next(iter(pairs.values())).down.dtype if pairs else torch.float32
-        return cls(table_4M, dtype, lambda: pairs)
-
 
 @dataclass
 class Group:

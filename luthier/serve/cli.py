@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,11 +74,19 @@ def serve_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--show-command", action="store_true", help="with --engine vllm: print its command, run nothing")
 
 
-def serve_defaults() -> dict[str, Any]:
-    """Every option's value where none is given."""
-    parser = argparse.ArgumentParser(add_help=False)
-    serve_arguments(parser)
-    return {action.dest: action.default for action in parser._actions if action.option_strings}
+def given(arguments: argparse.Namespace) -> dict[str, str]:
+    """The options whose values are not their defaults: the attribute, and the option's name."""
+    options = {action.dest: name for name, action in arguments.options.items() if action.dest != "help"}
+    default = {action.dest: action.default for action in arguments.options.values()}
+    return {dest: name for dest, name in options.items() if getattr(arguments, dest) != default[dest]}
+
+
+def words(name: str, text: str) -> list[str]:
+    """A text split as a shell does. Raises `UserError` where a quotation mark is left open."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"can't be split into words: {error}", where=name, mend="close the quotation") from None
 
 
 def say(text: str) -> None:
@@ -93,20 +103,18 @@ def size_given(name: str, text: str, problems: list[Problem]) -> int:
         return 1
 
 
-OF_VLLM = ("base", "adapters", "host", "port", "open_to_all", "max_batch", "dtype", "engine", "vllm", "vllm_options")
-"""What `luthier serve` is told and vLLM can be told too."""
+OF_VLLM = ("vllm", "vllm_options", "show_command")
+"""Options that are for vLLM alone."""
+SHARED = ("adapters", "host", "port", "open_to_all", "max_batch", "dtype", "engine")
+"""Options that vLLM can be told too."""
 
 
-def run_vllm(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int | None:
+def run_vllm(arguments: argparse.Namespace) -> int | None:
     """Hand over to vLLM. Raises `UserError` for options that it has no equal of."""
-    import os
-    import shlex
-
     from luthier.serve import vllm
     from luthier.serve.settings import ServeSettings
 
-    given = {name for name, value in defaults.items() if getattr(arguments, name) != value}
-    names = [f"--{name.replace('_', '-')}" for name in sorted(given - {*OF_VLLM, "show_command"})]
+    names = sorted(name for dest, name in given(arguments).items() if dest not in (*OF_VLLM, *SHARED))
     mend = f"leave it out; for keys set {vllm.KEY_VARIABLE}, for other options of vLLM --vllm-options"
     raise_all([Problem("is of Luthier's own engine, and vLLM has no equal", name, mend) for name in names])
     guarded = arguments.open_to_all or bool(os.environ.get(vllm.KEY_VARIABLE))
@@ -114,9 +122,10 @@ def run_vllm(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int | N
     options = ["--host", arguments.host, "--port", str(arguments.port)]
     options += ["--dtype", arguments.dtype] if arguments.dtype != "auto" else []
     options += ["--max-num-seqs", str(arguments.max_batch)] if arguments.max_batch is not None else []
-    options += shlex.split(arguments.vllm_options or "")
+    options += words("--vllm-options", arguments.vllm_options or "")
+    program = words("--vllm", arguments.vllm or "") or ["vllm"]
     folders = [Path(folder) for folder in arguments.adapters]
-    command = [*shlex.split(arguments.vllm or "vllm"), *vllm.arguments(arguments.base, folders, options)]
+    command = [*program, *vllm.arguments(arguments.base, folders, options)]
     if not arguments.show_command:
         vllm.become(command, say)
     print(shlex.join(command))
@@ -124,12 +133,10 @@ def run_vllm(arguments: argparse.Namespace, defaults: dict[str, Any]) -> int | N
 
 
 def run_serve(arguments: argparse.Namespace) -> int | None:
-    defaults = serve_defaults()
     if arguments.engine == "vllm":
-        return run_vllm(arguments, defaults)
-    for name in ("vllm", "vllm_options", "show_command"):
-        if getattr(arguments, name) != defaults[name]:
-            raise UserError("is for vLLM", where=f"--{name.replace('_', '-')}", mend="give --engine vllm too")
+        return run_vllm(arguments)
+    names = [name for dest, name in given(arguments).items() if dest in OF_VLLM]
+    raise_all([Problem("is for vLLM", name, "give --engine vllm too") for name in names])
     require_extra()
     from luthier.serve.settings import ServeSettings
 

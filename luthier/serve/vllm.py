@@ -20,7 +20,6 @@ from luthier.engine.serving.adapter_files import bad, read_config, read_format, 
 from luthier.engine.serving.request import RefusedError
 from luthier.errors import Problem, UserError, raise_all
 from luthier.models.load import load_tokenizer
-from luthier.prompts import choose_template
 from luthier.serve.opening import find_adapters, find_served
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -102,8 +101,7 @@ def template_of(adapters: Sequence[Adapter], base: Path) -> Iterator[str]:
         )
     if templates:
         ((template, adapter),) = templates.items()
-        tokenizer = load_tokenizer(base)
-        if not tokenizer.chat_template or template != choose_template(tokenizer):
+        if template != load_tokenizer(base).chat_template:
             if not (adapter.folder / TEMPLATE).exists():
                 raise UserError(
                     f"{TEMPLATE} is missing", where=str(adapter.folder), mend="restore it, as the run wrote it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +28,16 @@ pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no compil
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
     scale = max(float(theirs.float().norm()), 0.1 * theirs.numel() ** 0.5)
     assert float((ours.float() - theirs.float()).norm()) <= TOLERANCE[dtype] * scale
+
+
+def row_adapter(pairs: dict[int, Pair], layers: int) -> RowAdapter:
+    """An adapter of matrices that lie where torch put them."""
+    table_4M = np.zeros((4, layers), np.int64)
+    for number, pair in pairs.items():
+        ratio = 0 if pair.ratio is None else pair.ratio.data_ptr()
+        table_4M[:, number] = pair.down.data_ptr(), pair.up.data_ptr(), ratio, len(pair.down)
+    dtype = next(iter(pairs.values())).down.dtype if pairs else torch.float32
+    return RowAdapter(table_4M, dtype, lambda: pairs)
 
 
 sequences = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 70)), min_size=1, max_size=5)
@@ -99,7 +110,7 @@ def test_rows_with_different_adapters(
             if not (partly and number == 0 and len(widths) > 1)
         }
         if rows:
-            groups.append(Group(RowAdapter.of(pairs, len(widths)), at, at + rows))
+            groups.append(Group(row_adapter(pairs, len(widths)), at, at + rows))
         at += rows + 1  # a row of the base between any two
     mixer.use(groups)
     x, out = torch.randn(at, inputs).to(dtype), torch.randn(at, sum(widths)).to(dtype)
@@ -140,7 +151,7 @@ def test_whole_blocks(tiny: Callable[..., Path], family: str) -> None:
         PageMemory.empty(config.num_hidden_layers, 8, config.num_key_value_heads, width, net.dtype, net.device)
         for _ in range(2)
     ]
-    mixer.use([Group(RowAdapter.of(pairs, len(layers)), 5, 17)])
+    mixer.use([Group(row_adapter(pairs, len(layers)), 5, 17)])
     tokens = torch.randint(3, 200, (20,))
     shape = {"tables": ((0, 1), (2, 3), (4,)), "contexts": (5, 12, 3)}
     with torch.inference_mode():

@@ -110,8 +110,12 @@ def test_options_that_vllm_lacks_are_refused(
     monkeypatch.setenv("VLLM_API_KEY", "a key")
     given = command(capsys, base, "--host", "0.0.0.0")
     assert "a key" not in " ".join(given)
-    assert main(["serve", str(base), "--vllm", "elsewhere"]) == 2
-    assert "give --engine vllm too" in capsys.readouterr().err
+    assert main(["serve", str(base), "--vllm", "elsewhere", "--show-command"]) == 2
+    said = capsys.readouterr().err
+    assert "--vllm" in said and "--show-command" in said and "give --engine vllm too" in said
+    for option in ("--vllm", "--vllm-options"):
+        said = refused(capsys, base, option, "python 'half")
+        assert option in said and "No closing quotation" in said
 
 
 def test_it_becomes_the_program(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:

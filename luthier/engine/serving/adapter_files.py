@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from luthier import files
-from luthier.engine.serving.arena import Arena
 from luthier.engine.serving.request import RefusedError
 from luthier.errors import UserError
-from luthier.kernels import native
 from luthier.kernels.mixed import MixedLinear
 from luthier.models.calibration import Calibration
 from luthier.models.network import Network
@@ -181,11 +177,8 @@ def prefix_shape(network: Network) -> tuple[int, int, int, int]:
     """Of one position of a prefix: layers, keys and values, key heads, numbers of a head."""
     config = network.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return config.num_hidden_layers, 2, heads, head_width(config)
-
-
-def head_width(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, 2, heads, width
 
 
 def read_format(folder: Path, base: str, fingerprint: str) -> tuple[dict[str, Any], PromptFormat | None]:
@@ -265,68 +258,6 @@ def pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> A
         if re.match(rf"(.*\.)?({end})$", layer):
             return value
     return otherwise
-
-
-@dataclass(frozen=True)
-class Move:
-    """A matrix of the file, and where it goes."""
-
-    name: str
-    to: int
-    """Bytes from the arena's start."""
-    scale: float = 1.0
-    turned: bool = False
-
-
-MOVE = np.dtype([(n, np.int64) for n in ("from", "kind", "to", "rows", "columns", "turned")] + [("scale", np.float64)])
-"""`Move` of serving.cpp."""
-
-
-class AdapterReader:
-    """An adapter's numbers, straight from its file into the memory they are used from."""
-
-    def __init__(self, plan: AdapterPlan) -> None:
-        """Raises `RefusedError` where the file is not what it was when it was looked at."""
-        path = plan.folder / ADAPTER_WEIGHTS
-        if file_stamp(path) != plan.stamp:
-            raise bad(plan.folder, f"{ADAPTER_WEIGHTS} has changed since it was registered; register it again")
-        self.plan = plan
-        with path.open("rb") as file:
-            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-    def values(self, name: str) -> torch.Tensor:
-        """A tensor in float32."""
-        place = self.plan.places[name]
-        raw = torch.frombuffer(bytearray(self.bytes[place.start : place.end]), dtype=DTYPES[place.kind])
-        values = raw.float().reshape(place.shape)
-        if not bool(torch.isfinite(values).all()):
-            raise no_numbers(self.plan, name)
-        return values
-
-    def place(self, moves: Sequence[Move], arena: Arena, dtype: torch.dtype) -> None:
-        """Matrices, each times its scale and turned where asked, into the arena. Raises `RefusedError` where one holds
-        what is no number."""
-        if not native.fits(arena.tensor(0, (0,), dtype)):
-            for move in moves:
-                values = self.values(move.name) * move.scale
-                values = values.T if move.turned else values
-                arena.tensor(move.to, tuple(values.shape), dtype).copy_(values)
-            return
-        start, table = arena.buffer.data_ptr(), np.zeros(len(moves), MOVE)
-        for row, move in enumerate(moves):
-            place = self.plan.places[move.name]
-            kind = FLOATS.index(place.kind)
-            table[row] = (place.start, kind, start + move.to, *place.shape, move.turned, move.scale)
-        wrong = native.call("place_matrices", dtype, self.bytes.ctypes.data, table.ctypes.data, len(moves))
-        if wrong:
-            raise no_numbers(self.plan, moves[wrong - 1].name)
-
-    def ratio(self, layer: LayerPlan, linear: MixedLinear) -> torch.Tensor:
-        """What DoRA multiplies the frozen output by: the learned length of each output's weights by that of the sum
-        (Liu et al. 2024, arXiv:2402.09353, equation 5)."""
-        down_RI, up_OR = (self.values(layer.names[part]) for part in ("lora_A", "lora_B"))
-        sum_OI = linear.weight.float() + up_OR @ down_RI * layer.scale
-        return self.values(layer.names["lora_magnitude_vector"]) / torch.linalg.vector_norm(sum_OI, dim=1)
 
 
 def file_stamp(path: Path) -> tuple[int, int]:

@@ -6,50 +6,26 @@ memory is full, the one that was not used for longest leaves. What running answe
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from luthier.engine.serving.adapter_files import (
-    HEAD_TENSOR,
-    VIRTUAL_TENSOR,
-    AdapterPlan,
-    AdapterReader,
-    LayerPlan,
-    Move,
-    look_at,
-    prefix_shape,
-)
+from luthier.engine.serving.adapter_files import AdapterPlan, look_at
+from luthier.engine.serving.adapter_loading import AdapterLoader, Loaded
 from luthier.engine.serving.arena import Arena, rounded
 from luthier.engine.serving.request import AdapterFacts, RefusedError
 from luthier.errors import nearest
-from luthier.kernels.mixed import MixedLinear, Pair, RowAdapter
+from luthier.kernels.mixed import MixedLinear
 from luthier.models.calibration import Calibration
 from luthier.models.network import Network
 from luthier.models.save import ADAPTER_WEIGHTS
 from luthier.prompts import PromptFormat
 
 RETRY_SECONDS = 1.0
-
-
-@dataclass
-class Loaded:
-    """An adapter in memory."""
-
-    row: RowAdapter | None
-    """Its low-rank pairs; None where it has none."""
-    virtual: torch.Tensor | None
-    """What stands before every prompt: a prefix [P, L, 2, K, D], or vectors [P, D] in place of token embeddings."""
-    head_CD: torch.Tensor | None
-    start: int
-    size: int
 
 
 @dataclass(eq=False)
@@ -95,6 +71,7 @@ class Adapters:
         """`changed` is called when an adapter came into memory, or can't."""
         self.network, self.layers, self.dtype, self.changed = network, layers, dtype, changed
         self.arena = Arena(budget, network.device)
+        self._loader = AdapterLoader(network, layers, self.arena, dtype)
         self.entries: dict[str, Entry] = {}
         self.counts = Counts()
         self._leaving: list[Entry] = []
@@ -288,7 +265,7 @@ class Adapters:
         if start is None:
             return  # it is asked for again when a running answer has ended
         try:
-            loaded = self._read(entry, start)
+            loaded = self._loader.load(entry.plan, start, entry.size)
         except BaseException:
             with self._lock:
                 self.arena.give(start, entry.size)
@@ -310,59 +287,3 @@ class Adapters:
                     raise RefusedError("over_budget", what, RETRY_SECONDS)
                 self._drop(min(idle, key=lambda each: each.used))
             return start
-
-    def _read(self, entry: Entry, start: int) -> Loaded:
-        plan, reader, at, dtype = entry.plan, AdapterReader(entry.plan), start, self.dtype
-        table_4M = np.zeros((4, len(self.layers)), np.int64)
-        moves: list[Move] = []
-
-        def stretch(numbers: int, dtype: torch.dtype) -> int:
-            nonlocal at
-            place, at = at, at + rounded(numbers * dtype.itemsize)
-            return place
-
-        ratios: list[LayerPlan] = []
-        for layer in plan.layers:
-            down, up = (stretch(layer.rank * width, dtype) for width in (layer.inputs, layer.outputs))
-            moves.append(Move(layer.names["lora_A"], down))
-            moves.append(Move(layer.names["lora_B"], up, layer.scale, turned=True))
-            ratio = stretch(layer.outputs, torch.float32) if layer.magnitude else None
-            ratios += [layer] if layer.magnitude else []
-            table_4M[:, layer.number] = down, up, -1 if ratio is None else ratio, layer.rank
-        reader.place(moves, self.arena, dtype)
-        pairs = partial(self._pairs, plan, table_4M.copy())
-        by_number = {layer.number: layer for layer in self.layers.values()}
-        tensors = pairs() if ratios else {}
-        for layer in ratios:
-            pair = tensors[layer.number]
-            assert pair.ratio is not None
-            pair.ratio.copy_(reader.ratio(layer, by_number[layer.number]))
-            pair.up.mul_(pair.ratio)
-        virtual = head_CD = None
-        if plan.virtual[0]:
-            place = stretch(math.prod(plan.virtual), self.network.dtype)
-            reader.place([Move(VIRTUAL_TENSOR, place)], self.arena, self.network.dtype)
-            virtual = self.arena.tensor(place, plan.virtual, self.network.dtype)
-            if plan.method == "prefix":
-                virtual = virtual.view(-1, *prefix_shape(self.network))
-        if plan.labels:
-            (name,) = (name for name in plan.places if name.endswith(HEAD_TENSOR))
-            values = reader.values(name)
-            head_CD = self.arena.tensor(stretch(values.numel(), torch.float32), tuple(values.shape), torch.float32)
-            head_CD.copy_(values)
-        ranks_M = table_4M[3]
-        table_4M[:3] = np.where((ranks_M > 0) & (table_4M[:3] >= 0), table_4M[:3] + self.arena.buffer.data_ptr(), 0)
-        row = RowAdapter(table_4M, dtype, pairs) if plan.layers else None
-        return Loaded(row, virtual, head_CD, start, entry.size)
-
-    def _pairs(self, plan: AdapterPlan, places_4M: np.ndarray) -> dict[int, Pair]:
-        """The matrices as tensors, by layer, from where they begin in the arena."""
-        found = {}
-        for layer in plan.layers:
-            down, up, ratio, rank = map(int, places_4M[:, layer.number])
-            found[layer.number] = Pair(
-                self.arena.tensor(down, (rank, layer.inputs), self.dtype),
-                self.arena.tensor(up, (rank, layer.outputs), self.dtype),
-                self.arena.tensor(ratio, (layer.outputs,), torch.float32) if ratio >= 0 else None,
-            )
-        return found

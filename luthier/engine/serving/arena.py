@@ -5,7 +5,6 @@ In: sizes in bytes. Out: stretches of one buffer, each starting at a multiple of
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from bisect import insort
 
@@ -15,23 +14,14 @@ LINE = 64
 """Bytes of a cache line, where a stretch begins."""
 
 
-def large_pages(size: int) -> mmap.mmap:
-    """Memory that comes as it is touched, in the largest pages that the system gives: to look up where small ones lie
-    costs as much as to read them."""
-    memory = mmap.mmap(-1, max(size, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a system may know the word and refuse
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
-
-
 class Arena:
     """One buffer and which stretches of it are free, by place; neighbours that are free are one stretch."""
 
     def __init__(self, size: int, device: torch.device | None = None) -> None:
         self.size = size // LINE * LINE
         if device is None or device.type == "cpu":
-            self.buffer = torch.frombuffer(large_pages(self.size), dtype=torch.uint8)
+            # memory that comes as it is touched; as large as wanted, though little may ever be used
+            self.buffer = torch.frombuffer(mmap.mmap(-1, max(self.size, 1)), dtype=torch.uint8)
         else:
             self.buffer = torch.empty(self.size, dtype=torch.uint8, device=device)
         self.holes: list[tuple[int, int]] = [(0, self.size)]

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 
 from luthier.engine.serving.adapter_files import prefix_shape
-from luthier.engine.serving.adapters import Adapters, Entry, Loaded
+from luthier.engine.serving.adapter_loading import Loaded
+from luthier.engine.serving.adapters import Adapters, Entry
 from luthier.engine.serving.drawing import Drawing, Drawn, next_tokens
 from luthier.engine.serving.grammar import Grammars
 from luthier.engine.serving.pool import Mark, PagePool, page_marks
