@@ -1,4 +1,4 @@
-"""Three ways to spoil a real model, each beside the same run without it: does the verdict see it, does ship refuse?
+"""Four ways to spoil a real model, each beside the same run without it: does the verdict see it, does ship refuse?
 
 In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object. Every run goes
 through `luthier train` and `luthier ship`, with a condition that the sound run of the pair should meet:
@@ -6,9 +6,11 @@ through `luthier train` and `luthier ship`, with a condition that the sound run 
 - rate: SmolLM2-135M learns commongen at a learning rate forty times the default; forgetting is asked with
   Luthier's own probes and last words of LUTHIER_DATA;
 - canary: made-up secrets stand in 100 of its training rows each, in the sound run in one;
-- slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round.
+- slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round;
+- sure: MiniLM learns few film reviews at a high rate until it is over-confident; in the sound run its probabilities are
+  scaled, in the other they are left as they are.
 
-Run: python -m benchmarks.harms [--only rate,canary,slice] [--seed 0]
+Run: python -m benchmarks.harms [--only rate,canary,slice,sure] [--seed 0]
 """
 
 from __future__ import annotations
@@ -95,10 +97,22 @@ def flipped(folder: Path, data: Path) -> Pair:
     return Pair("15%", of("sound", ""), of("spoiled", "south"))
 
 
+def sure(folder: Path, data: Path) -> Pair:
+    recipe = {
+        "model": MINILM,
+        "task": "classify",
+        "data": {"source": str(data / "rotten_tomatoes"), "max_rows": {"train": 480, "validation": 400, "test": 600}},
+        "train": {"epochs": 5, "batch_size": 16, "learning_rate": 5e-4, "select_by": "accuracy"},
+    }
+    left = judged(recipe, calibration={"methods": []})
+    return Pair("15%", ("ece", judged(recipe, calibration={})), ("ece", left))
+
+
 HARMS: dict[str, Callable[[Path, Path], Pair]] = {
     "rate": rate,
     "canary": canary,
     "slice": flipped,
+    "sure": sure,
 }
 
 

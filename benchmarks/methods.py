@@ -55,6 +55,13 @@ def writing(data_set: str, rows: int, test: int, task: str = "generate", **more:
     return recipe(data_set, rows, test, task, SMOLLM, selection={"lora": {}}, train=train, **more)
 
 
+DRAWN = 24
+"""Longest answer in tokens that a reward is drawn for."""
+COVERAGE = """
+def coverage(prompt, answer, fields):
+    words = [word.strip(",.").lower()[:4] for word in prompt.split()]
+    return sum(word in answer.lower() for word in words) / max(1, len(words))
+"""
 TASK_TEXT = "Is this film review positive or negative?"
 
 
@@ -118,6 +125,9 @@ def objectives(made: Path) -> list[Entry]:
     }
     concepts: dict[str, Any] = {"data": {"columns": {"prompt": "concepts", "completion": "target"}}}
     few: dict[str, Any] = {"data": {"source": str(eight_of_each(made))}}
+    unlabelled = {"unlabelled": str(Path(source_of("banking77")["source"]) / "train.jsonl.gz")}
+    intents = {"name": "intents", "task": "classify", "data": source_of("banking77") | {"max_rows": {"train": 1500}}}
+    teacher = {"distil": {"teacher": "base", "alpha": 0.3}}
 
     def preferring(name: str, trainer: str, objective: Mapping[str, Any], **config: Any) -> Entry:
         made = writing("hh_harmless", 80, 200, "prefer", objective=dict(objective), train=dict(pairs))
@@ -125,6 +135,22 @@ def objectives(made: Path) -> list[Entry]:
 
     def written(name: str, data_set: str, rows: int, test: int, **more: Any) -> Entry:
         return Entry(name, writing(data_set, rows, test, **more), sft, "TRL SFTTrainer")
+
+    def drawing(name: str, trainer: str | None = None, **settings: Any) -> Entry:
+        """Words to a sentence, which is worth the share of the words that it has."""
+        reward = f"{written_reward(made)}:coverage"
+        objective = {name: {"rewards": [reward], "max_new_tokens": DRAWN, **settings}}
+        asked: dict[str, Any] = {"baselines": ["zero_shot"], "evaluate": {"max_new_tokens": DRAWN}}
+        asked["evaluate"]["metrics"] = ["concept_coverage"]
+        asked["data"] = {"columns": {**concepts["data"]["columns"], "concepts": "concepts"}}
+        peer = {"num_generations": 4, "gradient_accumulation_steps": 4, "max_completion_length": DRAWN, "beta": 0.04}
+        theirs = {"trainer": trainer, "config": peer} if trainer else None
+        return Entry(
+            name,
+            writing("commongen", 64, 100, objective=objective, **asked),
+            theirs,
+            f"TRL {trainer}Trainer" if trainer else "",
+        )
 
     return [
         Entry("classify", recipe("banking77", 1500, 1500, selection={"lora": {}}), lora, PEFT_TRAINER),
@@ -141,6 +167,11 @@ def objectives(made: Path) -> list[Entry]:
             "SetFit",
             SETFIT,
         ),
+        Entry(
+            "selftrain, 8 rows a label",
+            recipe("banking77", 616, 1500, objective={"selftrain": unlabelled}, train={"epochs": 8}, **full, **few),
+        ),
+        Entry("multitask, reviews and intents", reviews({"lora": {}}, mix=[intents])),
         Entry("regress", scored_reviews(), lora, PEFT_TRAINER),
         Entry("tag, wnut17", recipe("wnut17", 1500, 1000, "tag", **tags), head, TRAINER),
         Entry("tag, conll2002_es", recipe("conll2002_es", 1500, 1000, "tag", **tags), head, TRAINER),
@@ -153,7 +184,18 @@ def objectives(made: Path) -> list[Entry]:
         preferring("dpo, ipo", "DPO", {"dpo": {"variant": "ipo"}}, loss_type="ipo", beta=0.1),
         preferring("kto", "KTO", {"kto": {}}),
         preferring("reward", "Reward", {"reward": {}}),
+        drawing("grpo", "GRPO", samples=4),
+        drawing("ppo"),
+        Entry("distil, commongen", writing("commongen", 300, 150, objective=teacher, **concepts, **likely)),
     ]
+
+
+def written_reward(folder: Path) -> Path:
+    """A file with a reward function."""
+    file = folder / "coverage.py"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(COVERAGE)
+    return file
 
 
 def scored_reviews() -> dict[str, Any]:

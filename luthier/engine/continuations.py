@@ -89,19 +89,18 @@ class _Tree:
     """A group with each shared token once."""
 
     tokens: list[int]
-    paths: list[list[int]]
-    """Each sequence as numbers of `tokens`."""
+    shared: int
+    """Of the tokens, how many all sequences begin with."""
+    own: list[int]
+    """With how many each goes on."""
     starts: list[int]
 
     @classmethod
     def of(cls, group: Sequence[Continuation]) -> _Tree:
         shared = common_start([each.tokens for each in group]) if len(group) > 1 else 0
-        tokens, paths = list(group[0].tokens[:shared]), []
-        for each in group:
-            rest = each.tokens[shared:]
-            paths.append([*range(shared), *range(len(tokens), len(tokens) + len(rest))])
-            tokens.extend(rest)
-        return cls(tokens, paths, [each.start for each in group])
+        rests = [each.tokens[shared:] for each in group]
+        tokens = [*group[0].tokens[:shared], *(token for rest in rests for token in rest)]
+        return cls(tokens, shared, [len(rest) for rest in rests], [each.start for each in group])
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
@@ -120,14 +119,10 @@ def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 def _score_trees(network: Network, trees: Sequence[_Tree], likeliest: bool) -> list[Scores]:
     """Scores of all sequences of the trees, in turn."""
-    tokens: list[int] = []
-    paths: list[list[int]] = []
-    for tree in trees:
-        paths += [[len(tokens) + number for number in path] for path in tree.paths]
-        tokens += tree.tokens
     starts = [max(1, start) for tree in trees for start in tree.starts]
-    token_N = torch.tensor(tokens, device=network.device)
-    packing = Branched.of_sequences(paths, network.device)
+    token_N = torch.tensor([token for tree in trees for token in tree.tokens], device=network.device)
+    packing = Branched.of_groups([(tree.shared, tree.own) for tree in trees], network.device)
+    paths = packing.paths
     hidden_ND = network.hidden_of_branches(token_N, packing)
     # A shared token is scored once: a step is a token and the one before it.
     steps = {step: None for path, start in zip(paths, starts, strict=True) for step in pairwise(path[start - 1 :])}

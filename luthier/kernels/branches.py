@@ -1,11 +1,13 @@
 """Sequences that begin alike, with what they share computed once: a question and each of its answers.
 
 In: groups of sequences. Out: `Branched`, a packing whose tokens are each group's shared start, once, and then what each
-of its sequences goes on with; attention, in which a sequence sees the shared start and itself. Only attention looks at
-the shared part again for each sequence; all matrix products of the layers run once. For inference.
+of its sequences goes on with; attention, in which a sequence sees the shared start and itself. All products of the
+layers run once. On processors so does attention: keys and values lie in pages, and the sequences of a group share those
+of its start. Elsewhere attention looks at the start again for each sequence. For inference.
 
-Shape letters: N tokens, the shared ones once; M tokens of all sequences, the shared ones again in each; H query heads,
-K key-value heads, X all heads side by side, D head size.
+Shape letters: N tokens, the shared ones once; M tokens of all sequences, the shared ones again in each; C shared tokens
+that are copied, those of a page that is not full; H query heads, K key-value heads, X all heads side by side, D head
+size.
 """
 
 from __future__ import annotations
@@ -16,27 +18,48 @@ from functools import cached_property
 
 import torch
 
-from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
+from luthier.kernels import native
+from luthier.kernels.attention import AttentionSettings, Packing, attention
+from luthier.kernels.pages import PAGE, Paged, PageMemory, attention_over_pages, store
+from luthier.kernels.rotary import rotate_
 
-NONE = torch.empty(0, dtype=torch.long)
+Group = tuple[int, Sequence[int]]
+"""How many tokens its sequences share, and with how many each goes on."""
 
 
 @dataclass(frozen=True)
 class Branched(Packing):
     """A packing of sequences that share tokens; `lengths` are those of the sequences, shared tokens counted in each."""
 
-    index_M: torch.Tensor = NONE
-    """Which of the N tokens stands at each place of the sequences."""
-    own_N: torch.Tensor = NONE
-    """A place of the sequences where each of the N tokens stands."""
+    groups: tuple[Group, ...] = ()
 
     @classmethod
-    def of_sequences(cls, sequences: Sequence[Sequence[int]], device: torch.device) -> Branched:
-        """Of sequences that are told by the numbers of their tokens, 0 to N - 1; each number occurs."""
-        index_M = torch.tensor([number for sequence in sequences for number in sequence], device=device)
-        own_N = torch.empty(int(index_M.max()) + 1, dtype=torch.long, device=device)
-        own_N[index_M] = torch.arange(len(index_M), device=device)
-        return cls(tuple(len(sequence) for sequence in sequences), device, None, index_M, own_N)
+    def of_groups(cls, groups: Sequence[Group], device: torch.device) -> Branched:
+        lengths = tuple(shared + own for shared, owns in groups for own in owns)
+        return cls(lengths, device, None, tuple(groups))
+
+    @cached_property
+    def paths(self) -> list[list[int]]:
+        """Each sequence as numbers of the N tokens."""
+        paths, at = [], 0
+        for shared, owns in self.groups:
+            start, at = range(at, at + shared), at + shared
+            for own in owns:
+                paths.append([*start, *range(at, at + own)])
+                at += own
+        return paths
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """Which of the N tokens stands at each place of the sequences, [M]."""
+        return torch.tensor([number for path in self.paths for number in path], device=self.device)
+
+    @cached_property
+    def places_of(self) -> torch.Tensor:
+        """A place of the sequences where each of the N tokens stands, [N]."""
+        own_N = torch.empty(int(self.index.max()) + 1, dtype=torch.long, device=self.device)
+        own_N[self.index] = torch.arange(len(self.index), device=self.device)
+        return own_N
 
     @cached_property
     def whole(self) -> Packing:
@@ -46,15 +69,72 @@ class Branched(Packing):
     @property
     def places(self) -> torch.Tensor:
         """Each of the N tokens' position in its sequences, [N]."""
-        return self.whole.positions[self.own_N]
+        return self.whole.positions[self.places_of]
+
+    def paged(self, key_NKD: torch.Tensor) -> Paged:
+        """The same tokens in pages: a group's start as a sequence, and what each of its sequences goes on with as
+        another, behind the start's full pages. The memory is one layer's, and used by all in turn."""
+        of = (*key_NKD.shape[1:], key_NKD.dtype)
+        if of not in self._paged:
+            heads, width, dtype = of
+            lengths, tables, contexts, count = self._layout
+            memory = PageMemory.empty(1, count, heads, width, dtype, self.device)
+            self._paged[of] = Paged(lengths, self.device, None, memory, tables, contexts)
+        return self._paged[of]
+
+    @cached_property
+    def _paged(self) -> dict[tuple[int, int, torch.dtype], Paged]:
+        return {}
+
+    @cached_property
+    def _layout(self) -> tuple[tuple[int, ...], tuple[Sequence[int], ...], tuple[int, ...], int]:
+        """Lengths, pages and contexts, as `Paged` has them, and how many pages there are."""
+        parts: list[tuple[int, Sequence[int], int]] = []
+        count = 0
+        for shared, owns in self.groups:
+            start = range(count, count + -(-shared // PAGE))
+            count = start.stop
+            parts.append((shared, start, shared))
+            for own in owns:
+                full = start[: shared // PAGE]
+                rest = range(count, count + -(-(shared + own) // PAGE) - len(full))
+                count = rest.stop
+                parts.append((own, [*full, *rest], shared + own))
+        lengths, tables, contexts = zip(*(part for part in parts if part[0]), strict=True)
+        return lengths, tables, contexts, count
+
+    @cached_property
+    def copies(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The shared tokens of pages that are not full, once for each sequence that goes on there, and their slots."""
+        tokens: list[int] = []
+        slots: list[int] = []
+        tables = iter(self._layout[1])
+        at = 0
+        for shared, owns in self.groups:
+            tail = range(at + shared // PAGE * PAGE, at + shared)
+            at += shared + sum(owns)
+            if shared:
+                next(tables)
+            for own in owns:
+                if own:
+                    first = next(tables)[shared // PAGE] * PAGE
+                    tokens += tail
+                    slots += range(first, first + len(tail))
+        return torch.tensor(tokens, dtype=torch.long), torch.tensor(slots, dtype=torch.long)
 
 
 def attention_of_branches(
     query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, packing: Branched, how: AttentionSettings
 ) -> torch.Tensor:
     """[N, H, D]: each token attends to what comes before it in its sequence."""
-    several = [x.index_select(0, packing.index_M) for x in (query_NHD, key_NKD, value_NKD)]
-    return attention(several[0], several[1], several[2], packing.whole, how).index_select(0, packing.own_N)
+    if how.causal and native.fits(query_NHD, key_NKD, value_NKD):
+        paged, (token_C, slot_C) = packing.paged(key_NKD), packing.copies
+        assert paged.memory is not None
+        key_CKD, value_CKD = (x.index_select(0, token_C) for x in (key_NKD, value_NKD))
+        store(paged.memory.keys[0], paged.memory.values[0], key_CKD, value_CKD, slot_C)
+        return attention_over_pages(query_NHD, key_NKD, value_NKD, paged, how, 0)
+    several = [x.index_select(0, packing.index) for x in (query_NHD, key_NKD, value_NKD)]
+    return attention(several[0], several[1], several[2], packing.whole, how).index_select(0, packing.places_of)
 
 
 def rotary_attention_of_branches(
@@ -65,7 +145,8 @@ def rotary_attention_of_branches(
     packing: Branched,
     how: AttentionSettings,
 ) -> torch.Tensor:
-    """The same with rotary positions, of queries, keys and values side by side."""
-    heads, cosine, sine = (x.index_select(0, packing.index_M) for x in (heads_NXD, cosine_ND, sine_ND))
-    out_MHD = rotary_attention(heads, cosine, sine, query_heads, packing.whole, how)
-    return out_MHD.index_select(0, packing.own_N)
+    """The same with rotary positions, of queries, keys and values side by side; `heads_NXD` is turned in place."""
+    key_heads = (heads_NXD.shape[1] - query_heads) // 2
+    rotate_(heads_NXD[:, : query_heads + key_heads], cosine_ND, sine_ND)
+    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
+    return attention_of_branches(query, key, value, packing, how)

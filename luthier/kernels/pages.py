@@ -130,17 +130,13 @@ def attention_over_pages(
         return attention_over_pages_plain(query_NHD, key_NKD, value_NKD, packing, how, layer)
     count, query_heads, width = query_NHD.shape
     key_heads = key_NKD.shape[1]
-    of_query, of_key, of_value = (
-        (x, x.stride(0), x.stride(1)) if x.stride(2) == 1 else (x.contiguous(), x.shape[1] * width, width)
-        for x in (query_NHD, key_NKD, value_NKD)
-    )
     out_NHD = torch.empty(count, query_heads, width, dtype=query_NHD.dtype)
-    native.call("store_pages", keys.dtype, *of_key, *of_value, keys, values, packing.slot, count, key_heads, width)
+    store(keys, values, key_NKD, value_NKD, packing.slot)
     tables = packing.table
     native.call(
         "attend_pages",
         keys.dtype,
-        *of_query,
+        *_strided(query_NHD),
         keys,
         values,
         out_NHD,
@@ -155,6 +151,22 @@ def attention_over_pages(
         how.window,
     )
     return out_NHD
+
+
+def store(
+    keys: torch.Tensor, values: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, slot_N: torch.Tensor
+) -> None:
+    """Keys and values of tokens into their places of a layer's pages."""
+    count, key_heads, width = key_NKD.shape
+    of = (*_strided(key_NKD), *_strided(value_NKD), keys, values, slot_N, count, key_heads, width)
+    native.call("store_pages", keys.dtype, *of)
+
+
+def _strided(x_NHD: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """The numbers of each head one after another, and how far tokens and heads are apart."""
+    if x_NHD.stride(2) != 1:
+        x_NHD = x_NHD.contiguous()
+    return x_NHD, x_NHD.stride(0), x_NHD.stride(1)
 
 
 def attention_over_pages_plain(

@@ -39,8 +39,9 @@ def some_groups(vocabulary: int, count: int = 9) -> list[list[Continuation]]:
 
     groups = []
     for number in range(count):
-        start = draw(1 + 3 * (number % 4))
+        start = draw((1, 16, 37, 7)[number % 4])  # pages hold 16 tokens
         rests = [draw(1 + (number + place) % 5) for place in range(1 + number % 4)]
+        rests += [rests[0][:1]] if number % 3 == 0 else []  # which another one goes on from, or says too
         groups.append([Continuation(start + rest, (len(start), 1, 0)[number % 3]) for rest in rests])
     return groups
 

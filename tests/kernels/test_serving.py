@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from luthier.kernels import native
-from luthier.kernels.attention import AttentionSettings
+from luthier.kernels.attention import AttentionSettings, attention_plain
 from luthier.kernels.blocks import FAMILIES, CompiledBlocks, can_run, from_panels, multiply_panels, panels_of
+from luthier.kernels.branches import Branched, attention_of_branches
 from luthier.kernels.fast import packed_hidden
 from luthier.kernels.mixed import Group, Mixer, Pair, RowAdapter, mix_in
 from luthier.kernels.pages import PAGE, Paged, PageMemory, attention_over_pages, attention_over_pages_plain
@@ -118,6 +119,32 @@ def test_rows_with_different_adapters(
     mixer.add_plain(x.float(), expected, list(layers.values()))
     ours = mixer.add(x, out.clone(), list(layers.values()))
     assert_close(ours, expected, dtype)
+
+
+@many
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.lists(st.integers(0, 20), min_size=1, max_size=4)), min_size=1, max_size=4
+    ),
+    st.sampled_from([(1, 1), (2, 3), (3, 1)]),
+    st.sampled_from([0, 1, 7, 40]),
+    st.sampled_from(list(TOLERANCE)),
+    st.integers(0, 1000),
+)
+def test_attention_of_branches(
+    groups: list[tuple[int, list[int]]], heads: tuple[int, int], window: int, dtype: torch.dtype, seed: int
+) -> None:
+    """Starts of any length, sequences that go on from them, or end where they do: as each would attend alone."""
+    torch.manual_seed(seed)
+    key_heads, repeats = heads
+    packing = Branched.of_groups([(shared or int(not any(own)), own) for shared, own in groups], torch.device("cpu"))
+    count = len(packing.places_of)
+    query, key, value = (torch.randn(count, n, 16).to(dtype) for n in (key_heads * repeats, key_heads, key_heads))
+    how = AttentionSettings(0.25, True, window)
+    several = [x.float()[packing.index] for x in (query, key, value)]
+    expected = attention_plain(several[0], several[1], several[2], packing.whole, how)[packing.places_of]
+    for _ in range(2):  # layers use the same pages one after another
+        assert_close(attention_of_branches(query, key, value, packing, how), expected, dtype)
 
 
 @many
