@@ -130,8 +130,10 @@ def ours(options: argparse.Namespace, loads: list[Load], adapters: dict[str, str
 
 
 def spread(count: int, names: Sequence[str], seed: int) -> list[str]:
-    """Uniform traffic: each name as often as any other, in random order."""
-    drawn = [names[number % len(names)] for number in range(count)]
+    """Uniform traffic: each name as often as any other, or so many of them from end to end, in random order."""
+    drawn = [
+        names[number * len(names) // count if count < len(names) else number % len(names)] for number in range(count)
+    ]
     random.Random(seed).shuffle(drawn)
     return drawn
 
