@@ -3,8 +3,9 @@
 In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and, last, one JSON object of ratios. Each
 contestant runs in a process of its own, in turn, `--repeats` times; medians. Adapters are trained by Luthier for a few
 steps on three sets (ranks 8, 16 and 32, all linear layers), the rest are copies. Peers: transformers' `generate` on
-batches of 16, PEFT's mixed-adapter batches, transformers' continuous batching (base only), llama.cpp (one stream; the
-quicker of float32 and bfloat16). The base's weights are in bfloat16, which all hold or widen without a loss.
+batches of 16, PEFT's mixed-adapter batches, a process for each of 4 adapters, transformers' continuous batching (base
+only), llama.cpp (one stream; the quicker of float32 and bfloat16). The base's weights are in bfloat16, which all hold
+or widen without a loss.
 The last loads are an open loop, and what loading costs: first tokens of adapters that are not in memory, and the
 longest pause of running answers while 100 MB of adapters come in.
 Run: python -m benchmarks.serve [--adapters 1,8,16,100,1000] [--requests 256] [--repeats 3] [--only NAME,...]
@@ -38,8 +39,9 @@ SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "common
 RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}
 PROMPT, NEW = 24, 32
 """Tokens of a request's prompt, and of its answer."""
-BATCH, DISTINCT = 16, 64
-"""Requests that run at once; adapters of the load in which no two requests want the same."""
+BATCH, DISTINCT, APART = 16, 64, 4
+"""Requests that run at once; adapters of the load in which no two requests want the same, and of the one that others
+serve by a process each."""
 FEW, COMING, STREAM = 8, 10, 96
 """Adapters whose first tokens are timed, others that are loaded meanwhile, and tokens of an answer that goes on."""
 SHARES = (50, 95, 99)
@@ -155,6 +157,7 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
         Load("64 base", asks(DISTINCT, seed + 4000, [None] * DISTINCT)),
         Load("base, 16 at once", asks(64, seed + 5000, [None] * 64), BATCH),
         Load("16 distinct, 16 at once", asks(64, seed + 6000, everyone[:BATCH] * 4), BATCH),
+        Load("4 adapters, 16 at once", asks(64, seed + 6500, everyone[:APART] * 16), BATCH),
         Load("single stream", asks(4, seed + 7000, [None] * 4), 1),
     ]
     loads += [open_loop(f"open loop, {max(sizes)}", asks(64, seed + 1, zipf(names, 64, seed + 1)), options.rate, seed)]
@@ -195,9 +198,12 @@ def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[st
     sixteen = Load("base, 16 at once", asks(32, seed, [None] * 32), BATCH)
     single = Load("single stream", asks(4, seed, [None] * 4), 1)
     mixed = Load("16 distinct, 16 at once", asks(32, seed, list(adapters) * 2), BATCH)
+    few = Load("4 adapters, 16 at once", asks(32, seed, list(adapters)[:APART] * 8), BATCH)
+    four = {name: adapters[name] for name in list(adapters)[:APART]}
     jobs: list[tuple[str, str, ServeJob, Environment | None]] = [
         ("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, single]), None),
         ("peft", "serve_transformers", ServeJob("generate", base, adapters, [mixed]), None),
+        ("processes", "serve_transformers", ServeJob("processes", base, four, [few]), None),
         ("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]), None),
     ]
     for kind in ("F32", "BF16"):
@@ -252,6 +258,7 @@ def ratios(
         "p95_first_token_growth": of(f"uniform {most}", "first_p95") / of(f"uniform {eight}", "first_p95"),
         "ratio_vs_peft_mixed": ratio("16 distinct, 16 at once", "peft"),
         "ratio_vs_transformers_batching": ratio("base, 16 at once", "continuous"),
+        "ratio_vs_processes": ratio("4 adapters, 16 at once", "processes"),
         "ratio_vs_generate": ratio("base, 16 at once", "generate"),
         "single_stream_vs_llama_cpp": ratio("single stream", "llama.cpp F32", "llama.cpp BF16"),
         "single_stream_vs_generate": ratio("single stream", "generate"),
@@ -270,7 +277,7 @@ def main() -> None:
     parser.add_argument("--adapter-memory", type=int, default=4096, help="MiB for adapters (default: 4096)")
     parser.add_argument("--adapter-dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the open loop (default: 4)")
-    parser.add_argument("--only", help="peers to run: generate, peft, continuous, llama.cpp, none")
+    parser.add_argument("--only", help="peers to run: generate, peft, processes, continuous, llama.cpp, none")
     options = parser.parse_args()
     sizes = [int(size) for size in options.adapters.split(",")]
     runs: list[dict[str, Any]] = []

@@ -1,12 +1,16 @@
-"""transformers and PEFT under load: `generate` on batches, PEFT's mixed-adapter batches, continuous batching.
+"""transformers and PEFT under load: `generate` on batches, PEFT's mixed-adapter batches, continuous batching, and a
+process for each adapter, merged into its base.
 
 Run: python -m benchmarks.peers.serve_transformers JOB
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,8 +72,44 @@ def by_continuous_batching(model: Any, job: ServeJob) -> list[dict[str, Any]]:
     return [one(load) for load in job.loads]
 
 
+def in_processes(job: ServeJob) -> list[dict[str, Any]]:
+    """Each adapter's asks by a process of its own, all at the same time; rates and memory are added up."""
+    forks = multiprocessing.get_context("spawn")
+    told: Any = forks.Queue()
+    start = forks.Barrier(len(job.adapters))
+    processes = [forks.Process(target=serve_alone, args=(job, name, start, told)) for name in job.adapters]
+    for process in processes:
+        process.start()
+    apart = [told.get() for _ in processes]
+    for process in processes:
+        process.join()
+    summed = ("requests", "errors", "tokens_per_second", "requests_per_second", "memory_mib", "peak_mib")
+    return [
+        {**max(of, key=lambda each: each["first_p95"]), **{name: sum(each[name] for each in of) for name in summed}}
+        for of in zip(*apart, strict=True)
+    ]
+
+
+def serve_alone(job: ServeJob, name: str, start: Any, told: Any) -> None:
+    from peft import PeftModel
+
+    count = len(job.adapters)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    model = PeftModel.from_pretrained(model, job.adapters[name]).merge_and_unload()
+    loads = [
+        Load(load.name, [ask for ask in load.asks if ask.adapter == name], load.at_once // count) for load in job.loads
+    ]
+    start.wait()
+    with torch.inference_mode():
+        told.put(by_generate(model, replace(job, adapters={}, loads=loads)))
+
+
 def main() -> None:
     job = read_job()
+    if job.way == "processes":
+        tell(in_processes(job))
+        return
     more = {"attn_implementation": "paged|sdpa"} if job.way == "continuous" else {}
     model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **more).eval()
     AutoTokenizer.from_pretrained(job.model)
