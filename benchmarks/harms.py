@@ -7,8 +7,8 @@ through `luthier train` and `luthier ship`, with a condition that the sound run 
   Luthier's own probes and last words of LUTHIER_DATA;
 - canary: made-up secrets stand in 100 of its training rows each, in the sound run in one;
 - slice: MiniLM learns film reviews from two sources, one of which has its labels the wrong way round;
-- sure: MiniLM learns few film reviews at a high rate until it is over-confident; in the sound run its probabilities are
-  scaled, in the other they are left as they are.
+- sure: all of MiniLM learns few film reviews at a high rate until it is over-confident; in the sound run its
+  probabilities are scaled, in the other they are left as they are.
 
 Run: python -m benchmarks.harms [--only rate,canary,slice,sure] [--seed 0]
 """
@@ -102,6 +102,7 @@ def sure(folder: Path, data: Path) -> Pair:
         "model": MINILM,
         "task": "classify",
         "data": {"source": str(data / "rotten_tomatoes"), "max_rows": {"train": 480, "validation": 400, "test": 600}},
+        "selection": "full",
         "train": {"epochs": 5, "batch_size": 16, "learning_rate": 5e-4, "select_by": "accuracy"},
     }
     left = judged(recipe, calibration={"methods": []})
