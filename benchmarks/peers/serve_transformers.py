@@ -20,6 +20,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from benchmarks.serve_job import Ask, Load, ServeJob, Timed, in_batches, read_job, report, tell
 
 PAD = 0
+PATIENCE = 300
+"""Seconds that processes wait for each other: one of them may have failed."""
 
 
 def padded(batch: Sequence[Ask]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,11 +78,11 @@ def in_processes(job: ServeJob) -> list[dict[str, Any]]:
     """Each adapter's asks by a process of its own, all at the same time; rates and memory are added up."""
     forks = multiprocessing.get_context("spawn")
     told: Any = forks.Queue()
-    start = forks.Barrier(len(job.adapters))
-    processes = [forks.Process(target=serve_alone, args=(job, name, start, told)) for name in job.adapters]
+    start = forks.Barrier(len(job.adapters), timeout=PATIENCE)
+    processes = [forks.Process(target=serve_alone, args=(job, name, start, told), daemon=True) for name in job.adapters]
     for process in processes:
         process.start()
-    apart = [told.get() for _ in processes]
+    apart = [told.get(timeout=PATIENCE) for _ in processes]
     for process in processes:
         process.join()
     summed = ("requests", "errors", "tokens_per_second", "requests_per_second", "memory_mib", "peak_mib")

@@ -13,7 +13,7 @@ size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from luthier.kernels import native
 from luthier.kernels.attention import AttentionSettings, Packing, attention
 from luthier.kernels.pages import PAGE, Paged, PageMemory, attention_over_pages, store
-from luthier.kernels.rotary import rotate_
+from luthier.kernels.rotary import rotate_heads_
 
 Group = tuple[int, Sequence[int]]
 """How many tokens its sequences share, and with how many each goes on."""
@@ -76,10 +76,10 @@ class Branched(Packing):
         another, behind the start's full pages. The memory is one layer's, and used by all in turn."""
         of = (*key_NKD.shape[1:], key_NKD.dtype)
         if of not in self._paged:
-            heads, width, dtype = of
-            lengths, tables, contexts, count = self._layout
-            memory = PageMemory.empty(1, count, heads, width, dtype, self.device)
-            self._paged[of] = Paged(lengths, self.device, None, memory, tables, contexts)
+            layout, (heads, width, dtype) = self._layout, of
+            memory = PageMemory.empty(1, layout.pages, heads, width, dtype, self.device)
+            tables, contexts = tuple(layout.tables), tuple(layout.contexts)
+            self._paged[of] = Paged(tuple(layout.lengths), self.device, None, memory, tables, contexts)
         return self._paged[of]
 
     @cached_property
@@ -87,40 +87,46 @@ class Branched(Packing):
         return {}
 
     @cached_property
-    def _layout(self) -> tuple[tuple[int, ...], tuple[Sequence[int], ...], tuple[int, ...], int]:
-        """Lengths, pages and contexts, as `Paged` has them, and how many pages there are."""
-        parts: list[tuple[int, Sequence[int], int]] = []
-        count = 0
-        for shared, owns in self.groups:
-            start = range(count, count + -(-shared // PAGE))
-            count = start.stop
-            parts.append((shared, start, shared))
-            for own in owns:
-                full = start[: shared // PAGE]
-                rest = range(count, count + -(-(shared + own) // PAGE) - len(full))
-                count = rest.stop
-                parts.append((own, [*full, *rest], shared + own))
-        lengths, tables, contexts = zip(*(part for part in parts if part[0]), strict=True)
-        return lengths, tables, contexts, count
-
-    @cached_property
     def copies(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The shared tokens of pages that are not full, once for each sequence that goes on there, and their slots."""
-        tokens: list[int] = []
-        slots: list[int] = []
-        tables = iter(self._layout[1])
-        at = 0
+        copied_C2 = torch.tensor(self._layout.copies, dtype=torch.long).reshape(-1, 2)
+        return copied_C2[:, 0].contiguous(), copied_C2[:, 1].contiguous()
+
+    @cached_property
+    def _layout(self) -> _Layout:
+        layout, at = _Layout(), 0
         for shared, owns in self.groups:
-            tail = range(at + shared // PAGE * PAGE, at + shared)
+            start = layout.add(shared, shared, [])
+            full, tail = start[: shared // PAGE], range(at + shared // PAGE * PAGE, at + shared)
+            for own in filter(None, owns):
+                first = layout.pages * PAGE
+                layout.add(own, shared + own, full)
+                layout.copies += [(token, first + place) for place, token in enumerate(tail)]
             at += shared + sum(owns)
-            if shared:
-                next(tables)
-            for own in owns:
-                if own:
-                    first = next(tables)[shared // PAGE] * PAGE
-                    tokens += tail
-                    slots += range(first, first + len(tail))
-        return torch.tensor(tokens, dtype=torch.long), torch.tensor(slots, dtype=torch.long)
+        return layout
+
+
+@dataclass
+class _Layout:
+    """Sequences in pages, as `Paged` has them."""
+
+    lengths: list[int] = field(default_factory=list)
+    tables: list[Sequence[int]] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=list)
+    pages: int = 0
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens that are stored once more, and where: page times its size, and the place in it."""
+
+    def add(self, length: int, context: int, before: Sequence[int]) -> Sequence[int]:
+        """A sequence whose first pages are there already; returns all of its pages. One without tokens has none."""
+        if not length:
+            return []
+        end = self.pages + -(-context // PAGE) - len(before)
+        self.lengths.append(length)
+        self.tables.append([*before, *range(self.pages, end)])
+        self.contexts.append(context)
+        self.pages = end
+        return self.tables[-1]
 
 
 def attention_of_branches(
@@ -146,7 +152,4 @@ def rotary_attention_of_branches(
     how: AttentionSettings,
 ) -> torch.Tensor:
     """The same with rotary positions, of queries, keys and values side by side; `heads_NXD` is turned in place."""
-    key_heads = (heads_NXD.shape[1] - query_heads) // 2
-    rotate_(heads_NXD[:, : query_heads + key_heads], cosine_ND, sine_ND)
-    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
-    return attention_of_branches(query, key, value, packing, how)
+    return attention_of_branches(*rotate_heads_(heads_NXD, cosine_ND, sine_ND, query_heads), packing, how)

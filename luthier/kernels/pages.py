@@ -17,7 +17,7 @@ import torch
 
 from luthier.kernels import native
 from luthier.kernels.attention import AttentionSettings, Packing
-from luthier.kernels.rotary import rotate_
+from luthier.kernels.rotary import rotate_heads_
 
 PAGE = 16
 """Tokens of a page."""
@@ -109,10 +109,7 @@ def rotary_attention_over_pages(
     layer: int,
 ) -> torch.Tensor:
     """Rotary positions, then attention, of queries, keys and values side by side; `heads_NXD` is turned in place."""
-    key_heads = (heads_NXD.shape[1] - query_heads) // 2
-    rotate_(heads_NXD[:, : query_heads + key_heads], cosine_ND, sine_ND)
-    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
-    return attention_over_pages(query, key, value, packing, how, layer)
+    return attention_over_pages(*rotate_heads_(heads_NXD, cosine_ND, sine_ND, query_heads), packing, how, layer)
 
 
 def attention_over_pages(

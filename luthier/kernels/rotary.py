@@ -34,3 +34,13 @@ def rotate_(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor,
             x_NHD.copy_(x_NHD * cosine_ND[:, None] + torch.cat([second, -first], dim=-1))
         else:
             x_NHD.copy_(rotate_plain(x_NHD, cosine_ND, sine_ND))
+
+
+def rotate_heads_(
+    heads_NXD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor, query_heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values that lie side by side, [N, H + 2 K, D], apart; queries and keys are turned in place."""
+    key_heads = (heads_NXD.shape[1] - query_heads) // 2
+    rotate_(heads_NXD[:, : query_heads + key_heads], cosine_ND, sine_ND)
+    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
+    return query, key, value
