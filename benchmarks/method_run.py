@@ -156,8 +156,8 @@ def zip_rows(prepared: Prepared, split: str) -> Any:
 
 def row_of(example: Any, row: Any) -> dict[str, Any]:
     weights = row.token_streams.get("weight")
-    if "label" in row.token_streams:  # a tag for the first token of each word
-        label: Any = [int(tag) if on else IGNORED for tag, on in zip(row.token_streams["label"], weights, strict=True)]
+    if "tag" in row.token_streams:  # of the first token of each word
+        label: Any = [int(tag) if on else IGNORED for tag, on in zip(row.token_streams["tag"], weights, strict=True)]
     elif weights is not None:
         label = [token if on else IGNORED for token, on in zip(row.tokens, weights, strict=True)]
     else:

@@ -1,7 +1,7 @@
 """Every method on real data, beside the closest peer on the same rows and steps.
 
 In: options; data sets from the folder that LUTHIER_DATA names. Out: two tables (what learns, what the loss is) and,
-last, one JSON object. Run: python -m benchmarks.methods [--only "lora; dpo"] [--no-peers] [--json figures.json]
+last, one JSON object. Run: python -m benchmarks.methods [--only "lora; dpo"] [--seeds 0,1,2] [--json figures.json]
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.environments import SETFIT
@@ -55,6 +57,8 @@ def writing(data_set: str, rows: int, test: int, task: str = "generate", **more:
     return recipe(data_set, rows, test, task, SMOLLM, selection={"lora": {}}, train=train, **more)
 
 
+SEED = "; seed "
+"""Between a line's name and the number of its seed, where that is not 0."""
 DRAWN = 24
 """Longest answer in tokens that a reward is drawn for."""
 COVERAGE = """
@@ -286,11 +290,69 @@ def table(lines: Sequence[Line]) -> str:
     return columns(rows)
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """One entry's difference from its peer over several seeds."""
+
+    name: str
+    seeds: int
+    after: float
+    peer_after: float
+    against_peer: Mapping[str, Any]
+
+
+def over_seeds(lines: Sequence[Line]) -> list[Pooled]:
+    """The mean difference of the lines that have run with several seeds.
+
+    Its half-interval is the root of two squares' sum: Student's interval of the seeds' differences, and the mean of
+    their own half-intervals, which are over test rows. That is on the wide side, for seeds may draw other rows too.
+    """
+    from scipy.stats import t
+
+    from luthier.evaluate.metrics import METRICS
+
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if line.figures.get("against_peer"):
+            groups.setdefault(line.name.partition(SEED)[0], []).append(line.figures)
+    found = []
+    for name, figures in groups.items():
+        if (count := len(figures)) < 2:
+            continue
+        apart = [one["against_peer"] for one in figures]
+        middle = mean(one["difference"] for one in apart)
+        by_seed = t.ppf(0.975, count - 1) * stdev(one["difference"] for one in apart) / count**0.5
+        half = math.hypot(by_seed, mean((one["high"] - one["low"]) / 2 for one in apart))
+        better = middle > 0 if METRICS[figures[0]["metric"]].higher_is_better else middle < 0
+        difference = {"difference": middle, "low": middle - half, "high": middle + half, "better": better}
+        ours, theirs = (mean(one[which]["value"] for one in figures) for which in ("after", "peer_after"))
+        found.append(Pooled(name, count, ours, theirs, difference))
+    return found
+
+
+def summary(lines: Sequence[Line], pooled: Sequence[Pooled]) -> dict[str, Any]:
+    """How many lines there are, and which are worse than their peer beyond the interval (over seeds, if run so)."""
+    apart = {line.name: line.figures["against_peer"] for line in lines if line.figures.get("against_peer")}
+    apart = {name: d for name, d in apart.items() if name.partition(SEED)[0] not in {one.name for one in pooled}}
+    apart |= {one.name: one.against_peer for one in pooled}
+    worse = [name for name, d in apart.items() if not d["better"] and (d["low"] > 0 or d["high"] < 0)]
+    return {"lines": len(lines), "compared": len(apart), "worse_beyond_interval": worse}
+
+
+def seeds_table(found: Sequence[Pooled]) -> str:
+    rows = [["", "seeds", "after", "peer", "Luthier less peer"]]
+    rows += [
+        [one.name, str(one.seeds), f"{one.after:.3g}", f"{one.peer_after:.3g}", against(one.against_peer)]
+        for one in found
+    ]
+    return columns(rows)
+
+
 def seeded(entry: Entry, seed: int) -> Entry:
     """The same with another seed, under another name."""
     if not seed:
         return entry
-    return replace(entry, name=f"{entry.name}; seed {seed}", recipe={**entry.recipe, "seed": seed})
+    return replace(entry, name=f"{entry.name}{SEED}{seed}", recipe={**entry.recipe, "seed": seed})
 
 
 def main() -> None:
@@ -298,33 +360,34 @@ def main() -> None:
     parser.add_argument("--only", help="names of lines, separated by semicolons; a name takes what starts with it")
     parser.add_argument("--no-peers", action="store_true", help="Luthier alone")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; gone at the end without it")
-    parser.add_argument("--seed", type=int, default=0, help="of both sides; lines of others than 0 say so")
+    parser.add_argument(
+        "--seeds", default="0", help="of both sides, separated by commas; lines of others than 0 say so"
+    )
     parser.add_argument("--json", type=Path, help="a file for all figures; lines that it has are kept")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="luthier-methods-"))
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     asked = [name.strip() for name in options.only.split(";")] if options.only else [""]
     kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     groups = {"What learns": selections(), "What the loss is": objectives(folder)}
     found: dict[str, Line] = {name: Line(**values) for name, values in kept.items()}
-    for entries in groups.values():
-        for entry in entries:
-            if not any(entry.name.startswith(name) for name in asked):
-                continue
-            entry = seeded(entry, options.seed)
-            if entry.name in found:
-                continue
-            line = run_entry(entry, folder / entry.name.replace(", ", "-").replace(" ", "_"), not options.no_peers)
-            print(table([line]), flush=True)
-            found[entry.name] = line
-            if options.json:
-                options.json.write_text(json.dumps({name: asdict(each) for name, each in found.items()}, indent=1))
+    entries = [entry for group in groups.values() for entry in group if any(map(entry.name.startswith, asked))]
+    for entry in (seeded(entry, seed) for entry in entries for seed in seeds):
+        if entry.name in found:
+            continue
+        line = run_entry(entry, folder / entry.name.replace(", ", "-").replace(" ", "_"), not options.no_peers)
+        print(table([line]), flush=True)
+        found[entry.name] = line
+        if options.json:
+            options.json.write_text(json.dumps({name: asdict(each) for name, each in found.items()}, indent=1))
     for title, entries in groups.items():
         print(f"\n{title}\n")
         names = {entry.name for entry in entries}
-        print(table([line for name, line in found.items() if name.partition("; seed")[0] in names]))
-    differences = [line.figures["against_peer"] for line in found.values() if line.figures.get("against_peer")]
-    worse = [d for d in differences if not d["better"] and (d["low"] > 0 or d["high"] < 0)]
-    print(json.dumps({"lines": len(found), "compared": len(differences), "worse_beyond_interval": len(worse)}))
+        print(table([line for name, line in found.items() if name.partition(SEED)[0] in names]))
+    pooled = over_seeds(list(found.values()))
+    if pooled:
+        print(f"\nOver several seeds\n\n{seeds_table(pooled)}")
+    print(json.dumps(summary(list(found.values()), pooled)))
     if not options.folder:
         shutil.rmtree(folder, ignore_errors=True)
 

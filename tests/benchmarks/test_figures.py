@@ -12,6 +12,9 @@ from benchmarks.contestants import PEERS, Run, complaint, read_run
 from benchmarks.environments import reason
 from benchmarks.figures import figures_of, summary, table, tokens_per_second
 from benchmarks.job import IGNORED, LEAST_STEPS, Clock, Job, JobRow
+from benchmarks.method_run import Line
+from benchmarks.methods import over_seeds
+from benchmarks.methods import summary as methods_summary
 from benchmarks.roof import flops_a_token
 from benchmarks.rows import of_length
 from benchmarks.train_speed import parser, wanted
@@ -176,3 +179,30 @@ def test_the_command_line_has_defaults_for_both_kinds(monkeypatch: pytest.Monkey
     assert (encoder.task, encoder.selection, encoder.data) == ("classify", "full", "banking77")
     with pytest.raises(SystemExit, match="fewest"):
         wanted(parser().parse_args(["--steps", "2"]))
+
+
+def a_line(name: str, difference: float, half: float = 0.01, metric: str = "accuracy") -> Line:
+    better = (difference > 0) == (metric == "accuracy")
+    apart = {"difference": difference, "low": difference - half, "high": difference + half, "better": better}
+    figures = {"metric": metric, "after": {"value": 0.7 + difference}, "peer_after": {"value": 0.7}}
+    return Line(name, figures | {"against_peer": apart})
+
+
+def test_one_seed_that_is_worse_is_not_the_whole_story() -> None:
+    lines = [
+        a_line("norms", -0.03),
+        a_line("norms; seed 1", 0.04),
+        a_line("norms; seed 2", 0.02),
+        a_line("bias", -0.03),
+    ]
+    (pooled,) = over_seeds(lines)
+    assert (pooled.name, pooled.seeds) == ("norms", 3) and pooled.against_peer["difference"] == pytest.approx(0.01)
+    # Student's t of 2 degrees of freedom, 4.303, times the deviation 0.03606 over the root of 3; and 0.01 over rows.
+    assert pooled.against_peer["high"] - 0.01 == pytest.approx((0.08957**2 + 0.01**2) ** 0.5, rel=1e-3)
+    assert pooled.against_peer["better"]
+    assert methods_summary(lines, [pooled]) == {"lines": 4, "compared": 2, "worse_beyond_interval": ["bias"]}
+
+
+def test_an_error_that_is_larger_over_all_seeds_is_worse() -> None:
+    lines = [a_line(name, 0.05, 0.001, "mae") for name in ("regress", "regress; seed 1")]
+    assert methods_summary(lines, over_seeds(lines))["worse_beyond_interval"] == ["regress"]
