@@ -1,7 +1,7 @@
 """How much of a model has to learn: the head, the last 1, 2, 3 ... blocks, all of it, or LoRA beside it.
 
 In: options; a data set from the folder that LUTHIER_DATA names. Out: a table of accuracy, time and parameters, and,
-last, one JSON object. Run: python -m benchmarks.depth [--data rotten_tomatoes] [--rows 3000] [--epochs 2]
+last, one JSON object. Run: python -m benchmarks.depth [--data rotten_tomatoes] [--epochs 2] [--only "full; lora"]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def entries(options: argparse.Namespace) -> list[Entry]:
     return [
         Entry(name, recipe(options.data, options.rows, options.test_rows, selection=selection, train=dict(train)))
         for name, selection in chosen.items()
+        if not options.only or name in [each.strip() for each in options.only.split(";")]
     ]
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="rotten_tomatoes", help="a folder of LUTHIER_DATA")
     parser.add_argument("--learning-rate", type=float, help="one for all; by default each selection's own")
+    parser.add_argument("--only", help="names of lines, separated by semicolons")
     for name, default in (("rows", 3000), ("test-rows", 1066), ("epochs", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -53,7 +55,9 @@ def main() -> None:
             found[entry.name] = {"accuracy": seen["after"]["value"], "seconds": seen["seconds"], "share": share}
             print(*table[-1], sep="  ", flush=True)
     print(f"\n{columns(table)}")
-    print(json.dumps(found | {"lora_less_full": found["lora"]["accuracy"] - found["full"]["accuracy"]}))
+    both = "lora" in found and "full" in found
+    gap = found["lora"]["accuracy"] - found["full"]["accuracy"] if both else None
+    print(json.dumps(found | {"lora_less_full": gap}))
 
 
 if __name__ == "__main__":
