@@ -51,10 +51,10 @@ class Choice:
 
 
 def usage(choices: Iterable[Choice]) -> dict[str, Any]:
-    """Tokens read and written. A prompt counts once, however many answers it gets."""
+    """Tokens read and written. A prompt counts once, however many answers it gets, and as cached if for all."""
     ends = [choice.end for choice in choices if choice.end is not None]
     read = max((end.prompt_tokens for end in ends), default=0)
-    return counted(read, sum(end.new_tokens for end in ends), max((end.cached_tokens for end in ends), default=0))
+    return counted(read, sum(end.new_tokens for end in ends), min((end.cached_tokens for end in ends), default=0))
 
 
 def counted(prompt: int, written: int, cached: int = 0) -> dict[str, Any]:

@@ -327,9 +327,12 @@ class Engine:
 
     def _admit(self) -> Ticket | None:
         """The next request that can run: whose turn it is, among those whose adapter is in memory."""
-        asked = 0
+        asked, coming = 0, self._coming()
         for flow in self.waiting.in_order():
             ticket = self.waiting.head(flow)
+            ticket.marks = page_marks(ticket.origin, ticket.tokens[:-1], ticket.marks)
+            if ticket.kind != "embed" and self.pool.beyond(ticket.marks) in coming:
+                continue  # in a moment it has less to compute
             if ticket.entry is not None:
                 try:
                     if not self.adapters.ask(ticket.entry):
@@ -346,9 +349,13 @@ class Engine:
             return self.waiting.pop(flow)
         return None
 
+    def _coming(self) -> set[Mark]:
+        """What pages will hold that running answers are about to compute from their prompts."""
+        reading = [ticket for ticket in self.running if ticket.left > 1 and ticket.kind != "embed"]
+        return {mark for ticket in reading for mark in ticket.marks[ticket.computed // PAGE :]}
+
     def _begin(self, ticket: Ticket) -> bool:
         """Give it its pages, those of a start that is known among them, and its adapter."""
-        ticket.marks = page_marks(ticket.origin, ticket.tokens[:-1])
         found = [] if ticket.kind == "embed" else self.pool.find(ticket.marks)
         needed = -(-(len(ticket.tokens) + 1) // PAGE) - len(found)
         taken = self.pool.take(min(needed, self.pool.count - len(found)))

@@ -71,6 +71,10 @@ class PagePool:
             found.append(page)
         return found
 
+    def beyond(self, marks: Sequence[Mark]) -> Mark | None:
+        """The first of a start's marks that no page holds yet."""
+        return next((mark for mark in marks if mark not in self.page_of), None)
+
     def remember(self, page: int, mark: Mark) -> None:
         """This page, now full, holds what the mark says. Of two that hold the same, the first is remembered."""
         if mark not in self.page_of and page not in self.mark_of:

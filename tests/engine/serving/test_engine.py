@@ -155,6 +155,20 @@ def test_a_known_start_is_not_computed_again(engine: Engine, alone: Callable[...
     assert another.tokens == alone("other", [*start, 6, 7], 8)
 
 
+def test_what_begins_alike_is_computed_once_though_asked_at_once(base: Path, alone: Callable[..., list[int]]) -> None:
+    start, short = list(range(10, 60)), [7, 8, 9]
+    engine = Engine(network(base), EngineSettings(step_tokens=20))
+    heard = [ask(engine, [*start, last], 5) for last in (5, 5, 6)] + [ask(engine, short, 5) for _ in range(2)]
+    engine.start()
+    try:
+        ends = [each.wait().end for each in heard]
+        assert [end.cached_tokens for end in ends if end is not None] == [0, 48, 48, 0, 0]
+        for each, prompt in zip(heard, [[*start, 5], [*start, 5], [*start, 6], short, short], strict=True):
+            assert each.tokens == alone(None, prompt, 5)
+    finally:
+        engine.stop()
+
+
 def test_random_answers_do_not_depend_on_company(engine: Engine) -> None:
     how = Sampling(temperature=1.5, top_p=0.95, seed=7)
     lonely = ask(engine, [5, 6, 7], 12, adapter="plain", sampling=how).wait()
