@@ -58,8 +58,37 @@ inline void visible(int64_t at, int64_t length, int64_t window, int64_t& first, 
 }
 
 // Sixteen floats, in however many registers the processor needs for them.
-typedef float Lane __attribute__((vector_size(64), aligned(4)));
 constexpr int64_t LANE = 16;
+#if defined(__AVX512F__)
+typedef float Lane __attribute__((vector_size(64), aligned(4)));
+constexpr int BLOCK = 8;  // rows of a product that are computed together
+#else
+// The compiler keeps a vector that is wider than its registers in memory (20 times slower), so it gets several.
+#if defined(__AVX__)
+typedef float Part __attribute__((vector_size(32), aligned(4)));
+#else
+typedef float Part __attribute__((vector_size(16), aligned(4)));
+#endif
+constexpr int BLOCK = 6;
+template <int COUNT>
+struct Parts {
+    Parts<COUNT / 2> low, high;
+    Parts& operator+=(const Parts& other) { low += other.low; high += other.high; return *this; }
+    friend Parts operator+(const Parts& a, const Parts& b) { return {a.low + b.low, a.high + b.high}; }
+    friend Parts operator*(const Parts& a, const Parts& b) { return {a.low * b.low, a.high * b.high}; }
+    friend Parts operator*(float a, const Parts& b) { return {a * b.low, a * b.high}; }
+    float operator[](int64_t i) const { return reinterpret_cast<const float*>(this)[i]; }
+};
+template <>
+struct Parts<1> {
+    Part only;
+    Parts& operator+=(const Parts& other) { only += other.only; return *this; }
+    friend Parts operator+(const Parts& a, const Parts& b) { return {a.only + b.only}; }
+    friend Parts operator*(const Parts& a, const Parts& b) { return {a.only * b.only}; }
+    friend Parts operator*(float a, const Parts& b) { return {a * b.only}; }
+};
+typedef Parts<LANE * sizeof(float) / sizeof(Part)> Lane;
+#endif
 inline int64_t padded(int64_t count) { return (count + LANE - 1) / LANE * LANE; }
 
 // A matrix of the caller's scratch memory; `row` and `column` are the steps between neighbours.
@@ -92,11 +121,12 @@ inline void multiply(const Matrix& left, const Matrix& right, const Matrix& out,
     for (int64_t column = 0; column < columns; column += LANE) {
         int64_t first = skip == Skip::later_out ? column : 0;
         while (first < rows) {
-            int64_t height = first + 8 <= rows ? 8 : first + 4 <= rows ? 4 : 1;
+            int64_t height = first + BLOCK <= rows ? BLOCK : first + 4 <= rows ? 4 : first + 2 <= rows ? 2 : 1;
             int64_t from = skip == Skip::earlier_left ? first : 0;
             int64_t to = skip == Skip::later_left && first + height < inner ? first + height : inner;
-            if (height == 8) block<8>(left, right, out, first, from, to, column, add);
+            if (height == BLOCK) block<BLOCK>(left, right, out, first, from, to, column, add);
             else if (height == 4) block<4>(left, right, out, first, from, to, column, add);
+            else if (height == 2) block<2>(left, right, out, first, from, to, column, add);
             else block<1>(left, right, out, first, from, to, column, add);
             first += height;
         }

@@ -20,9 +20,6 @@
 
 namespace {
 
-typedef uint16_t Sixteen __attribute__((vector_size(32), aligned(2)));
-typedef uint32_t Wide __attribute__((vector_size(64), aligned(4)));
-
 inline Lane lane(const float* p) { return *reinterpret_cast<const Lane*>(p); }
 #ifdef __AVX512F__
 inline Lane lane(const bfloat16* p) {  // by hand: the compiler goes by way of two halves
@@ -30,10 +27,19 @@ inline Lane lane(const bfloat16* p) {  // by hand: the compiler goes by way of t
     return reinterpret_cast<Lane>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 #else
+typedef uint16_t Narrow __attribute__((vector_size(sizeof(Part) / 2), aligned(2)));
+typedef uint32_t Wide __attribute__((vector_size(sizeof(Part))));
+inline void widen(const bfloat16* p, Parts<1>& part) {
+    part.only = reinterpret_cast<Part>(__builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Wide) << 16);
+}
+template <int COUNT>
+inline void widen(const bfloat16* p, Parts<COUNT>& parts) {
+    widen(p, parts.low);
+    widen(p + sizeof(parts.low) / sizeof(float), parts.high);
+}
 inline Lane lane(const bfloat16* p) {
-    Wide bits = __builtin_convertvector(*reinterpret_cast<const Sixteen*>(p), Wide) << 16;
     Lane value;
-    std::memcpy(&value, &bits, sizeof(value));
+    widen(p, value);
     return value;
 }
 #endif
@@ -220,6 +226,11 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
 }
 
 constexpr int64_t RANKS = 4;      // that are computed together
+#ifdef __AVX512F__
+constexpr int ROWS_DOWN = 4;  // and rows, as many as there are registers for their sums
+#else
+constexpr int ROWS_DOWN = 1;
+#endif
 constexpr int64_t COLUMNS = 128;  // of an adapter that a thread takes at once, where there are few adapters to share
 
 // low[i][r] = down[r] . x[i] for `ROWS` rows and `RANKS` ranks.
@@ -312,8 +323,8 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
         const W* down = reinterpret_cast<const W*>(downs[at]) + task.from * inputs;
         int64_t row = spans[2 * task.group], end = spans[2 * task.group + 1];
         float* low = lows + task.low + task.from;
-        for (; row + 4 <= end; row += 4, low += 4 * rank)
-            go_down<4>(x + row * x_row, x_row, down, inputs, low, rank, left);
+        for (; row + ROWS_DOWN <= end; row += ROWS_DOWN, low += ROWS_DOWN * rank)
+            go_down<ROWS_DOWN>(x + row * x_row, x_row, down, inputs, low, rank, left);
         for (; row < end; ++row, low += rank) go_down<1>(x + row * x_row, x_row, down, inputs, low, rank, left);
     }
     share.barrier();
@@ -425,41 +436,41 @@ int64_t place_matrices(const char* file, const Move* moves, int64_t count) {
 // Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32]: a panel streams through once for
 // every `ROWS` rows, whose sums stay in registers.
 #ifdef __AVX512F__
-constexpr int TILE = 12;
+constexpr int TILE = 12, SUMS = 24;  // of rows; lanes that the registers hold beside what they are multiplied by
 #else
-constexpr int TILE = 3;
+constexpr int TILE = 6, SUMS = 6;
 #endif
-constexpr int64_t PANEL = 2 * LANE;
+constexpr int64_t PANEL = 2 * LANE, LINE = 64;
 
 // x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
 // needed after this one: it is fetched on the way where this one has come from memory already.
 template <int ROWS, class T, class W, class N>
 inline void multiply_panel(const float* x, const W* panel, const N* next, const T* bias, T* out, int64_t out_row,
                            int64_t inputs, int64_t columns) {
-    Lane left[ROWS] = {}, right[ROWS] = {};
-    for (int64_t i = 0; i < inputs; ++i) {
-        Lane first = lane(panel + i * PANEL), second = lane(panel + i * PANEL + LANE);
-        if (next) {
-            __builtin_prefetch(next + i * PANEL, 0, 2);
-            if (sizeof(N) == sizeof(float)) __builtin_prefetch(next + i * PANEL + LANE, 0, 2);
-        }
-        for (int n = 0; n < ROWS; ++n) {
-            left[n] += x[i * ROWS + n] * first;
-            right[n] += x[i * ROWS + n] * second;
-        }
-    }
-    if (columns < PANEL) {
-        for (int n = 0; n < ROWS; ++n)
-            for (int64_t o = 0; o < columns; ++o) {
-                float value = o < LANE ? left[n][o] : right[n][o - LANE];
-                store(out + n * out_row + o, value + (bias ? load(bias + o) : 0.0f));
+    constexpr int LANES = 2 * ROWS <= SUMS ? 2 : 1;
+    for (int64_t column = 0; column < columns; column += LANES * LANE) {
+        Lane sums[ROWS][LANES] = {};
+        for (int64_t i = 0; i < inputs; ++i) {
+            Lane weights[LANES];
+            for (int l = 0; l < LANES; ++l) {
+                int64_t place = column + l * LANE;
+                weights[l] = lane(panel + i * PANEL + place);
+                if (next && place * sizeof(N) % LINE == 0) __builtin_prefetch(next + i * PANEL + place, 0, 2);
             }
-        return;
-    }
-    Lane first = bias ? lane(bias) : Lane{}, second = bias ? lane(bias + LANE) : Lane{};
-    for (int n = 0; n < ROWS; ++n) {
-        put(out + n * out_row, left[n] + first);
-        put(out + n * out_row + LANE, right[n] + second);
+            for (int n = 0; n < ROWS; ++n)
+                for (int l = 0; l < LANES; ++l) sums[n][l] += x[i * ROWS + n] * weights[l];
+        }
+        for (int n = 0; n < ROWS; ++n)
+            for (int l = 0; l < LANES; ++l) {
+                int64_t from = column + l * LANE;
+                T* to = out + n * out_row + from;
+                if (from + LANE <= columns) {
+                    put(to, bias ? sums[n][l] + lane(bias + from) : sums[n][l]);
+                    continue;
+                }
+                for (int64_t o = 0; o < columns - from; ++o)
+                    store(to + o, sums[n][l][o] + (bias ? load(bias + from + o) : 0.0f));
+            }
     }
 }
 
