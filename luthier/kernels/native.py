@@ -59,7 +59,7 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
     "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
     "make_team": (integer,),
-    "place_matrices": (pointer, pointer, integer),
+    "place_matrices": (pointer, pointer, pointer, integer),
     "add_adapters": (*2 * (pointer, integer), pointer, integer, *2 * (pointer,), integer, pointer),
     "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }

@@ -415,10 +415,10 @@ struct Move {
     double scale;
 };
 
-// Returns the place of the first that holds what is no number, from 1, or 0.
+// A thread's share of matrices. Returns the place of the first that holds what is no number, from 1, or 0.
 template <class To>
-int64_t place_matrices(const char* file, const Move* moves, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
+int64_t place_matrices(const char* file, const Move* moves, int64_t count, Share share) {
+    for (int64_t i = share.begin(count); i < share.end(count); ++i) {
         const Move& move = moves[i];
         auto place = [&](const auto* from) {
             return place_matrix(from, static_cast<To*>(move.to), move.rows, move.columns,
@@ -680,8 +680,15 @@ inline void in_parallel(Work work) {
         std::vector<float> lows(low_numbers(*mix, parts));                                                             \
         add_adapters(x, x_row, out, out_row, *mix, parts, offsets, widths, inputs, bias, lows.data(), {});             \
     }                                                                                                                  \
-    extern "C" int64_t place_matrices_##SUFFIX(const char* file, const Move* moves, int64_t count) {                   \
-        return place_matrices<TYPE>(file, moves, count);                                                               \
+    extern "C" int64_t place_matrices_##SUFFIX(void* team, const char* file, const Move* moves, int64_t count) {       \
+        Team& own = *static_cast<Team*>(team);                                                                         \
+        std::vector<int64_t> wrong(static_cast<size_t>(own.size));                                                     \
+        own.run([&](int64_t id) {                                                                                      \
+            wrong[static_cast<size_t>(id)] = place_matrices<TYPE>(file, moves, count, {id, own.size, &own});           \
+        });                                                                                                            \
+        for (int64_t first : wrong)                                                                                    \
+            if (first) return first;                                                                                   \
+        return 0;                                                                                                      \
     }
 
 EXPORT(float, float32)

@@ -1,7 +1,7 @@
 """An adapter's numbers, from its file into the memory that steps read.
 
 In: what the folder holds, and a stretch of the arena. Out: the adapter as the kernels take it: matrices side by side,
-scaled and turned, by one compiled call that holds no lock of Python's, so that running answers are not held up.
+scaled and turned, by one compiled call that holds no lock of Python's.
 """
 
 from __future__ import annotations
@@ -183,12 +183,16 @@ class AdapterReader:
                 values = values.T if move.turned else values
                 arena.tensor(move.to, tuple(values.shape), dtype).copy_(values)
             return
-        start, table = arena.buffer.data_ptr(), np.zeros(len(moves), MOVE)
-        for row, move in enumerate(moves):
-            place = self.plan.places[move.name]
-            kind = FLOATS.index(place.kind)
-            table[row] = (place.start, kind, start + move.to, *place.shape, move.turned, move.scale)
-        wrong = native.call("place_matrices", dtype, self.bytes.ctypes.data, table.ctypes.data, len(moves))
+        start, places = arena.buffer.data_ptr(), (self.plan.places[move.name] for move in moves)
+        rows = [
+            (place.start, FLOATS.index(place.kind), start + move.to, *place.shape, move.turned, move.scale)
+            for place, move in zip(places, moves, strict=True)
+        ]
+        table = np.array(rows, MOVE)
+        # The team that computes the steps does it between two of them: a thread beside it would take the processor from
+        # one of its threads, for which all others wait.
+        file, where = self.bytes.ctypes.data, table.ctypes.data
+        wrong = native.call("place_matrices", dtype, native.team(), file, where, len(moves))
         if wrong:
             raise no_numbers(self.plan, moves[wrong - 1].name)
 

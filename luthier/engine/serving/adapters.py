@@ -207,6 +207,8 @@ class Adapters:
             entry.users -= 1
 
     def start(self) -> None:
+        if not self.arena.used:
+            self.arena.touch(sum(entry.size for entry in self.entries.values()))
         self._thread = threading.Thread(target=self._load_all, name="adapters", daemon=True)
         self._thread.start()
 

@@ -5,7 +5,6 @@ In: sizes in bytes. Out: stretches of one buffer, each starting at a multiple of
 
 from __future__ import annotations
 
-import mmap
 from bisect import insort
 
 import torch
@@ -19,14 +18,15 @@ class Arena:
 
     def __init__(self, size: int, device: torch.device | None = None) -> None:
         self.size = size // LINE * LINE
-        if device is None or device.type == "cpu":
-            # memory that comes as it is touched; as large as wanted, though little may ever be used
-            self.buffer = torch.frombuffer(mmap.mmap(-1, max(self.size, 1)), dtype=torch.uint8)
-        else:
-            self.buffer = torch.empty(self.size, dtype=torch.uint8, device=device)
+        self.buffer = torch.empty(self.size, dtype=torch.uint8, device=device)
         self.holes: list[tuple[int, int]] = [(0, self.size)]
         """Start and size."""
         self.used = 0
+
+    def touch(self, size: int) -> None:
+        """Have the system hand over so much of a processor's memory now, which it else does at the first write to each
+        page: several times what filling it costs."""
+        self.buffer[:size].zero_()
 
     def take(self, size: int) -> int | None:
         """Where a stretch of this size begins: in the smallest hole that it fits; None where it fits none."""
