@@ -225,39 +225,79 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
     }
 }
 
-constexpr int64_t RANKS = 4;      // that are computed together
 #ifdef __AVX512F__
-constexpr int ROWS_DOWN = 4;  // and rows, as many as there are registers for their sums
+constexpr int TILE = 12, SUMS = 24;  // of rows; lanes that the registers hold beside what they are multiplied by
 #else
-constexpr int ROWS_DOWN = 1;
+constexpr int TILE = 6, SUMS = 6;
 #endif
-constexpr int64_t COLUMNS = 128;  // of an adapter that a thread takes at once, where there are few adapters to share
 
-// low[i][r] = down[r] . x[i] for `ROWS` rows and `RANKS` ranks.
-template <int ROWS, class T, class W>
-inline void go_down(const T* x, int64_t x_row, const W* down, int64_t inputs, float* low, int64_t rank, int64_t ranks) {
-    Lane sums[ROWS][RANKS] = {};
-    float rest[ROWS][RANKS] = {};
-    const W* from[RANKS];
-    for (int r = 0; r < RANKS; ++r) from[r] = down + (r < ranks ? r : 0) * inputs;
-    int64_t i = 0;
-    for (; i + LANE <= inputs; i += LANE) {
-        Lane values[ROWS];
-        for (int n = 0; n < ROWS; ++n) values[n] = lane(x + n * x_row + i);
-        for (int r = 0; r < RANKS; ++r) {
-            __builtin_prefetch(from[r] + RANKS * inputs + i, 0, 3);  // of the rows that come next
-            Lane weight = lane(from[r] + i);
-            for (int n = 0; n < ROWS; ++n) sums[n][r] += values[n] * weight;
-        }
-    }
-    for (; i < inputs; ++i)
-        for (int r = 0; r < RANKS; ++r)
-            for (int n = 0; n < ROWS; ++n) rest[n][r] += load(x + n * x_row + i) * load(from[r] + i);
-    for (int n = 0; n < ROWS; ++n)
-        for (int64_t r = 0; r < ranks; ++r) low[n * rank + r] = sum(sums[n][r]) + rest[n][r];
+// Calls `go` with the size of each block of rows as a constant, and its first row.
+template <class Go>
+inline void in_blocks(int64_t rows, Go go) {
+    int64_t row = 0;
+    for (; row + TILE <= rows; row += TILE) go(std::integral_constant<int, TILE>{}, row);
+    if (TILE > 8 && row + 8 <= rows) { go(std::integral_constant<int, 8>{}, row); row += 8; }
+    if (TILE > 4 && row + 4 <= rows) { go(std::integral_constant<int, 4>{}, row); row += 4; }
+    if (row + 2 <= rows) { go(std::integral_constant<int, 2>{}, row); row += 2; }
+    if (row + 1 <= rows) go(std::integral_constant<int, 1>{}, row);
 }
 
-// out[o] += sum over r of low[r] up[r][o], for the columns first..last. The rows of up stream through, `RANKS` at a time.
+constexpr int64_t RANKS = 4;      // that are computed together
+constexpr int64_t COLUMNS = 128;  // of an adapter that a thread takes at once, where there are few adapters to share
+
+// low[n][r] = down[r] . x[n] for `ROWS` rows and up to `RANKS` ranks.
+template <int ROWS, class T, class W>
+inline void go_down(const T* x, int64_t x_row, const W* down, int64_t inputs, float* low, int64_t rank, int64_t ranks) {
+    constexpr int AT_ONCE = RANKS * ROWS <= SUMS ? RANKS : 2 * ROWS <= SUMS ? 2 : 1;
+    for (int64_t start = 0; start < ranks; start += AT_ONCE) {
+        Lane sums[ROWS][AT_ONCE] = {};
+        float rest[ROWS][AT_ONCE] = {};
+        const W* from[AT_ONCE];
+        for (int r = 0; r < AT_ONCE; ++r) from[r] = down + std::min(start + r, ranks - 1) * inputs;
+        int64_t i = 0;
+        for (; i + LANE <= inputs; i += LANE) {
+            Lane weights[AT_ONCE];
+            for (int r = 0; r < AT_ONCE; ++r) {
+                __builtin_prefetch(from[r] + AT_ONCE * inputs + i, 0, 3);  // of the rows that come next
+                weights[r] = lane(from[r] + i);
+            }
+            for (int n = 0; n < ROWS; ++n) {
+                Lane value = lane(x + n * x_row + i);
+                for (int r = 0; r < AT_ONCE; ++r) sums[n][r] += value * weights[r];
+            }
+        }
+        for (; i < inputs; ++i)
+            for (int r = 0; r < AT_ONCE; ++r)
+                for (int n = 0; n < ROWS; ++n) rest[n][r] += load(x + n * x_row + i) * load(from[r] + i);
+        for (int n = 0; n < ROWS; ++n)
+            for (int64_t r = 0; r < std::min<int64_t>(AT_ONCE, ranks - start); ++r)
+                low[n * rank + start + r] = sum(sums[n][r]) + rest[n][r];
+    }
+}
+
+// out[n][o] += sum over r of low[n][r] up[r][o] for `ROWS` rows and the columns first..last, which it takes lane by lane.
+template <int ROWS, class T, class W>
+inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last, T* out,
+                  int64_t out_row) {
+    int64_t o = first;
+    for (; o + LANE <= last; o += LANE) {
+        Lane totals[ROWS];
+        for (int n = 0; n < ROWS; ++n) totals[n] = lane(out + n * out_row + o);
+        for (int64_t r = 0; r < rank; ++r) {
+            Lane weight = lane(up + r * outputs + o);
+            for (int n = 0; n < ROWS; ++n) totals[n] += low[n * rank + r] * weight;
+        }
+        for (int n = 0; n < ROWS; ++n) put(out + n * out_row + o, totals[n]);
+    }
+    for (; o < last; ++o)
+        for (int n = 0; n < ROWS; ++n) {
+            float total = load(out + n * out_row + o);
+            for (int64_t r = 0; r < rank; ++r) total += low[n * rank + r] * load(up + r * outputs + o);
+            store(out + n * out_row + o, total);
+        }
+}
+
+// The same for one row alone. The rows of up stream through, `RANKS` at a time: they come from memory.
 template <class W>
 inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last, float* out) {
     for (int64_t r = 0; r < rank; r += RANKS) {
@@ -321,11 +361,11 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
         Task task = down_tasks[static_cast<size_t>(index)];
         int64_t at = task.part * stride + task.group, rank = ranks[at], left = std::min(RANKS, rank - task.from);
         const W* down = reinterpret_cast<const W*>(downs[at]) + task.from * inputs;
-        int64_t row = spans[2 * task.group], end = spans[2 * task.group + 1];
         float* low = lows + task.low + task.from;
-        for (; row + ROWS_DOWN <= end; row += ROWS_DOWN, low += ROWS_DOWN * rank)
-            go_down<ROWS_DOWN>(x + row * x_row, x_row, down, inputs, low, rank, left);
-        for (; row < end; ++row, low += rank) go_down<1>(x + row * x_row, x_row, down, inputs, low, rank, left);
+        const T* from = x + spans[2 * task.group] * x_row;
+        in_blocks(spans[2 * task.group + 1] - spans[2 * task.group], [&](auto size, int64_t row) {
+            go_down<decltype(size)::value>(from + row * x_row, x_row, down, inputs, low + row * rank, rank, left);
+        });
     }
     share.barrier();
     count = static_cast<int64_t>(up_tasks.size());
@@ -337,15 +377,20 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
         int64_t last = task.from + std::min(columns, outputs - task.from);
         const float* ratio = reinterpret_cast<const float*>(ratios[at]);
         const T* added = bias ? bias + offsets[task.part] : nullptr;
-        for (int64_t row = spans[2 * task.group]; row < spans[2 * task.group + 1]; ++row, low += rank) {
-            T* to = out + row * out_row + offsets[task.part];
-            if (ratio)
+        int64_t start = spans[2 * task.group], rows = spans[2 * task.group + 1] - start;
+        T* to = out + start * out_row + offsets[task.part];
+        if (ratio)
+            for (int64_t row = 0; row < rows; ++row)
                 for (int64_t o = task.from; o < last; ++o) {
                     float apart = added ? load(added + o) : 0.0f;
-                    store(to + o, (load(to + o) - apart) * ratio[o] + apart);
+                    T* value = to + row * out_row + o;
+                    store(value, (load(value) - apart) * ratio[o] + apart);
                 }
-            go_up(low, up, rank, outputs, task.from, last, to);
-        }
+        in_blocks(rows, [&](auto size, int64_t row) {
+            if constexpr (decltype(size)::value == 1) go_up(low + row * rank, up, rank, outputs, task.from, last, to + row * out_row);
+            else go_up<decltype(size)::value>(low + row * rank, up, rank, outputs, task.from, last, to + row * out_row,
+                                              out_row);
+        });
     }
 }
 
@@ -435,11 +480,6 @@ int64_t place_matrices(const char* file, const Move* moves, int64_t count, Share
 
 // Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32]: a panel streams through once for
 // every `ROWS` rows, whose sums stay in registers.
-#ifdef __AVX512F__
-constexpr int TILE = 12, SUMS = 24;  // of rows; lanes that the registers hold beside what they are multiplied by
-#else
-constexpr int TILE = 6, SUMS = 6;
-#endif
 constexpr int64_t PANEL = 2 * LANE, LINE = 64;
 
 // x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
@@ -472,17 +512,6 @@ inline void multiply_panel(const float* x, const W* panel, const N* next, const 
                     store(to + o, sums[n][l][o] + (bias ? load(bias + from + o) : 0.0f));
             }
     }
-}
-
-// Calls `go` with the size of each block of rows as a constant, and its first row.
-template <class Go>
-inline void in_blocks(int64_t rows, Go go) {
-    int64_t row = 0;
-    for (; row + TILE <= rows; row += TILE) go(std::integral_constant<int, TILE>{}, row);
-    if (TILE > 8 && row + 8 <= rows) { go(std::integral_constant<int, 8>{}, row); row += 8; }
-    if (TILE > 4 && row + 4 <= rows) { go(std::integral_constant<int, 4>{}, row); row += 4; }
-    if (row + 2 <= rows) { go(std::integral_constant<int, 2>{}, row); row += 2; }
-    if (row + 1 <= rows) go(std::integral_constant<int, 1>{}, row);
 }
 
 template <class T, class W>
