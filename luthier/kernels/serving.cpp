@@ -387,9 +387,10 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
                     store(value, (load(value) - apart) * ratio[o] + apart);
                 }
         in_blocks(rows, [&](auto size, int64_t row) {
-            if constexpr (decltype(size)::value == 1) go_up(low + row * rank, up, rank, outputs, task.from, last, to + row * out_row);
-            else go_up<decltype(size)::value>(low + row * rank, up, rank, outputs, task.from, last, to + row * out_row,
-                                              out_row);
+            constexpr int ROWS = decltype(size)::value;
+            const float* of = low + row * rank;
+            if constexpr (ROWS == 1) go_up(of, up, rank, outputs, task.from, last, to + row * out_row);
+            else go_up<ROWS>(of, up, rank, outputs, task.from, last, to + row * out_row, out_row);
         });
     }
 }
@@ -480,7 +481,8 @@ int64_t place_matrices(const char* file, const Move* moves, int64_t count, Share
 
 // Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32]: a panel streams through once for
 // every `ROWS` rows, whose sums stay in registers.
-constexpr int64_t PANEL = 2 * LANE, LINE = 64;
+constexpr int64_t PANEL = 2 * LANE;
+constexpr size_t LINE = 64;  // bytes that memory hands over at once
 
 // x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
 // needed after this one: it is fetched on the way where this one has come from memory already.
