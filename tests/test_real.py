@@ -86,7 +86,7 @@ def test_a_chat_model_is_tuned_judged_and_read_by_peft(tmp_path: Path) -> None:
         ours = saved.network.model(input_ids=input_ids).logits
         base = transformers.AutoModelForCausalLM.from_pretrained(find_model(SMOLLM).folder, dtype=torch.float32)
         theirs = peft.PeftModel.from_pretrained(base, run.model_folder)(input_ids=input_ids).logits
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.linalg.vector_norm(ours - theirs) <= 1e-5 * torch.linalg.vector_norm(theirs)
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.model_folder)
     rendered = tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False)
     assert rendered == list(tokens)  # the template that was saved makes the same ids by itself
