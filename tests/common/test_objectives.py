@@ -68,6 +68,10 @@ def case(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Case:
     name, form, family = request.param
     objective = make.objective(name, form)
     net = make.fresh(tiny(family), objective.head)
+    if name == "reward":  # its gradient is a difference of hidden states, which a fresh small model has nearly the same
+        with torch.no_grad():
+            for weight in (p for p in net.model.parameters() if p.dim() == 2):
+                weight.mul_(4)
     learner, rows = make.begin(objective, net, form=form)
     return Case(learner, net, rows, gradients(learner, [rows]))
 
@@ -94,16 +98,11 @@ def without_weight(row: Row) -> Row:
     return replace(row, token_streams=token_streams, example_streams=example_streams)
 
 
-ROUNDING = 2.0**-23
-"""Of a hidden state of size 1 in float32. A gradient that is a difference of two of them can't be held to less: that of
-`reward` on an encoder, to which two answers look alike before it has learned anything."""
-
-
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
     assert ours.keys() == theirs.keys()
     scale = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in theirs.values()]))
     for name, gradient in theirs.items():
-        assert torch.linalg.vector_norm(ours[name] - gradient) <= tolerance * scale + ROUNDING, name
+        assert torch.linalg.vector_norm(ours[name] - gradient) <= tolerance * scale, name
 
 
 def test_padding_does_not_change_the_loss(case: Case) -> None:
