@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.method_run import Entry, run_entry
+from benchmarks.method_run import Entry, asked_for, run_entry
 from benchmarks.methods import recipe, score
 from luthier.text_table import columns
 
@@ -30,7 +30,6 @@ def entries(options: argparse.Namespace) -> list[Entry]:
     return [
         Entry(name, recipe(options.data, options.rows, options.test_rows, selection=selection, train=dict(train)))
         for name, selection in chosen.items()
-        if not options.only or name in [each.strip() for each in options.only.split(";")]
     ]
 
 
@@ -38,14 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="rotten_tomatoes", help="a folder of LUTHIER_DATA")
     parser.add_argument("--learning-rate", type=float, help="one for all; by default each selection's own")
-    parser.add_argument("--only", help="names of lines, separated by semicolons")
+    parser.add_argument("--only", help="names of lines, separated by semicolons; a name takes what starts with it")
     for name, default in (("rows", 3000), ("test-rows", 1066), ("epochs", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     table = [["what learns", "accuracy", "seconds of training", "parameters learned"]]
     found = {}
     with tempfile.TemporaryDirectory(prefix="luthier-depth-") as folder:
-        for entry in entries(options):
+        for entry in asked_for(entries(options), options.only):
             line = run_entry(entry, Path(folder) / entry.name.replace(" ", "_"))
             if line.failed:
                 raise SystemExit(f"{entry.name} failed: {line.failed}")

@@ -105,7 +105,17 @@ def compared(target: str, options: argparse.Namespace, folder: Path) -> dict[str
             "difference_low": gap.get("low"),
             "difference_high": gap.get("high"),
         }
+        print(*cells(target, name, found[name]), sep="  ", flush=True)
     return found
+
+
+def cells(target: str, name: str, found: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    accuracy = "{:.1f} ({:.1f} to {:.1f})".format(*(100 * found[key] for key in ("value", "low", "high")))
+    if found["difference"] is None:
+        return [target, name, accuracy, "-"]
+    gap = (100 * found[key] for key in ("difference", "difference_low", "difference_high"))
+    return [target, name, accuracy, "{:+.1f} ({:+.1f} to {:+.1f})".format(*gap)]
 
 
 def main() -> None:
@@ -120,15 +130,8 @@ def main() -> None:
     for target in options.target.split(","):
         with tempfile.TemporaryDirectory(prefix="luthier-domains-") as folder:
             figures[target] = compared(target, options, Path(folder))
-        for name, found in figures[target].items():
-            cells = [f"{100 * found[key]:.1f}" for key in ("value", "low", "high")]
-            gap = "-"
-            if found["difference"] is not None:
-                gap = "{:+.1f} ({:+.1f} to {:+.1f})".format(
-                    *(100 * found[key] for key in ("difference", "difference_low", "difference_high"))
-                )
-            table.append([target, name, "{} ({} to {})".format(*cells), gap])
-    print(columns(table))
+        table += [cells(target, name, found) for name, found in figures[target].items()]
+    print(f"\n{columns(table)}")
     print(json.dumps(figures))
 
 

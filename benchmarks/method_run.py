@@ -50,6 +50,18 @@ class Line:
     failed: str = ""
 
 
+def asked_for(entries: Sequence[Entry], only: str | None) -> list[Entry]:
+    """The entries of `--only`: those whose names start with one of its parts, between semicolons; all without it.
+
+    Raises `SystemExit` where a part is the start of no name.
+    """
+    starts = [part.strip() for part in only.split(";")] if only else [""]
+    for start in starts:
+        if not any(entry.name.startswith(start) for entry in entries):
+            raise SystemExit(f"no line is called {start!r}; there are: {'; '.join(entry.name for entry in entries)}")
+    return [entry for entry in entries if entry.name.startswith(tuple(starts))]
+
+
 def run_entry(entry: Entry, folder: Path, with_peer: bool = True) -> Line:
     """Both trainings and the judge. What fails is told in the line."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.environments import SETFIT
-from benchmarks.method_run import Entry, Line, run_entry
+from benchmarks.method_run import Entry, Line, asked_for, run_entry
 from benchmarks.rows import REVIEWS, source_of
 from benchmarks.train_speed import MINILM, SMOLLM
 from luthier.text_table import columns
@@ -134,7 +134,8 @@ def objectives(made: Path) -> list[Entry]:
     teacher = {"distil": {"teacher": "base", "alpha": 0.3}}
 
     def preferring(name: str, trainer: str, objective: Mapping[str, Any], **config: Any) -> Entry:
-        made = writing("hh_harmless", 80, 200, "prefer", objective=dict(objective), train=dict(pairs))
+        source = {"on_bad_row": "skip"}  # some dialogues do not end in an answer
+        made = writing("hh_harmless", 80, 200, "prefer", data=source, objective=dict(objective), train=dict(pairs))
         return Entry(name, made, {"trainer": trainer, "config": config}, f"TRL {trainer}Trainer")
 
     def written(name: str, data_set: str, rows: int, test: int, **more: Any) -> Entry:
@@ -355,25 +356,30 @@ def seeded(entry: Entry, seed: int) -> Entry:
     return replace(entry, name=f"{entry.name}{SEED}{seed}", recipe={**entry.recipe, "seed": seed})
 
 
+def seeds(text: str) -> list[int]:
+    """The numbers of `--seeds`. Raises `ValueError` where one is no whole number, which argparse tells."""
+    return [int(seed) for seed in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="names of lines, separated by semicolons; a name takes what starts with it")
     parser.add_argument("--no-peers", action="store_true", help="Luthier alone")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; gone at the end without it")
     parser.add_argument(
-        "--seeds", default="0", help="of both sides, separated by commas; lines of others than 0 say so"
+        "--seeds", type=seeds, default="0", help="of both sides, separated by commas; lines of others than 0 say so"
     )
-    parser.add_argument("--json", type=Path, help="a file for all figures; lines that it has are kept")
+    parser.add_argument(
+        "--json", type=Path, help="a file for all figures; lines that it has are kept, failed ones tried again"
+    )
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="luthier-methods-"))
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    asked = [name.strip() for name in options.only.split(";")] if options.only else [""]
     kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     groups = {"What learns": selections(), "What the loss is": objectives(folder)}
     found: dict[str, Line] = {name: Line(**values) for name, values in kept.items()}
-    entries = [entry for group in groups.values() for entry in group if any(map(entry.name.startswith, asked))]
-    for entry in (seeded(entry, seed) for entry in entries for seed in seeds):
-        if entry.name in found:
+    entries = asked_for([entry for group in groups.values() for entry in group], options.only)
+    for entry in (seeded(entry, seed) for entry in entries for seed in options.seeds):
+        if entry.name in found and not found[entry.name].failed:
             continue
         line = run_entry(entry, folder / entry.name.replace(", ", "-").replace(" ", "_"), not options.no_peers)
         print(table([line]), flush=True)
