@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.methods import UNEXAMINED
 from benchmarks.rows import source_of
 from benchmarks.train_speed import MINILM, SMOLLM
 from luthier.text_table import columns
@@ -65,7 +66,7 @@ def methods(target: str, options: argparse.Namespace, folder: Path) -> dict[str,
         "task": "classify",
         "selection": {"lora": {}},
         "train": train,
-        "evaluate": {"baselines": ["majority"]},
+        "evaluate": UNEXAMINED | {"baselines": ["majority"]},
         "seed": options.seed,
     }
     own = even([row for row in read("train") if row["domain"] == target], options.rows)

@@ -24,6 +24,10 @@ from benchmarks.rows import REVIEWS, source_of
 from benchmarks.train_speed import MINILM, SMOLLM
 from luthier.text_table import columns
 
+UNEXAMINED = dict.fromkeys(
+    ("calibration", "confidence", "fairness", "errors", "latency", "forgetting", "memorisation", "safety")
+)
+"""A score is all that is asked here: none of the verdict's other examinations."""
 LATE = 10**6
 """Validate at the last step only: no peer picks its best checkpoint either."""
 LORA = {"peft": "LoraConfig", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -37,7 +41,7 @@ def recipe(
     source = source_of(data_set) | {"max_rows": {"train": rows, "validation": 64, "test": test}} | more.pop("data", {})
     train = {"epochs": 2, "batch_size": 16, "validate_every": LATE} | more.pop("train", {})
     baselines = more.pop("baselines", ["majority"] if task == "classify" else None)
-    evaluate = {"baselines": baselines, "max_new_tokens": 64} | more.pop("evaluate", {})
+    evaluate = UNEXAMINED | {"baselines": baselines, "max_new_tokens": 64} | more.pop("evaluate", {})
     section = {"path": model, "dtype": "float32", "device": "cpu"}
     return {"model": section, "data": source, "task": task, "train": train, "evaluate": evaluate, **more}
 
@@ -120,7 +124,7 @@ def objectives(made: Path) -> list[Entry]:
     lora = {"trainer": "head", "learns": LORA}
     sft = {"trainer": "SFT", "config": {"max_length": None}}
     tags: dict[str, Any] = full | {"baselines": ["word_lookup"], "train": {"epochs": 3, "learning_rate": 2e-4}}
-    likely: dict[str, Any] = {"evaluate": {"metrics": ["perplexity"]}, "baselines": ["zero_shot"]}
+    likely: dict[str, Any] = {"evaluate": {"metrics": ["perplexity"], "max_new_tokens": 1}, "baselines": ["zero_shot"]}
     german: dict[str, Any] = {"data": {"columns": {"prompt": "en", "completion": "de"}}}
     maths: dict[str, Any] = {"data": {"columns": {"prompt": "question", "completion": "answer"}}}
     summary: dict[str, Any] = {
