@@ -27,11 +27,18 @@ inline Lane lane(const bfloat16* p) {  // by hand: the compiler goes by way of t
     return reinterpret_cast<Lane>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 #else
+#ifdef __AVX2__
+inline void widen(const bfloat16* p, Parts<1>& part) {  // by hand too: the compiler widens four at a time and joins them
+    __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    part.only = reinterpret_cast<Part>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#else
 typedef uint16_t Narrow __attribute__((vector_size(sizeof(Part) / 2), aligned(2)));
 typedef uint32_t Wide __attribute__((vector_size(sizeof(Part))));
 inline void widen(const bfloat16* p, Parts<1>& part) {
     part.only = reinterpret_cast<Part>(__builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Wide) << 16);
 }
+#endif
 template <int COUNT>
 inline void widen(const bfloat16* p, Parts<COUNT>& parts) {
     widen(p, parts.low);
@@ -90,6 +97,7 @@ public:
         int64_t turn = turns.load(std::memory_order_acquire);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
             arrived.store(0, std::memory_order_relaxed);
+            taken.store(0, std::memory_order_relaxed);
             turns.store(turn + 1, std::memory_order_release);
             return;
         }
@@ -98,6 +106,8 @@ public:
             if (spins > 20000) std::this_thread::yield();  // somebody else has the processor that the others need
         }
     }
+    // The next piece of work that nobody has taken since the last barrier.
+    int64_t take() { return taken.fetch_add(1, std::memory_order_relaxed); }
     const int64_t size;
 
 private:
@@ -114,7 +124,7 @@ private:
         }
     }
     const std::function<void(int64_t)>* task = nullptr;
-    std::atomic<int64_t> round{0}, arrived{0}, turns{0};
+    std::atomic<int64_t> round{0}, arrived{0}, turns{0}, taken{0};
     std::mutex sleep, callers;
     std::condition_variable wake;
 };
@@ -126,6 +136,20 @@ struct Share {
     int64_t begin(int64_t count) const { return count * id / size; }
     int64_t end(int64_t count) const { return count * (id + 1) / size; }
     void barrier() const { if (team) team->barrier(); }
+    // Calls go(piece, the piece that this thread does after it or -1) until none of `count` pieces is left. Whoever is
+    // ready takes the next, for threads are not equally fast on a machine that others use. Once between two barriers.
+    template <class Go>
+    void each(int64_t count, Go go) const {
+        if (!team || size == 1) {  // every second one, or every third: neighbours are about as long
+            for (int64_t piece = id; piece < count; piece += size) go(piece, piece + size < count ? piece + size : -1);
+            return;
+        }
+        for (int64_t piece = team->take(); piece < count;) {
+            int64_t after = team->take();
+            go(piece, after < count ? after : -1);
+            piece = after;
+        }
+    }
 };
 
 // Puts the keys and values of `count` tokens into their places: slot = page * 16 + place in the page.
@@ -167,8 +191,7 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
         for (int64_t first = 0; first < new_tokens[s]; first += QUERIES) tasks.push_back({s, first});
     int64_t repeats = heads / key_heads, wide = padded(width), page_size = width * LANE;
     static thread_local std::vector<float> room;
-    // Every second one, or every third: neighbours are of one sequence, and about as long.
-    for (int64_t index = share.id; index < static_cast<int64_t>(tasks.size()) * key_heads; index += share.size) {
+    share.each(static_cast<int64_t>(tasks.size()) * key_heads, [&](int64_t index, int64_t) {
         Task task = tasks[static_cast<size_t>(index / key_heads)];
         int64_t h = index % key_heads, s = task.sequence;
         int64_t queries = std::min(QUERIES, new_tokens[s] - task.first), rows = queries * repeats;
@@ -222,7 +245,7 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
             for (int64_t i = 0; i < width; ++i)
                 store(out + ((starts[s] + task.first + r / repeats) * heads + h * repeats + r % repeats) * width + i,
                       to.at[r * wide + i]);
-    }
+    });
 }
 
 #ifdef __AVX512F__
@@ -245,9 +268,11 @@ inline void in_blocks(int64_t rows, Go go) {
 constexpr int64_t RANKS = 4;      // that are computed together
 constexpr int64_t COLUMNS = 128;  // of an adapter that a thread takes at once, where there are few adapters to share
 
-// low[n][r] = down[r] . x[n] for `ROWS` rows and up to `RANKS` ranks.
+// low[n][r] = down[r] . x[n] for `ROWS` rows and up to `RANKS` ranks. Adapters come from memory, one here and one there:
+// `next` is the piece that will be needed after this one, and is fetched on the way.
 template <int ROWS, class T, class W>
-inline void go_down(const T* x, int64_t x_row, const W* down, int64_t inputs, float* low, int64_t rank, int64_t ranks) {
+inline void go_down(const T* x, int64_t x_row, const W* down, const W* next, int64_t inputs, float* low, int64_t rank,
+                    int64_t ranks) {
     constexpr int AT_ONCE = RANKS * ROWS <= SUMS ? RANKS : 2 * ROWS <= SUMS ? 2 : 1;
     for (int64_t start = 0; start < ranks; start += AT_ONCE) {
         Lane sums[ROWS][AT_ONCE] = {};
@@ -258,7 +283,7 @@ inline void go_down(const T* x, int64_t x_row, const W* down, int64_t inputs, fl
         for (; i + LANE <= inputs; i += LANE) {
             Lane weights[AT_ONCE];
             for (int r = 0; r < AT_ONCE; ++r) {
-                __builtin_prefetch(from[r] + AT_ONCE * inputs + i, 0, 3);  // of the rows that come next
+                if (next) __builtin_prefetch(next + (start + r) * inputs + i, 0, 3);
                 weights[r] = lane(from[r] + i);
             }
             for (int n = 0; n < ROWS; ++n) {
@@ -299,8 +324,10 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
 
 // The same for one row alone. The rows of up stream through, `RANKS` at a time: they come from memory.
 template <class W>
-inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last, float* out) {
+inline void go_up(const float* low, const W* up, const W* next, int64_t rank, int64_t outputs, int64_t first,
+                  int64_t last, float* out) {
     for (int64_t r = 0; r < rank; r += RANKS) {
+        const W* ahead = r + RANKS < rank ? up + (r + RANKS) * outputs : next;
         float by[RANKS];
         const W* from[RANKS];
         for (int64_t k = 0; k < RANKS; ++k) {
@@ -311,7 +338,7 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
         for (; o + LANE <= last; o += LANE) {
             Lane total = lane(out + o);
             for (int64_t k = 0; k < RANKS; ++k) {
-                __builtin_prefetch(from[k] + RANKS * outputs + o, 0, 3);
+                __builtin_prefetch(ahead + k * outputs + o, 0, 3);
                 total += by[k] * lane(from[k] + o);
             }
             put(out + o, total);
@@ -323,13 +350,13 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
 
 // The same into numbers of 16 bits, which are rounded once.
 template <class W>
-inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last,
-                  bfloat16* out) {
+inline void go_up(const float* low, const W* up, const W* next, int64_t rank, int64_t outputs, int64_t first,
+                  int64_t last, bfloat16* out) {
     for (int64_t start = first; start < last; start += COLUMNS) {
         float room[COLUMNS];
         int64_t count = std::min(COLUMNS, last - start);
         for (int64_t i = 0; i < count; ++i) room[i] = load(out + start + i);
-        go_up(low, up + start, rank, outputs, 0, count, room);
+        go_up(low, up + start, next + start, rank, outputs, 0, count, room);
         for (int64_t i = 0; i < count; ++i) store(out + start + i, room[i]);
     }
 }
@@ -356,23 +383,28 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
             for (int64_t o = 0; o < widths[p]; o += std::min(columns, widths[p])) up_tasks.push_back({g, p, o, size});
             size += (spans[2 * g + 1] - spans[2 * g]) * rank;
         }
+    auto matrix = [&](const int64_t* of, const Task& task) {
+        return reinterpret_cast<const W*>(of[task.part * stride + task.group]);
+    };
     int64_t count = static_cast<int64_t>(down_tasks.size());
     for (int64_t index = share.begin(count); index < share.end(count); ++index) {
-        Task task = down_tasks[static_cast<size_t>(index)];
-        int64_t at = task.part * stride + task.group, rank = ranks[at], left = std::min(RANKS, rank - task.from);
-        const W* down = reinterpret_cast<const W*>(downs[at]) + task.from * inputs;
+        const Task &task = down_tasks[static_cast<size_t>(index)], *after = &task + (index + 1 < share.end(count));
+        int64_t rank = ranks[task.part * stride + task.group], left = std::min(RANKS, rank - task.from);
+        const W* down = matrix(downs, task) + task.from * inputs;
+        const W* next = matrix(downs, *after) + after->from * inputs;
         float* low = lows + task.low + task.from;
         const T* from = x + spans[2 * task.group] * x_row;
         in_blocks(spans[2 * task.group + 1] - spans[2 * task.group], [&](auto size, int64_t row) {
-            go_down<decltype(size)::value>(from + row * x_row, x_row, down, inputs, low + row * rank, rank, left);
+            go_down<decltype(size)::value>(from + row * x_row, x_row, down, row ? nullptr : next, inputs,
+                                           low + row * rank, rank, left);
         });
     }
     share.barrier();
     count = static_cast<int64_t>(up_tasks.size());
     for (int64_t index = share.begin(count); index < share.end(count); ++index) {
-        Task task = up_tasks[static_cast<size_t>(index)];
+        const Task &task = up_tasks[static_cast<size_t>(index)], *after = &task + (index + 1 < share.end(count));
         int64_t at = task.part * stride + task.group, rank = ranks[at], outputs = widths[task.part];
-        const W* up = reinterpret_cast<const W*>(ups[at]);
+        const W *up = matrix(ups, task), *next = matrix(ups, *after) + (after->from - task.from);
         const float* low = lows + task.low;
         int64_t last = task.from + std::min(columns, outputs - task.from);
         const float* ratio = reinterpret_cast<const float*>(ratios[at]);
@@ -389,7 +421,7 @@ void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const i
         in_blocks(rows, [&](auto size, int64_t row) {
             constexpr int ROWS = decltype(size)::value;
             const float* of = low + row * rank;
-            if constexpr (ROWS == 1) go_up(of, up, rank, outputs, task.from, last, to + row * out_row);
+            if constexpr (ROWS == 1) go_up(of, up, next, rank, outputs, task.from, last, to + row * out_row);
             else go_up<ROWS>(of, up, rank, outputs, task.from, last, to + row * out_row, out_row);
         });
     }
@@ -484,15 +516,27 @@ int64_t place_matrices(const char* file, const Move* moves, int64_t count, Share
 constexpr int64_t PANEL = 2 * LANE;
 constexpr size_t LINE = 64;  // bytes that memory hands over at once
 
+// What a thread will read after a product, in pieces that one part of the product can fetch on its way: a line for every
+// `STEPS` inputs. The product computes and the adapters' way from memory is long, so the two go on side by side.
+constexpr int64_t STEPS = 4;
+struct Ahead {
+    const std::vector<const char*>* pieces = nullptr;
+    size_t taken = 0;
+    const char* take() { return pieces && taken < pieces->size() ? (*pieces)[taken++] : nullptr; }
+};
+
 // x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
 // needed after this one: it is fetched on the way where this one has come from memory already.
 template <int ROWS, class T, class W, class N>
 inline void multiply_panel(const float* x, const W* panel, const N* next, const T* bias, T* out, int64_t out_row,
-                           int64_t inputs, int64_t columns) {
+                           int64_t inputs, int64_t columns, Ahead& ahead) {
     constexpr int LANES = 2 * ROWS <= SUMS ? 2 : 1;
     for (int64_t column = 0; column < columns; column += LANES * LANE) {
         Lane sums[ROWS][LANES] = {};
-        for (int64_t i = 0; i < inputs; ++i) {
+        const char *ahead_at = ahead.take(), *fetch = ahead_at ? ahead_at : reinterpret_cast<const char*>(panel);
+        size_t step = ahead_at ? LINE / STEPS : 0;
+        for (int64_t i = 0; i < inputs; ++i, fetch += step) {
+            __builtin_prefetch(fetch, 0, 2);
             Lane weights[LANES];
             for (int l = 0; l < LANES; ++l) {
                 int64_t place = column + l * LANE;
@@ -518,7 +562,7 @@ inline void multiply_panel(const float* x, const W* panel, const N* next, const 
 
 template <class T, class W>
 void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bias, T* out, int64_t out_row,
-                        int64_t rows, int64_t inputs, int64_t outputs, Share share) {
+                        int64_t rows, int64_t inputs, int64_t outputs, Share share, Ahead ahead) {
     static thread_local std::vector<float> room;
     if (room.size() < static_cast<size_t>(rows * inputs)) room.resize(static_cast<size_t>(rows * inputs));
     float* turned = room.data();
@@ -528,39 +572,37 @@ void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bia
             for (int64_t i = 0; i < inputs; ++i)
                 turned[row * inputs + i * ROWS + n] = load(x + (row + n) * x_row + i);
     });
-    int64_t count = (outputs + PANEL - 1) / PANEL, last = share.end(count);
-    for (int64_t p = share.begin(count); p < last; ++p) {
-        const W* panel = panels + p * inputs * PANEL;
-        const W* after = p + 1 < last ? panel + inputs * PANEL : nullptr;
+    share.each((outputs + PANEL - 1) / PANEL, [&](int64_t p, int64_t next) {
+        const W *panel = panels + p * inputs * PANEL, *after = next < 0 ? nullptr : panels + next * inputs * PANEL;
         int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
         auto multiply = [&](auto* from) {
             in_blocks(rows, [&](auto size, int64_t row) {
                 multiply_panel<decltype(size)::value>(turned + row * inputs, from, row == TILE ? after : nullptr,
                                                       bias ? bias + column : nullptr, out + row * out_row + column,
-                                                      out_row, inputs, columns);
+                                                      out_row, inputs, columns, ahead);
             });
         };
         if (sizeof(W) == sizeof(float) || rows <= TILE) {
             multiply(panel);
-            continue;
+            return;
         }
         static thread_local std::vector<float> floats;  // made once where several blocks of rows read them
         if (floats.size() < static_cast<size_t>(inputs * PANEL)) floats.resize(static_cast<size_t>(inputs * PANEL));
         for (int64_t i = 0; i < inputs * PANEL; i += LANE)
             *reinterpret_cast<Lane*>(floats.data() + i) = lane(panel + i);
         multiply(static_cast<const float*>(floats.data()));
-    }
+    });
 }
 
 template <class T>
 void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bias, T* out, int64_t out_row, int64_t rows,
-                     int64_t inputs, int64_t outputs, int64_t halves, Share share) {
+                     int64_t inputs, int64_t outputs, int64_t halves, Share share, Ahead ahead = {}) {
     if (halves)
         multiply_panels_of(x, x_row, static_cast<const bfloat16*>(panels), bias, out, out_row, rows, inputs, outputs,
-                           share);
+                           share, ahead);
     else
         multiply_panels_of(x, x_row, static_cast<const float*>(panels), bias, out, out_row, rows, inputs, outputs,
-                           share);
+                           share, ahead);
 }
 
 // The blocks of a decoder as Llama has them, in float: norm, queries with keys and values, rotary positions, attention over
@@ -589,6 +631,24 @@ inline Mix from_module(Mix mix, int64_t module) {
     return {mix.spans, mix.groups, mix.downs + at, mix.ups + at, mix.ratios + at, mix.ranks + at, mix.stride, mix.halves};
 }
 
+// The matrices of a thread's adapters, those of the first products first.
+inline Ahead fetch_ahead(const Mix& mix, int64_t parts, const int64_t* widths, int64_t inputs, Share share) {
+    static thread_local std::vector<const char*> pieces;
+    pieces.clear();
+    int64_t size = mix.halves ? sizeof(bfloat16) : sizeof(float), piece = inputs / STEPS * static_cast<int64_t>(LINE);
+    auto put = [&](const int64_t* of, auto width) {
+        for (int64_t g = share.begin(mix.groups); g < share.end(mix.groups); ++g)
+            for (int64_t p = 0; p < parts; ++p) {
+                const char* from = reinterpret_cast<const char*>(of[p * mix.stride + g]);
+                int64_t bytes = from ? mix.ranks[p * mix.stride + g] * width(p) * size : 0;
+                for (int64_t at = 0; at < bytes; at += piece) pieces.push_back(from + at);
+            }
+    };
+    put(mix.downs, [&](int64_t) { return inputs; });
+    put(mix.ups, [&](int64_t p) { return widths[p]; });
+    return {&pieces};
+}
+
 // What the blocks write between their parts.
 struct Room {
     float *normed, *attended, *wide, *inner, *lows;
@@ -609,11 +669,12 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
     };
     auto product = [&](const float* from, int64_t inputs, const void* panels, const float* bias, float* out,
                        int64_t outputs, int64_t module, int64_t parts, const int64_t* at, const int64_t* widths) {
-        multiply_panels(from, inputs, panels, bias, out, outputs, n, inputs, outputs, m.halves, share);
+        Mix own = mix.groups ? from_module(mix, module) : mix;
+        Ahead ahead = mix.groups ? fetch_ahead(own, parts, widths, inputs, share) : Ahead{};
+        multiply_panels(from, inputs, panels, bias, out, outputs, n, inputs, outputs, m.halves, share, ahead);
         share.barrier();
         if (!mix.groups) return;
-        add_adapters(from, inputs, out, outputs, from_module(mix, module), parts, at, widths, inputs, bias, room.lows,
-                     share);
+        add_adapters(from, inputs, out, outputs, own, parts, at, widths, inputs, bias, room.lows, share);
         share.barrier();
     };
     auto add = [&] {
