@@ -139,7 +139,7 @@ def objectives(made: Path) -> list[Entry]:
 
     def preferring(name: str, trainer: str, objective: Mapping[str, Any], **config: Any) -> Entry:
         source = {"on_bad_row": "skip"}  # some dialogues do not end in an answer
-        made = writing("hh_harmless", 80, 200, "prefer", data=source, objective=dict(objective), train=dict(pairs))
+        made = writing("hh_harmless", 40, 100, "prefer", data=source, objective=dict(objective), train=dict(pairs))
         return Entry(name, made, {"trainer": trainer, "config": config}, f"TRL {trainer}Trainer")
 
     def written(name: str, data_set: str, rows: int, test: int, **more: Any) -> Entry:
