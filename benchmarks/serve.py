@@ -46,7 +46,9 @@ FEW, COMING, STREAM = 8, 10, 96
 """Adapters whose first tokens are timed, others that are loaded meanwhile, and tokens of an answer that goes on."""
 SHARES = (50, 95, 99)
 """Percentiles that are told."""
-PATIENCE = 900
+BASE, WAVE, BASE_WAVE, ROUND, ROUNDS = "base", "64 distinct", "64 base", ", round ", 3
+"""Loads that are run several times, in turn with what they are compared with; what comes before the round's number."""
+PATIENCE = 1500
 """Seconds that a contestant may take."""
 
 
@@ -141,20 +143,27 @@ def spread(count: int, names: Sequence[str], seed: int) -> list[str]:
 
 
 def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> tuple[list[Load], dict[str, str]]:
-    """The base, then the same traffic over ever more adapters, then the base again."""
+    """The same traffic over ever more adapters, the base before and after each: machines change their speed by the
+    minute. Then what goes on in waves, three times in turn."""
     adapters = copies(max(*sizes, DISTINCT + FEW + COMING))
     everyone = list(adapters)
     names, count = everyone[: max(sizes)], options.requests
-    base = asks(count, seed, [None] * count)
-    loads = [Load("warm-up", base[:16]), Load("base", base)]
-    for size in sizes:
-        loads.append(Load(f"uniform {size}", asks(count, seed, spread(count, names[:size], seed))))
-    loads.append(Load(f"zipf {max(sizes)}", asks(count, seed, zipf(names, count, seed))))
-    loads += [Load("base again", asks(count, seed + 1000, [None] * count))]  # others: the first are still known
-    loads += [  # prompts that were not asked before, for adapters that are in memory
-        Load("64 adapters come", asks(DISTINCT, seed + 2000, everyone)),
-        Load("64 distinct", asks(DISTINCT, seed + 3000, everyone)),
-        Load("64 base", asks(DISTINCT, seed + 4000, [None] * DISTINCT)),
+
+    def base(number: int) -> Load:  # other prompts each time: the last ones are still known
+        return Load(f"{BASE}{ROUND}{number}", asks(count, seed + 1000 * number, [None] * count))
+
+    loads = [Load("warm-up", asks(16, seed, [None] * 16)), base(1)]
+    traffic = {f"uniform {size}": spread(count, names[:size], seed) for size in sizes}
+    traffic[f"zipf {max(sizes)}"] = zipf(names, count, seed)
+    for number, (name, asked) in enumerate(traffic.items(), start=2):
+        loads += [Load(name, asks(count, seed, asked)), base(number)]
+    loads.append(Load("64 adapters come", asks(DISTINCT, seed + 2000, everyone)))
+    for number in range(ROUNDS):  # prompts that were not asked before, for adapters that are in memory
+        loads.append(Load(f"{WAVE}{ROUND}{number + 1}", asks(DISTINCT, seed + 3000 + 10 * number, everyone)))
+        loads.append(
+            Load(f"{BASE_WAVE}{ROUND}{number + 1}", asks(DISTINCT, seed + 4000 + 10 * number, [None] * DISTINCT))
+        )
+    loads += [
         Load("base, 16 at once", asks(64, seed + 5000, [None] * 64), BATCH),
         Load("16 distinct, 16 at once", asks(64, seed + 6000, everyone[:BATCH] * 4), BATCH),
         Load("4 adapters, 16 at once", asks(64, seed + 6500, everyone[:APART] * 16), BATCH),
@@ -229,7 +238,10 @@ def ratios(
     """The last line: medians over repeats; None where a side is missing."""
 
     def of(load: str, figure: str = "tokens_per_second") -> float:
-        return median(each[load][figure] for each in runs)
+        """Of a load, or of all of its rounds."""
+        return median(
+            found[figure] for each in runs for name, found in each.items() if load in (name, name.partition(ROUND)[0])
+        )
 
     def peer(name: str, load: str) -> float | None:
         values = [each[name][load]["tokens_per_second"] for each in found if isinstance(each.get(name), dict)]
@@ -239,12 +251,7 @@ def ratios(
         theirs = [value for name in names if (value := peer(name, load))]
         return of(load) / max(theirs) if theirs else None
 
-    base = median(
-        [
-            *(each["base"]["tokens_per_second"] for each in runs),
-            *(each["base again"]["tokens_per_second"] for each in runs),
-        ]
-    )
+    base = of(BASE)
     most = max(sizes)
     eight = min(sizes, key=lambda size: abs(size - 8))
     files = [Path(folder) / "adapter_model.safetensors" for folder in copies(most).values()]
@@ -254,7 +261,7 @@ def ratios(
     return {
         f"throughput_{most}_vs_base": of(f"uniform {most}") / base,
         f"throughput_zipf_{most}_vs_base": of(f"zipf {most}") / base,
-        "throughput_64_distinct_vs_base": of("64 distinct") / of("64 base"),
+        "throughput_64_distinct_vs_base": of(WAVE) / of(BASE_WAVE),
         "p95_first_token_growth": of(f"uniform {most}", "first_p95") / of(f"uniform {eight}", "first_p95"),
         "ratio_vs_peft_mixed": ratio("16 distinct, 16 at once", "peft"),
         "ratio_vs_transformers_batching": ratio("base, 16 at once", "continuous"),
