@@ -87,6 +87,12 @@ def selections() -> list[Entry]:
     added = ["coming-of-age", "pretentious"]  # frequent enough to be in the rows that are drawn
     return [
         Entry("full", reviews({"full": {}}, train={"learning_rate": 1e-4}), trainer(None), TRAINER),
+        Entry(
+            "full, adamw_8bit",
+            reviews({"full": {}}, train={"learning_rate": 1e-4, "optimizer": "adamw_8bit"}),
+            trainer(None),
+            TRAINER,
+        ),
         Entry("last_layers", reviews({"last_layers": {"layers": 4}}), trainer([*blocks, "pooler"]), TRAINER),
         Entry("head", reviews({"head": {}}), trainer([]), TRAINER),
         Entry("bias", reviews({"bias": {}}), trainer(["bias"]), TRAINER),

@@ -48,7 +48,7 @@ def train_once(options: argparse.Namespace, seed: int, epsilon: float | None) ->
     prepared = prepare(recipe, rows=answers)
     network = network_to_tune(prepared, checkpoint_activations=False)
     strands, _ = strands_to_learn(prepared, network, prepared.plan)
-    optimizer = optimizer_to_tune(prepared, network)
+    optimizer = optimizer_to_tune(prepared, network, "adamw")
     budget = prepared.budget()
     private = PrivateGradient(strands[0].learner, optimizer, budget, seed) if budget else None
     started = time.perf_counter()

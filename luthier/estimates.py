@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from luthier.errors import UserError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.probe import BlockCost
     from luthier.recipe import Recipe
     from luthier.records import Row
+    from luthier.tune.optimizers import Kind
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
 """Tokens run at once when the recipe names no number: more is no faster there (LOG.md)."""
@@ -46,13 +47,26 @@ class Estimate:
     """Tokens that run at once: the recipe's number, or one that fits."""
     checkpoint_activations: bool
     """Whether blocks keep only their input for the backward pass, because keeping more does not fit."""
+    optimizer: Kind
+    """The recipe's, or 8 bits because 32 do not fit."""
+
+
+class Way(NamedTuple):
+    """How a step is gone about."""
+
+    tokens: int
+    """At once."""
+    checkpointed: bool
+    """Whether blocks are computed again in the backward pass."""
+    optimizer: Kind
 
 
 def estimate(prepared: Prepared) -> Estimate:
     """Peak memory and training time, measured on two blocks of the model's shape and multiplied out.
 
-    Weights count once in their dtype; what learns also has a gradient and two AdamW moments in 32 bits, and a 32-bit
-    master where weights are 16-bit.
+    Weights count once in their dtype; what learns also has a gradient in 32 bits, two AdamW moments in 32 or 8, and a
+    32-bit master where weights are 16-bit. What does not fit is first cut into smaller micro-batches, then computed
+    again in the backward pass, and then has moments of 8 bits: the first two leave the result as it is.
     """
     from luthier.models.load import choose_device, choose_dtype
     from luthier.probe import block_cost, learned_a_block
@@ -74,9 +88,11 @@ def estimate(prepared: Prepared) -> Estimate:
         prepared.found.folder, recipe.chosen_selection, recipe.chosen_objective.head
     )
     weights = weight_bytes(prepared, dtype)
-    least = sum(weights) + learning_bytes(counted, dtype)
+    asked = recipe.train.optimizer
+    kinds: list[Kind] = ["adamw", "adamw_8bit"] if asked == "auto" else [asked]
+    least = sum(weights) + learning_bytes(counted, dtype, kinds[-1])
     if free is not None and least > free:  # there is nothing to measure
-        return Estimate(least, free, None, counted, budget, checkpoint_activations=False)
+        return Estimate(least, free, None, counted, budget, checkpoint_activations=False, optimizer=kinds[-1])
     cost = block_cost(
         prepared.found.folder,
         recipe.chosen_selection,
@@ -87,34 +103,33 @@ def estimate(prepared: Prepared) -> Estimate:
         recipe.model.kernels,
     )
     learned = learned_parameters(facts, cost, backward_layers, outside)
-    fixed = fixed_bytes(recipe, facts, cost, learned, dtype, weights)
+    fixed = fixed_bytes(recipe, facts, cost, dtype, weights)
 
-    def peak(tokens: int, checkpointed: bool) -> int:
-        """Of a micro-batch of so many tokens."""
+    def peak(way: Way) -> int:
+        learning = learning_bytes(learned, dtype, way.optimizer) + (4 * learned if recipe.privacy is not None else 0)
         kept = cost.kept_bytes * backward_layers
-        if checkpointed:
+        if way.checkpointed:
             kept = cost.checkpointed_bytes * backward_layers + cost.kept_bytes
-        return fixed + int(tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
+        return fixed + learning + int(way.tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
 
     longest = int(prepared.rows.lengths.max())
     setting = recipe.train.checkpoint_activations
-    choice = (budget, setting == "always")
+    budgets = [budget]
     if free is not None and not recipe.train.micro_batch_tokens and recipe.privacy is None:
-        options = [(budget >> halvings, False) for halvings in range(6) if budget >> halvings >= LEAST_TOKENS]
-        options = [(tokens, True) for tokens, _ in options] if setting == "always" else options
-        if setting == "auto":
-            options += [(tokens, True) for tokens, _ in options]
-        choice = next((o for o in options if peak(max(o[0], longest), o[1]) <= 0.9 * free), options[-1])
-    elif free is not None and setting == "auto":
-        choice = (budget, peak(max(budget, longest), False) > 0.9 * free)
-    at_once = max(sum(within(step, choice[0])) for step in lengths)
+        budgets = [budget >> halvings for halvings in range(6) if not halvings or budget >> halvings >= LEAST_TOKENS]
+    again = [False, True] if setting == "auto" and free is not None else [setting == "always"]
+    ways = [Way(tokens, checkpointed, kind) for kind in kinds for checkpointed in again for tokens in budgets]
+    fitting = (w for w in ways if free is None or peak(w._replace(tokens=max(w.tokens, longest))) <= 0.9 * free)
+    way = next(fitting, ways[-1])
+    at_once = max(sum(within(step, way.tokens)) for step in lengths)
     return Estimate(
-        peak_bytes=peak(at_once, choice[1]),
+        peak_bytes=peak(way._replace(tokens=at_once)),
         available_bytes=free,
-        training_seconds=training_seconds(prepared, cost, backward_layers, learned, choice[1], device, dtype),
+        training_seconds=training_seconds(prepared, cost, backward_layers, learned, way, device, dtype),
         learned_parameters=learned,
-        micro_batch_tokens=choice[0],
-        checkpoint_activations=choice[1],
+        micro_batch_tokens=way.tokens,
+        checkpoint_activations=way.checkpointed,
+        optimizer=way.optimizer,
     )
 
 
@@ -152,24 +167,25 @@ def fixed_bytes(
     recipe: Recipe,
     facts: ModelFacts,
     cost: BlockCost,
-    learned: int,
     dtype: torch.dtype,
     weights: tuple[int, int],
 ) -> int:
-    """What does not grow with the batch: this process as it is, weights, and what learning adds to them."""
+    """What does not grow with the batch or with what learns: this process as it is, weights, scores."""
     import psutil
 
     loaded = int(weights[0] * LOADED_SHARE) + weights[1]
     scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
     if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
         scores += 2 * facts.vocabulary * facts.hidden_size * 4
-    sums = 4 * learned if recipe.privacy is not None else 0  # of clipped gradients, beside one example's
-    return int(psutil.Process().memory_info().rss) + loaded + learning_bytes(learned, dtype) + sums + scores
+    return int(psutil.Process().memory_info().rss) + loaded + scores
 
 
-def learning_bytes(learned: int, dtype: torch.dtype) -> int:
-    """Gradients and two AdamW moments in 32 bits, and 32-bit masters where weights are 16-bit."""
-    return learned * (12 + (0 if dtype.itemsize == 4 else 4))
+def learning_bytes(learned: int, dtype: torch.dtype, optimizer: Kind) -> int:
+    """Gradients in 32 bits, two AdamW moments, and 32-bit masters where weights are 16-bit."""
+    from luthier.kernels.adamw_8bit import BLOCK
+
+    moments = 8 if optimizer == "adamw" else 2 + 2 * 4 / BLOCK
+    return int(learned * (4 + moments + (0 if dtype.itemsize == 4 else 4)))
 
 
 def training_seconds(
@@ -177,7 +193,7 @@ def training_seconds(
     cost: BlockCost,
     backward_layers: int,
     learned: int,
-    checkpointed: bool,
+    way: Way,
     device: str,
     dtype: torch.dtype,
 ) -> float:
@@ -187,7 +203,7 @@ def training_seconds(
     mean_tokens = float(prepared.rows.lengths.mean())
     frozen = facts.layers - backward_layers
     times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
-    a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if checkpointed else 0))
+    a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if way.checkpointed else 0))
     a_token += frozen * cost.forward_seconds * times_frozen
     beside = sum(mixed.plan.batch_size * float(mixed.tokenised["train"].rows.lengths.mean()) for mixed in prepared.mix)
     seconds = (trained_rows * mean_tokens + plan.steps * beside) * a_token
@@ -196,7 +212,7 @@ def training_seconds(
         products = 3 if cost.everything_learns else 2
         flops = 2 * products * facts.vocabulary * facts.hidden_size
         seconds += trained_rows * mean_tokens * share * flops / matrix_rate(device, dtype)
-    return seconds + plan.steps * learned * seconds_a_parameter(device)
+    return seconds + plan.steps * learned * seconds_a_parameter(device, way.optimizer)
 
 
 def loss_share(rows: Sequence[Row]) -> float:
@@ -223,18 +239,23 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def seconds_a_parameter(device: str) -> float:
+def seconds_a_parameter(device: str, optimizer: Kind) -> float:
     """Of an AdamW step with clipping, measured on a million parameters."""
     import torch
 
+    from luthier.kernels.adamw_8bit import AdamW8Bit
+
     weight = torch.zeros(1 << 20, device=device, requires_grad=True)
     weight.grad = torch.ones_like(weight)
-    optimizer = torch.optim.AdamW([weight], fused=device in ("cpu", "cuda"))
+    if optimizer == "adamw_8bit":
+        moving: torch.optim.Optimizer = AdamW8Bit([weight], 1e-3, (0.9, 0.999), 1e-8)
+    else:
+        moving = torch.optim.AdamW([weight], fused=device in ("cpu", "cuda"))
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
-        optimizer.step()
+        moving.step()
         weight.detach()[0].item()
         best = min(best, time.perf_counter() - started)
     return best / weight.numel()

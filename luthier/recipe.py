@@ -66,6 +66,7 @@ ALIASES = {
     "weight_decay": "train.weight_decay",
     "max_grad_norm": "train.max_gradient_norm",
     "neftune_noise_alpha": "train.neftune_alpha",
+    "optim": "train.optimizer",
     "adam_beta1": "train.beta1",
     "adam_beta2": "train.beta2",
     "val_set_size": "data.validation_fraction",

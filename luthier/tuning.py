@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from luthier.records import Example
     from luthier.tune.hooks import Best
     from luthier.tune.loop import Strand
-    from luthier.tune.optimizers import Optimizer
+    from luthier.tune.optimizers import Kind, Optimizer
 
 
 SAVE_EVERY_SECONDS = 600
@@ -103,7 +103,7 @@ class Tuning:
         self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"], start)
         plan = with_secret(prepared, run)
         self.strands, self.beside = strands_to_learn(prepared, self.network, plan)
-        self.optimizer = optimizer_to_tune(prepared, self.network)
+        self.optimizer = optimizer_to_tune(prepared, self.network, run.manifest["estimate"].get("optimizer", "adamw"))
         self.private = None
         if run.manifest.get("privacy"):
             budget = Budget(**run.manifest["privacy"])
@@ -236,7 +236,7 @@ def strands_to_learn(prepared: Prepared, network: Network, plan: BatchPlan) -> t
     return strands, beside
 
 
-def optimizer_to_tune(prepared: Prepared, network: Network) -> Optimizer:
+def optimizer_to_tune(prepared: Prepared, network: Network, kind: Kind) -> Optimizer:
     """What moves everything that learns by now."""
     from luthier.tune.optimizers import Optimizer
     from luthier.tune.rates import rate_groups
@@ -245,7 +245,9 @@ def optimizer_to_tune(prepared: Prepared, network: Network) -> Optimizer:
     groups = rate_groups(network, settings, prepared.plan.steps_per_epoch, recipe.chosen_selection.rate_factor)
     if recipe.privacy is not None:  # each example's gradient is clipped instead
         settings = settings.model_copy(update={"max_gradient_norm": None})
-    return Optimizer(network, settings, groups)
+    if kind == "adamw_8bit" and settings.optimizer == "auto":
+        network.notes.append("the optimizer's moments are held in 8 bits, so that memory suffices")
+    return Optimizer(network, settings, groups, kind)
 
 
 def with_secret(prepared: Prepared, run: Run) -> BatchPlan:

@@ -324,7 +324,72 @@ void short_attention_backward(const T* gradient, const T* query, int64_t query_t
     }
 }
 
+// A block of AdamW's moments, each the level of its code times the block's scale.
+constexpr int64_t MOMENTS = 256;
+struct Levels {
+    const float *levels, *borders;  // 256 ascending; the 255 between them, and infinity
+    const uint8_t* below;           // of numbers whose upper bits are alike, the borders below all of them
+    void widen(const uint8_t* codes, float scale, int64_t count, float* out) const {
+        for (int64_t i = 0; i < count; ++i) out[i] = levels[codes[i]] * scale;
+    }
+    // Codes of a block; returns its scale. A code is the number of borders that lie below.
+    float narrow(const float* numbers, int64_t count, uint8_t* codes) const {
+        float scale = 0.0f;
+#pragma omp simd reduction(max : scale)
+        for (int64_t i = 0; i < count; ++i) scale = std::fabs(numbers[i]) > scale ? std::fabs(numbers[i]) : scale;
+        float by = scale > 1.17549435e-38f ? scale : 1.17549435e-38f, shares[MOMENTS];
+        int32_t places[MOMENTS];
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) {
+            float share = numbers[i] / by;
+            int32_t bits;
+            std::memcpy(&bits, &share, 4);
+            int32_t upper = ((bits & 0x7fffffff) >> 15) - LOWEST;
+            places[i] = (upper < 0 ? 0 : upper) + (bits < 0 ? ALIKE : 0);
+            shares[i] = share;
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            uint8_t least = below[places[i]];
+            codes[i] = static_cast<uint8_t>(least + (borders[least] < shares[i]));  // one border at most lies among them
+        }
+        return scale;
+    }
+    static constexpr int32_t LOWEST = 102 << 8, ALIKE = (25 << 8) + 1;  // from 2^-25 up to 1: sign, exponent, 8 bits
+};
+
+// One step of AdamW on moments of 8 bits; the plain version is in adamw_8bit.py.
+void adamw_8bit(float* weight, const float* gradient, uint8_t* mean_codes, float* mean_scales, uint8_t* root_codes,
+                float* root_scales, Levels of_mean, Levels of_root, int64_t count, float step_size, float decay,
+                float beta1, float beta2, float epsilon, float corrected, float divide) {
+#pragma omp parallel for if (count > WORTH_SHARING)
+    for (int64_t block = 0; block < (count + MOMENTS - 1) / MOMENTS; ++block) {
+        int64_t first = block * MOMENTS, size = count - first < MOMENTS ? count - first : MOMENTS;
+        float mean[MOMENTS], root[MOMENTS];
+        of_mean.widen(mean_codes + first, mean_scales[block], size, mean);
+        of_root.widen(root_codes + first, root_scales[block], size, root);
+        float* w = weight + first;
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+            float g = gradient[first + i] / divide;
+            mean[i] += (1.0f - beta1) * (g - mean[i]);
+            root[i] = std::sqrt(root[i] * root[i] * beta2 + (1.0f - beta2) * g * g);
+            w[i] = w[i] * decay - step_size * mean[i] / (root[i] / corrected + epsilon);
+        }
+        mean_scales[block] = of_mean.narrow(mean, size, mean_codes + first);
+        root_scales[block] = of_root.narrow(root, size, root_codes + first);
+    }
+}
+
 }  // namespace
+
+extern "C" void adamw_8bit_float32(float* weight, const float* gradient, uint8_t* mean_codes, float* mean_scales,
+                                   uint8_t* root_codes, float* root_scales, const float* mean_levels,
+                                   const float* mean_borders, const uint8_t* mean_below, const float* root_levels,
+                                   const float* root_borders, const uint8_t* root_below, int64_t count, float step_size,
+                                   float decay, float beta1, float beta2, float epsilon, float corrected, float divide) {
+    adamw_8bit(weight, gradient, mean_codes, mean_scales, root_codes, root_scales,
+               {mean_levels, mean_borders, mean_below}, {root_levels, root_borders, root_below}, count, step_size, decay, beta1, beta2, epsilon, corrected, divide);
+}
 
 #define EXPORT(TYPE, SUFFIX)                                                                                           \
     extern "C" void rms_norm_##SUFFIX(const TYPE* x, const TYPE* weight, TYPE* out, float* scale, int64_t rows,        \

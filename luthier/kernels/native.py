@@ -55,6 +55,7 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
         real,
         integer,
     ),
+    "adamw_8bit": (*12 * (pointer,), integer, *7 * (real,)),
     "store_pages": (*2 * HEADS, *3 * (pointer,), *3 * (integer,)),
     "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
     "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
@@ -64,7 +65,7 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }
 RESULTS = {"make_team": pointer, "place_matrices": integer}
-FLOAT_ONLY = ("run_blocks", "multiply_panels", "make_team")
+FLOAT_ONLY = ("run_blocks", "multiply_panels", "make_team", "adamw_8bit")
 
 
 def fits(*tensors: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ micro-batches are summed in 32 bits, so that cutting a step up does not change i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
     from luthier.models.network import Network
 
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+Kind = Literal["adamw", "adamw_8bit"]
 
 
 class OptimizerSettings(Settings):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with gradient clipping."""
 
+    optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
+    """`adamw_8bit` holds the two moments of large tensors in 8 bits each (Dettmers et al. 2022, arXiv:2110.02861): a
+    quarter of their memory, not quite the same steps. `auto` takes it where the run does not fit otherwise."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; the default depends on the selection."""
     weight_decay: float = Field(0.01, ge=0)
@@ -52,10 +55,12 @@ class Optimizer:
         network: Network,
         settings: OptimizerSettings,
         group_of: Callable[[str], RateGroup] = lambda name: RateGroup(),
+        kind: Kind = "adamw",
     ) -> None:
+        """`kind` is what `settings.optimizer` comes to."""
         import torch
 
-        self.settings = settings
+        self.settings, self.kind = settings, kind
         self.parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
         self.masters: dict[str, torch.Tensor] = {}
         self._hooks = []
@@ -68,17 +73,19 @@ class Optimizer:
         self._groups = {name: group_of(name) for name in self.masters}
         known = self.masters.keys() - network.new_parameters if settings.l2_sp else ()
         self._start = {name: self.masters[name].detach().clone() for name in known}
-        self._fused = network.device.type in ("cpu", "cuda")
-        self._adam = torch.optim.AdamW(
-            [
-                {"params": masters, "weight_decay": decay, "factor": factor}
-                for (decay, factor), masters in self._alike().items()
-            ],
-            lr=settings.learning_rate or 0.0,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.adam_epsilon,
-            fused=self._fused,
-        )
+        groups = [
+            {"params": masters, "weight_decay": decay, "factor": factor}
+            for (decay, factor), masters in self._alike().items()
+        ]
+        rate, betas, epsilon = settings.learning_rate or 0.0, (settings.beta1, settings.beta2), settings.adam_epsilon
+        self._adam: torch.optim.Optimizer
+        if kind == "adamw_8bit":
+            from luthier.kernels.adamw_8bit import AdamW8Bit
+
+            self._divides, self._adam = True, AdamW8Bit(groups, rate, betas, epsilon)
+        else:
+            self._divides = network.device.type in ("cpu", "cuda")
+            self._adam = torch.optim.AdamW(groups, rate, betas, epsilon, fused=self._divides)
 
     def _alike(self) -> dict[tuple[float, float], list[torch.Tensor]]:
         """The masters by weight decay and by the factor of their rate."""
@@ -144,10 +151,10 @@ class Optimizer:
         """Divide the gradients by so much, if it is more than 1."""
         import torch
 
-        # The fused update divides as it goes, which saves a pass over all gradients.
-        fused = self._fused and times > 1
-        self._adam.grad_scale = torch.tensor(times) if fused else None  # type: ignore[attr-defined]
-        if times > 1 and not fused:
+        # These updates divide as they go, which saves a pass over all gradients.
+        on_the_way = self._divides and times > 1
+        self._adam.grad_scale = torch.tensor(times) if on_the_way else None  # type: ignore[attr-defined]
+        if times > 1 and not on_the_way:
             torch._foreach_div_([m.grad for m in self.masters.values() if m.grad is not None], times)
 
     def _copy_back(self) -> None:
@@ -183,19 +190,29 @@ class Optimizer:
         }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up AdamW's state. Raises `ValueError` for a state that is not of these tensors."""
-        begun = {key.partition("/")[2] for key in state}  # what learns from a later step on has no state yet
-        expected = {f"{kind}/{name}": m for name, m in self.masters.items() if name in begun for kind in ADAM_STATE}
-        wrong = sorted(expected.keys() ^ state.keys())
-        wrong += sorted(
-            key
-            for key in expected.keys() & state.keys()
-            if not key.startswith("step/") and expected[key].shape != state[key].shape
-        )
-        if wrong:
-            raise ValueError(f"{len(wrong)} tensors do not fit: {', '.join(wrong[:3])}")
+        """Take up AdamW's state, whichever kind left it. Raises `ValueError` for one that is not of these tensors."""
+        from luthier.kernels.adamw_8bit import fitting_state
+
+        of: dict[str, dict[str, torch.Tensor]] = {}  # what learns from a later step on has no state yet
         for key, tensor in state.items():
             kind, _, name = key.partition("/")
+            of.setdefault(name, {})[kind] = tensor
+        wrong = sorted(of.keys() - self.masters.keys())
+        found = {}
+        for name in of.keys() & self.masters.keys():
+            step, master = of[name].pop("step", None), self.masters[name]
+            try:
+                found[name] = fitting_state(of[name], master, coarse=self.kind == "adamw_8bit")
+            except ValueError:
+                wrong.append(name)
+            if step is None:
+                wrong.append(name)
+            else:
+                found.setdefault(name, {})["step"] = step
+        if wrong:
+            raise ValueError(f"the state of {len(wrong)} tensors does not fit: {', '.join(wrong[:3])}")
+        for name, tensors in found.items():
             master = self.masters[name]
-            on_host = kind == "step" and not self._fused
-            self._adam.state[master][kind] = tensor.clone() if on_host else tensor.to(master.device, copy=True)
+            for kind, tensor in tensors.items():
+                on_host = kind == "step" and not (self.kind == "adamw" and self._divides)
+                self._adam.state[master][kind] = tensor.clone() if on_host else tensor.to(master.device, copy=True)

@@ -87,6 +87,41 @@ def test_check_tells_what_learns(tiny: Callable[..., Path], name: str) -> None:
         assert run_learned == lora.estimate().learned_parameters
 
 
+def test_moments_of_8_bits_where_32_do_not_fit(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of this process, which others move, is left out; what remains is this run's own."""
+    from luthier import estimates
+
+    monkeypatch.setattr(estimates, "fixed_bytes", lambda *_: 0)
+    found = {}
+
+    def estimate(optimizer: str, free: float) -> estimates.Estimate:
+        monkeypatch.setattr(estimates, "available_memory", lambda _: int(free))
+        plain = recipe(tiny("llama"), "prompt", "generate")
+        wanted = plain | {"selection": {"full": {}}, "train": plain["train"] | {"optimizer": optimizer}}
+        return prepare(wanted, rows=PAIRS).estimate()
+
+    least = {kind: estimate(kind, 1e6) for kind in ("adamw", "adamw_8bit")}  # every way of saving is tried
+    moments = 8 - 2 - 2 * 4 / 256
+    saved = least["adamw"].peak_bytes - least["adamw_8bit"].peak_bytes
+    assert saved == pytest.approx(moments * least["adamw"].learned_parameters, rel=1e-3)
+    between = (least["adamw"].peak_bytes + least["adamw_8bit"].peak_bytes) / 2 / 0.9
+    for free, kind in ((1e12, "adamw"), (between, "adamw_8bit")):
+        found[kind] = estimate("auto", free)
+        assert found[kind].optimizer == kind
+    assert estimate("adamw", between).optimizer == "adamw" and not found["adamw"].checkpoint_activations
+
+
+def test_a_run_with_moments_of_8_bits_is_resumed(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    plain = recipe(tiny("llama"), "prompt", "generate")
+    wanted = plain | {"selection": {"full": {}}, "train": plain["train"] | {"optimizer": "adamw_8bit"}}
+    whole = train(wanted, rows=PAIRS, out=tmp_path / "whole")
+    assert whole.manifest["estimate"]["optimizer"] == "adamw_8bit"
+    with pytest.raises(Stopped):
+        train(wanted, rows=PAIRS, out=tmp_path / "stopped", progress=StopAt(3))
+    resumed = train(resume=tmp_path / "stopped", rows=PAIRS)
+    assert [row["loss"] for row in resumed.log] == [row["loss"] for row in whole.log]
+
+
 def test_check_counts_fewer_bits(tiny: Callable[..., Path]) -> None:
     from luthier.estimates import weight_bytes
 

@@ -14,34 +14,44 @@ from luthier import files
 from luthier.errors import UserError
 from luthier.models.network import Network
 from luthier.tune.checkpoints import FACTS, STATE, WEIGHTS, Checkpoints
-from luthier.tune.optimizers import Optimizer, OptimizerSettings
+from luthier.tune.optimizers import Kind, Optimizer, OptimizerSettings
 from tests import tiny as make
 
 HOOKS = {"best": {"value": 0.5, "step": 3}}
 
 
-def fresh(tiny: Callable[..., Path], selection: str = "lora", dtype: Any = "float32") -> tuple[Network, Optimizer]:
+def fresh(
+    tiny: Callable[..., Path], selection: str = "lora", dtype: Any = "float32", kind: Kind = "adamw"
+) -> tuple[Network, Optimizer]:
     net = make.network(tiny("gpt2"), "classes", dtype=dtype)  # GPT-2 brings dropout of its own, 0.1
     chosen = make.small(selection)
     if selection == "lora":
         chosen = chosen.model_copy(update={"dropout": 0.2})
     chosen.apply(net)
-    return net, Optimizer(net, OptimizerSettings())
+    return net, Optimizer(net, OptimizerSettings(), kind=kind)
 
 
 @pytest.mark.parametrize(
-    ("selection", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("last_layers", "float32")]
+    ("selection", "dtype", "kind"),
+    [
+        ("lora", "float32", "adamw"),
+        ("lora", "bfloat16", "adamw"),
+        ("last_layers", "float32", "adamw"),
+        ("last_layers", "float32", "adamw_8bit"),
+    ],
 )
-def test_eight_steps_are_four_and_four(tiny: Callable[..., Path], tmp_path: Path, selection: str, dtype: str) -> None:
-    net, optimizer = fresh(tiny, selection, dtype)
+def test_eight_steps_are_four_and_four(
+    tiny: Callable[..., Path], tmp_path: Path, selection: str, dtype: str, kind: Kind
+) -> None:
+    net, optimizer = fresh(tiny, selection, dtype, kind)
     rows = make.rows(net)
     whole = make.run_steps(net, optimizer, rows, 8)
 
-    first, its = fresh(tiny, selection, dtype)
+    first, its = fresh(tiny, selection, dtype, kind)
     make.run_steps(first, its, rows, 8, until=4)
     Checkpoints(tmp_path, "run").save(its, 4, HOOKS)
 
-    second, other = fresh(tiny, selection, dtype)
+    second, other = fresh(tiny, selection, dtype, kind)
     assert Checkpoints(tmp_path, "run").resume(other) == (4, HOOKS)
     for name, tensor in its.state().items():
         assert torch.equal(tensor, other.state()[name]), name
@@ -54,6 +64,22 @@ def test_eight_steps_are_four_and_four(tiny: Callable[..., Path], tmp_path: Path
         assert torch.equal(one, two), name
     for name, tensor in optimizer.state().items():
         assert torch.equal(tensor, other.state()[name]), name
+
+
+@pytest.mark.parametrize("kinds", [("adamw", "adamw_8bit"), ("adamw_8bit", "adamw")])
+def test_a_run_goes_on_with_moments_held_otherwise(
+    tiny: Callable[..., Path], tmp_path: Path, kinds: tuple[Kind, Kind]
+) -> None:
+    """Where memory was short before and is not now, or the other way round."""
+    first, its = fresh(tiny, "last_layers", kind=kinds[0])
+    rows = make.rows(first)
+    make.run_steps(first, its, rows, 8, until=4)
+    Checkpoints(tmp_path, "run").save(its, 4, HOOKS)
+    second, other = fresh(tiny, "last_layers", kind=kinds[1])
+    assert Checkpoints(tmp_path, "run").resume(other) == (4, HOOKS)
+    rest = make.run_steps(second, other, rows, 8, after=4)
+    whole = make.run_steps(first, its, rows, 8, after=4)
+    assert [step.loss for step in rest] == pytest.approx([step.loss for step in whole], rel=1e-2)
 
 
 @pytest.fixture
