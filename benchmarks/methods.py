@@ -63,6 +63,8 @@ def writing(data_set: str, rows: int, test: int, task: str = "generate", **more:
 
 SEED = "; seed "
 """Between a line's name and the number of its seed, where that is not 0."""
+SHORT = 700
+"""Characters of a dialogue with the longer of its two answers: within 256 tokens."""
 DRAWN = 24
 """Longest answer in tokens that a reward is drawn for."""
 COVERAGE = """
@@ -144,9 +146,9 @@ def objectives(made: Path) -> list[Entry]:
     teacher = {"distil": {"teacher": "base", "alpha": 0.3}}
 
     def preferring(name: str, trainer: str, objective: Mapping[str, Any], **config: Any) -> Entry:
-        source = {"on_bad_row": "skip"}  # some dialogues do not end in an answer
-        made = writing("hh_harmless", 40, 100, "prefer", data=source, objective=dict(objective), train=dict(pairs))
-        return Entry(name, made, {"trainer": trainer, "config": config}, f"TRL {trainer}Trainer")
+        source = {"source": str(short_pairs(made)), "on_bad_row": "skip"}  # some do not end in an answer
+        run = writing("hh_harmless", 80, 200, "prefer", data=source, objective=dict(objective), train=dict(pairs))
+        return Entry(name, run, {"trainer": trainer, "config": config}, f"TRL {trainer}Trainer")
 
     def written(name: str, data_set: str, rows: int, test: int, **more: Any) -> Entry:
         return Entry(name, writing(data_set, rows, test, **more), sft, "TRL SFTTrainer")
@@ -233,6 +235,22 @@ def eight_of_each(folder: Path) -> Path:
     cut.mkdir(parents=True, exist_ok=True)
     (cut / "train.jsonl").write_text("\n".join(kept) + "\n")
     shutil.copy(whole / "test.jsonl", cut)
+    return cut
+
+
+def short_pairs(folder: Path) -> Path:
+    """hh_harmless without long dialogues: TRL cuts or drops what is longer than its limit in ways of its own."""
+    whole = Path(source_of("hh_harmless")["source"])
+    cut = folder / "hh_short"
+    cut.mkdir(parents=True, exist_ok=True)
+    for file in whole.glob("*.jsonl*"):
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        kept = []
+        for line in raw.decode().splitlines():
+            row = json.loads(line)
+            if len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"])) <= SHORT:
+                kept.append(line)
+        (cut / file.name.removesuffix(".gz")).write_text("\n".join(kept) + "\n")
     return cut
 
 
