@@ -67,6 +67,8 @@ SHORT = 700
 """Characters of a dialogue with the longer of its two answers: within 256 tokens."""
 DRAWN = 24
 """Longest answer in tokens that a reward is drawn for."""
+DRAWN_RATE = 5e-4
+"""Learning rate of rewards: at the default, a tenth of it, eight steps teach neither side anything."""
 COVERAGE = """
 def coverage(prompt, answer, fields):
     words = [word.strip(",.").lower()[:4] for word in prompt.split()]
@@ -164,7 +166,7 @@ def objectives(made: Path) -> list[Entry]:
         theirs = {"trainer": trainer, "config": peer} if trainer else None
         return Entry(
             name,
-            writing("commongen", 64, 100, objective=objective, **asked),
+            writing("commongen", 64, 100, objective=objective, train={"learning_rate": DRAWN_RATE}, **asked),
             theirs,
             f"TRL {trainer}Trainer" if trainer else "",
         )
