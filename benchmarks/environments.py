@@ -54,8 +54,8 @@ LM_EVAL = Environment("lm_eval", "0.4.13", ("datasets",))
 SETFIT = Environment("setfit", "1.2.0", ("transformers<5", "sentence-transformers<6", "scikit-learn"), same=("torch",))
 """Wants transformers below 5."""
 DATASKETCH = Environment("datasketch", "2.0.0", same=("numpy",))
-LLAMA_CPP = Environment("llama-cpp-python", "0.3.36", ("numpy",), same=())
-"""Compiled for this processor when it is installed: some minutes, and a C++ compiler with CMake."""
+LLAMA_CPP = Environment("xllamacpp", "2026.10.11549", ("numpy",), same=())
+"""llama.cpp and its server, compiled for processors with AVX2."""
 RENSA = Environment("rensa", "0.5.0", same=())
 DATATROVE = Environment("datatrove", "0.10.1", ("nltk", "spacy", "tokenizers", "xxhash<4"), same=())
 """Its hashing hands texts to xxhash, which takes bytes alone from 4 on."""

@@ -4,10 +4,9 @@ In: options; data sets from the folder that LUTHIER_DATA names. Out: a table and
 contestant runs in a process of its own, in turn, `--repeats` times; medians. Adapters are trained by Luthier for a few
 steps on three sets (ranks 8, 16 and 32, all linear layers), the rest are copies. Peers: transformers' `generate` on
 batches of 16, PEFT's mixed-adapter batches, a process for each of 4 adapters, transformers' continuous batching (base
-only), llama.cpp (one stream; the quicker of float32 and bfloat16). The base's weights are in bfloat16, which all hold
-or widen without a loss.
-The last loads are an open loop, and what loading costs: first tokens of adapters that are not in memory, and the
-longest pause of running answers while 100 MB of adapters come in.
+only), llama.cpp's server (base only; the quicker of float32 and bfloat16). The base's weights are in bfloat16, which
+all hold or widen without a loss. The last loads are an open loop, and what loading costs: first tokens of adapters that
+are not in memory, and the longest pause of running answers while 100 MB of adapters come in.
 Run: python -m benchmarks.serve [--adapters 1,8,16,100,1000] [--requests 256] [--repeats 3] [--only NAME,...]
 """
 
@@ -216,7 +215,7 @@ def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[st
         ("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]), None),
     ]
     for kind in ("F32", "BF16"):
-        job = ServeJob("single", str(gguf_file(kind)), {}, [single])
+        job = ServeJob("server", str(gguf_file(kind)), {}, [single, sixteen])
         jobs.append((f"llama.cpp {kind}", "serve_llama_cpp", job, LLAMA_CPP))
     wanted = options.only.split(",") if options.only else [name.split()[0] for name, *_ in jobs]
     for name, module, job, environment in jobs:
@@ -267,6 +266,7 @@ def ratios(
         "ratio_vs_transformers_batching": ratio("base, 16 at once", "continuous"),
         "ratio_vs_processes": ratio("4 adapters, 16 at once", "processes"),
         "ratio_vs_generate": ratio("base, 16 at once", "generate"),
+        "ratio_vs_llama_cpp": ratio("base, 16 at once", "llama.cpp F32", "llama.cpp BF16"),
         "single_stream_vs_llama_cpp": ratio("single stream", "llama.cpp F32", "llama.cpp BF16"),
         "single_stream_vs_generate": ratio("single stream", "generate"),
         "memory_per_adapter_vs_file": last["adapter_bytes"] / max(1, last["resident"]) / mean_file,

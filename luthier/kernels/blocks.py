@@ -24,6 +24,10 @@ from luthier.kernels.pages import Paged, PageMemory
 
 PANEL = 32
 """Outputs of a panel."""
+PAIRED = torch.arange(PANEL).view(2, PANEL // 2).T.flatten()
+"""The outputs of a panel of 16 bits as they lie: 0, 16, 1, 17, ..."""
+PLACE = PAIRED.argsort()
+"""Where each output lies there."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Whose blocks are norm, attention, norm, gated layer, each added to what came in."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -75,17 +79,19 @@ def fit_in_halves(model: nn.Module) -> bool:
 
 
 def panels_of(weights: Sequence[torch.Tensor], halves: bool = False) -> torch.Tensor:
-    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros; in bfloat16 with `halves`."""
+    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros; with `halves` in bfloat16, and
+    each of the first 16 outputs beside one of the others, which a processor takes apart more quickly."""
     weight_OI = torch.cat([weight.detach() for weight in weights])
     outputs, inputs = weight_OI.shape
     filled = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % PANEL))
     panels = filled.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
-    return panels.bfloat16() if halves else panels
+    return panels.bfloat16()[..., PAIRED] if halves else panels
 
 
 def from_panels(panels: torch.Tensor, first: int, outputs: int) -> torch.Tensor:
     """The weight [O, I] whose outputs begin at `first`."""
-    return panels.transpose(1, 2).flatten(0, 1)[first : first + outputs].float()
+    ordered = panels[..., PLACE] if panels.dtype == torch.bfloat16 else panels
+    return ordered.transpose(1, 2).flatten(0, 1)[first : first + outputs].float()
 
 
 def multiply_panels(x_NI: torch.Tensor, panels: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -143,6 +149,8 @@ class CompiledBlocks:
             scale=attention.scaling,
             offset=0.0,
         )
+        self.angles = torch.empty(0), torch.empty(0)
+        """Cosine and sine of the positions so far."""
         self.vocabulary = model.get_output_embeddings().out_features
         self.head = panels_of([model.get_output_embeddings().weight], self.halves)
         self.tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -157,8 +165,7 @@ class CompiledBlocks:
         x_ND = self._embed(tokens_N)
         for rows, vectors in learned:
             x_ND[rows] = vectors
-        cosine, sine = self.model.base_model.rotary_emb(x_ND, packing.positions[None])
-        cosine_ND, sine_ND = cosine[0].contiguous(), sine[0].contiguous()
+        cosine_ND, sine_ND = self._angles(x_ND, packing.positions, max(packing.contexts))
         tables, spans, slots = packing.table, packing.spans, packing.slot
         step = StepStruct(
             len(tokens_N),
@@ -185,9 +192,23 @@ class CompiledBlocks:
         """Scores over the vocabulary, [N, V]."""
         return multiply_panels(hidden_ND, self.head, self.vocabulary)
 
+    def _angles(self, x_ND: torch.Tensor, positions_N: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of each token's rotary angles; all positions lie below `end`."""
+        rotary = self.model.base_model.rotary_emb
+        if rotary.rope_type in ("dynamic", "longrope"):  # they depend on how long the sequence is
+            cosine, sine = rotary(x_ND, positions_N[None])
+            return cosine[0].contiguous(), sine[0].contiguous()
+        if end > len(self.angles[0]):
+            positions = torch.arange(max(1024, 2 * end), device=positions_N.device)
+            cosine, sine = rotary(x_ND, positions[None])
+            self.angles = cosine[0], sine[0]
+        cosine, sine = self.angles
+        return cosine[positions_N], sine[positions_N]
+
     def _embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         if self.tied:
-            return self.head[tokens_N // PANEL, :, tokens_N % PANEL].float()
+            places_N = PLACE[tokens_N % PANEL] if self.halves else tokens_N % PANEL
+            return self.head[tokens_N // PANEL, :, places_N].float()
         return self.model.get_input_embeddings()(tokens_N)
 
     def _take(self, layer: Any, number: int) -> BlockStruct:

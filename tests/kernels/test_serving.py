@@ -14,7 +14,15 @@ from torch import nn
 
 from luthier.kernels import native
 from luthier.kernels.attention import AttentionSettings, attention_plain
-from luthier.kernels.blocks import FAMILIES, CompiledBlocks, can_run, from_panels, multiply_panels, panels_of
+from luthier.kernels.blocks import (
+    FAMILIES,
+    CompiledBlocks,
+    can_run,
+    fit_in_halves,
+    from_panels,
+    multiply_panels,
+    panels_of,
+)
 from luthier.kernels.branches import Branched, attention_of_branches
 from luthier.kernels.fast import packed_hidden
 from luthier.kernels.mixed import Group, Mixer, Pair, RowAdapter, mix_in
@@ -148,11 +156,20 @@ def test_attention_of_branches(
 
 
 @many
-@given(st.integers(1, 40), st.integers(1, 70), st.lists(st.integers(1, 80), min_size=1, max_size=3), st.integers(0, 99))
-def test_products_in_panels(rows: int, inputs: int, outputs: list[int], seed: int) -> None:
+@given(
+    st.integers(1, 40),
+    st.integers(1, 70),
+    st.lists(st.integers(1, 80), min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_products_in_panels(rows: int, inputs: int, outputs: list[int], halves: bool, seed: int) -> None:
+    """In 16 bits only what loses nothing by it is held."""
     torch.manual_seed(seed)
     weights = [torch.randn(width, inputs) for width in outputs]
-    panels, first = panels_of(weights), 0
+    weights = [weight.bfloat16().float() for weight in weights] if halves else weights
+    panels, first = panels_of(weights, halves), 0
+    assert panels.dtype == (torch.bfloat16 if halves else torch.float32)
     for weight in weights:
         assert torch.equal(from_panels(panels, first, len(weight)), weight)
         first += len(weight)
@@ -160,11 +177,15 @@ def test_products_in_panels(rows: int, inputs: int, outputs: list[int], seed: in
     assert_close(multiply_panels(x, panels, sum(outputs)), x @ torch.cat(weights).T, torch.float32)
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whole_blocks(tiny: Callable[..., Path], family: str) -> None:
+def test_whole_blocks(tiny: Callable[..., Path], family: str, halves: bool) -> None:
     """The compiled call gives the hidden states and scores of the model's own code, adapters among them."""
     net = tinies.network(tiny(family), "language")
-    assert can_run(net.model) and net.family is not None
+    if halves:
+        for parameter in net.model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+    assert can_run(net.model) and net.family is not None and fit_in_halves(net.model) == halves
     config = net.model.config
     name, _ = net.blocks()
     mixer, layers = mix_in(net.model, (f"{name}.",))
