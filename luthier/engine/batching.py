@@ -102,6 +102,8 @@ def check_window(network: Network, longest: int, virtual: int) -> None:
 def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -> Iterator[Running]:
     """Yield the prompts in batches of like length, each ready for its next token; longest first.
 
+    Prompts that are the same are computed once: several answers to one prompt are drawn together.
+
     Args:
         room: Tokens that each row may still grow by, counted when a batch is sized.
     """
@@ -124,15 +126,27 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
         out = network.model.base_model(input_ids=head, past_key_values=start_memory, use_cache=True)
         start_memory = out.past_key_values
     before = prefix + start
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    same: dict[tuple[int, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        same.setdefault(tuple(prompt), []).append(index)
+    order = sorted(same, key=lambda prompt: -len(prompt))
     while order:
-        longest = len(prompts[order[0]]) - start + room
-        size = max(1, min(BATCH_ROWS, BATCH_TOKENS // longest, HELD_TOKENS // (before + longest)))
-        indices = order[:size]
-        if prefix and not padding_is_free:  # none may stand between the prefix and a prompt
-            indices = [index for index in indices if len(prompts[index]) == len(prompts[order[0]])]
-        order = order[len(indices) :]
-        rests = [list(prompts[index][start:]) for index in indices]
+        longest = len(order[0]) - start + room
+        most = max(1, min(BATCH_ROWS, HELD_TOKENS // (before + longest)))
+        batch: list[tuple[int, ...]] = []
+        indices: list[int] = []
+        copies: list[int] = []
+        for prompt in order[: max(1, BATCH_TOKENS // longest)]:
+            left = most - len(indices)
+            # padding must not stand between the prefix and a prompt
+            if not left or (prefix and not padding_is_free and len(prompt) != len(order[0])):
+                break
+            taken, same[prompt] = same[prompt][:left], same[prompt][left:]
+            batch.append(prompt)
+            copies.append(len(taken))
+            indices += taken
+        order = [prompt for prompt in order if same[prompt]]
+        rests = [list(prompt[start:]) for prompt in batch]
         width = max(len(rest) for rest in rests)
         tokens_ET = torch.tensor(
             [[network.tokenizer.pad_token_id] * (width - len(rest)) + rest for rest in rests], device=device
@@ -142,7 +156,7 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
         )
         memory = copy.deepcopy(start_memory)
         if memory is not None:
-            memory.batch_repeat_interleave(len(indices))
+            memory.batch_repeat_interleave(len(batch))
         position_ET = (mask_EL.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
         out = network.model(
             input_ids=tokens_ET,
@@ -152,4 +166,8 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
             use_cache=True,
             logits_to_keep=1,
         )
-        yield Running(indices, out.logits[:, -1].float(), mask_EL, out.past_key_values)
+        running = Running(list(range(len(batch))), out.logits[:, -1].float(), mask_EL, out.past_key_values)
+        if len(indices) > len(batch):
+            running.keep([place for place, count in enumerate(copies) for _ in range(count)])
+        running.indices = indices
+        yield running

@@ -79,8 +79,11 @@ def fit_in_halves(model: nn.Module) -> bool:
 
 
 def panels_of(weights: Sequence[torch.Tensor], halves: bool = False) -> torch.Tensor:
-    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros; with `halves` in bfloat16, and
-    each of the first 16 outputs beside one of the others, which a processor takes apart more quickly."""
+    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros.
+
+    With `halves` in bfloat16, each of the first 16 outputs beside one of the others: a processor takes them apart more
+    quickly so.
+    """
     weight_OI = torch.cat([weight.detach() for weight in weights])
     outputs, inputs = weight_OI.shape
     filled = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % PANEL))

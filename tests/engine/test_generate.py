@@ -155,6 +155,30 @@ def test_equal_prompts_and_empty_rests(net: Network) -> None:
     assert [answer.tokens for answer in answers] == expected
 
 
+def test_many_answers_to_one_prompt_read_it_once(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More copies than a batch has rows, and in no order: each place has its own prompt's answer."""
+    monkeypatch.setattr(batching, "BATCH_ROWS", 5)
+    distinct = encoded(net, "")[:3]
+    order = [2, 0, 1, 1, 1, 0, 1, 1, 2, 1, 1, 1, 0]
+    read: list[int] = []
+
+    def told(module: object, given: tuple[object, ...], named: dict[str, torch.Tensor], out: object) -> None:
+        read.append(named["input_ids"].shape[1] * named["input_ids"].shape[0])
+
+    hook = net.model.register_forward_hook(told, with_kwargs=True)
+    batches = list(prefill(net, [distinct[place] for place in order], room=NEW))
+    hook.remove()
+    assert sorted(index for running in batches for index in running.indices) == list(range(len(order)))
+    assert sum(read) < 0.6 * sum(len(distinct[place]) for place in order)
+    for running in batches:
+        for row, index in enumerate(running.indices):
+            alone = net.model(input_ids=torch.tensor([distinct[order[index]]])).logits[0, -1]
+            torch.testing.assert_close(running.logits_EV[row], alone, rtol=1e-4, atol=1e-4)
+    answers = generate(net, [distinct[place] for place in order], max_new_tokens=NEW, stop_ids=())
+    for place, answer in zip(order, answers, strict=True):
+        assert answer.tokens == plainly(net, distinct[place], ())
+
+
 def test_text_is_told_as_it_comes(net: Network) -> None:
     told: list[str] = []
     (answer,) = generate(net, encoded(net, "")[:1], max_new_tokens=30, stop_ids=[], on_text=told.append)
