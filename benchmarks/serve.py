@@ -159,9 +159,7 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
     loads.append(Load("64 adapters come", asks(DISTINCT, seed + 2000, everyone)))
     for number in range(ROUNDS):  # prompts that were not asked before, for adapters that are in memory
         loads.append(Load(f"{WAVE}{ROUND}{number + 1}", asks(DISTINCT, seed + 8000 + number, everyone)))
-        loads.append(
-            Load(f"{BASE_WAVE}{ROUND}{number + 1}", asks(DISTINCT, seed + 9000 + number, [None] * DISTINCT))
-        )
+        loads.append(Load(f"{BASE_WAVE}{ROUND}{number + 1}", asks(DISTINCT, seed + 9000 + number, [None] * DISTINCT)))
     loads += [
         Load("base, 16 at once", asks(64, seed + 5000, [None] * 64), BATCH),
         Load("16 distinct, 16 at once", asks(64, seed + 6000, everyone[:BATCH] * 4), BATCH),

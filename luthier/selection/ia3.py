@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Ia3(Wrapping):
     """(IA)^3: three vectors a block, ten times smaller than a LoRA of low rank; merged they cost nothing."""
 
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2
 
     def apply(self, network: Network) -> None:
         from luthier.kernels.scaled import ScaledLinear
