@@ -11,22 +11,22 @@ import gzip
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.environments import SETFIT
 from benchmarks.method_run import Entry, Line, asked_for, run_entry
 from benchmarks.rows import REVIEWS, source_of
 from benchmarks.train_speed import MINILM, SMOLLM
+from luthier.evaluate.examinations import EXAMINATIONS
 from luthier.text_table import columns
 
-UNEXAMINED = dict.fromkeys(
-    ("calibration", "confidence", "fairness", "errors", "latency", "forgetting", "memorisation", "safety")
-)
+UNEXAMINED = dict.fromkeys(EXAMINATIONS)
 """A score is all that is asked here: none of the verdict's other examinations."""
 LATE = 10**6
 """Validate at the last step only: no peer picks its best checkpoint either."""
@@ -403,7 +403,13 @@ def main() -> None:
         "--json", type=Path, help="a file for all figures; lines that it has are kept, failed ones tried again"
     )
     options = parser.parse_args()
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="luthier-methods-"))
+    kept_folder = nullcontext(options.folder) if options.folder else TemporaryDirectory(prefix="luthier-methods-")
+    with kept_folder as folder:
+        run(options, Path(folder))
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    """Every line that is asked for and not there yet, then all that are there."""
     kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     groups = {"What learns": selections(), "What the loss is": objectives(folder)}
     found: dict[str, Line] = {name: Line(**values) for name, values in kept.items()}
@@ -424,8 +430,6 @@ def main() -> None:
     if pooled:
         print(f"\nOver several seeds\n\n{seeds_table(pooled)}")
     print(json.dumps(summary(list(found.values()), pooled)))
-    if not options.folder:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

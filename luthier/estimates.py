@@ -106,7 +106,8 @@ def estimate(prepared: Prepared) -> Estimate:
     fixed = fixed_bytes(recipe, facts, cost, dtype, weights)
 
     def peak(way: Way) -> int:
-        learning = learning_bytes(learned, dtype, way.optimizer) + (4 * learned if recipe.privacy is not None else 0)
+        sums = 4 * learned if recipe.privacy is not None else 0  # of clipped gradients, beside one example's
+        learning = learning_bytes(learned, dtype, way.optimizer) + sums
         kept = cost.kept_bytes * backward_layers
         if way.checkpointed:
             kept = cost.checkpointed_bytes * backward_layers + cost.kept_bytes

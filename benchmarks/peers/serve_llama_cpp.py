@@ -34,7 +34,9 @@ def run(path: str, load: Load) -> dict[str, Any]:
 
     def answer(ask: Ask, each: Timed) -> None:
         def told(piece: Any) -> None:
-            if len(each.tokens) < ask.new_tokens:  # a last piece without a token tells why it ends
+            if "error" in piece:
+                each.error = str(piece["error"])
+            elif len(each.tokens) < ask.new_tokens:  # a last piece without a token tells why it ends
                 each.tokens.append(time.perf_counter())
 
         wanted = {"prompt": ask.prompt, "max_tokens": ask.new_tokens, "temperature": 0, "stream": True}

@@ -129,23 +129,24 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
     same: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         same.setdefault(tuple(prompt), []).append(index)
-    order = sorted(same, key=lambda prompt: -len(prompt))
-    while order:
-        longest = len(order[0]) - start + room
+    waiting = sorted(same.items(), key=lambda each: -len(each[0]))
+    while waiting:
+        longest = len(waiting[0][0]) - start + room
         most = max(1, min(BATCH_ROWS, HELD_TOKENS // (before + longest)))
         batch: list[tuple[int, ...]] = []
+        rows: list[int] = []
         indices: list[int] = []
-        copies: list[int] = []
-        for prompt in order[: max(1, BATCH_TOKENS // longest)]:
-            left = most - len(indices)
+        for prompt, places in waiting[: max(1, BATCH_TOKENS // longest)]:
             # padding must not stand between the prefix and a prompt
-            if not left or (prefix and not padding_is_free and len(prompt) != len(order[0])):
+            if len(indices) == most or (prefix and not padding_is_free and len(prompt) != len(waiting[0][0])):
                 break
-            taken, same[prompt] = same[prompt][:left], same[prompt][left:]
-            batch.append(prompt)
-            copies.append(len(taken))
+            taken = places[: most - len(indices)]
+            del places[: len(taken)]
+            rows += [len(batch)] * len(taken)
             indices += taken
-        order = [prompt for prompt in order if same[prompt]]
+            batch.append(prompt)
+        left_over = bool(waiting[len(batch) - 1][1])  # the last one's copies may go on in the next batch
+        waiting = waiting[len(batch) - left_over :]
         rests = [list(prompt[start:]) for prompt in batch]
         width = max(len(rest) for rest in rests)
         tokens_ET = torch.tensor(
@@ -168,6 +169,6 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
         )
         running = Running(list(range(len(batch))), out.logits[:, -1].float(), mask_EL, out.past_key_values)
         if len(indices) > len(batch):
-            running.keep([place for place, count in enumerate(copies) for _ in range(count)])
+            running.keep(rows)
         running.indices = indices
         yield running

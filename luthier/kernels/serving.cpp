@@ -671,7 +671,8 @@ inline Mix from_module(Mix mix, int64_t module) {
 inline Ahead fetch_ahead(const Mix& mix, int64_t parts, const int64_t* widths, int64_t inputs, Share share) {
     static thread_local std::vector<const char*> pieces;
     pieces.clear();
-    int64_t size = mix.halves ? sizeof(bfloat16) : sizeof(float), piece = inputs / STEPS * static_cast<int64_t>(LINE);
+    int64_t size = mix.halves ? sizeof(bfloat16) : sizeof(float), line = static_cast<int64_t>(LINE);
+    int64_t piece = std::max(line, inputs / STEPS * line);
     auto put = [&](const int64_t* of, auto width) {
         for (int64_t g = share.begin(mix.groups); g < share.end(mix.groups); ++g)
             for (int64_t p = 0; p < parts; ++p) {

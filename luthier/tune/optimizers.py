@@ -200,17 +200,13 @@ class Optimizer:
         wrong = sorted(of.keys() - self.masters.keys())
         found = {}
         for name in of.keys() & self.masters.keys():
-            step, master = of[name].pop("step", None), self.masters[name]
             try:
-                found[name] = fitting_state(of[name], master, coarse=self.kind == "adamw_8bit")
-            except ValueError:
+                step = {"step": of[name].pop("step")}
+                found[name] = step | fitting_state(of[name], self.masters[name], coarse=self.kind == "adamw_8bit")
+            except (KeyError, ValueError):
                 wrong.append(name)
-            if step is None:
-                wrong.append(name)
-            else:
-                found.setdefault(name, {})["step"] = step
         if wrong:
-            raise ValueError(f"the state of {len(wrong)} tensors does not fit: {', '.join(wrong[:3])}")
+            raise ValueError(f"the state of {len(wrong)} tensors does not fit: {', '.join(sorted(wrong)[:3])}")
         for name, tensors in found.items():
             master = self.masters[name]
             for kind, tensor in tensors.items():
