@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from luthier.models.describe import ModelFacts
     from luthier.planning import Prepared
     from luthier.probe import BlockCost
-    from luthier.recipe import Recipe
+    from luthier.recipe import Recipe, TrainSettings
     from luthier.records import Row
     from luthier.tune.optimizers import Kind
 
@@ -49,6 +49,8 @@ class Estimate:
     """Whether blocks keep only their input for the backward pass, because keeping more does not fit."""
     optimizer: Kind
     """The recipe's, or 8 bits because 32 do not fit."""
+    offload: bool
+    """Whether the optimizer's part is held in the machine's memory, because the GPU's does not suffice."""
 
 
 class Way(NamedTuple):
@@ -59,6 +61,7 @@ class Way(NamedTuple):
     checkpointed: bool
     """Whether blocks are computed again in the backward pass."""
     optimizer: Kind
+    offload: bool
 
 
 def estimate(prepared: Prepared) -> Estimate:
@@ -66,7 +69,8 @@ def estimate(prepared: Prepared) -> Estimate:
 
     Weights count once in their dtype; what learns also has a gradient in 32 bits, two AdamW moments in 32 or 8, and a
     32-bit master where weights are 16-bit. What does not fit is first cut into smaller micro-batches, then computed
-    again in the backward pass, and then has moments of 8 bits: the first two leave the result as it is.
+    again in the backward pass, then has moments of 8 bits, and beside a GPU all that the optimizer needs is held in the
+    machine's memory at last, which is slowest. All but the moments of 8 bits leave the result as it is.
     """
     from luthier.models.load import choose_device, choose_dtype
     from luthier.probe import block_cost, learned_a_block
@@ -88,11 +92,14 @@ def estimate(prepared: Prepared) -> Estimate:
         prepared.found.folder, recipe.chosen_selection, recipe.chosen_objective.head
     )
     weights = weight_bytes(prepared, dtype)
-    asked = recipe.train.optimizer
-    kinds: list[Kind] = ["adamw", "adamw_8bit"] if asked == "auto" else [asked]
-    least = sum(weights) + learning_bytes(counted, dtype, kinds[-1])
+    budgets = [budget]
+    if not recipe.train.micro_batch_tokens and recipe.privacy is None:
+        budgets = [budget >> halvings for halvings in range(6) if not halvings or budget >> halvings >= LEAST_TOKENS]
+    ways = ways_of(recipe.train, device, budgets, counted)
+    last = ways[-1]
+    least = sum(weights) + learning_bytes(counted, dtype, last)
     if free is not None and least > free:  # there is nothing to measure
-        return Estimate(least, free, None, counted, budget, checkpoint_activations=False, optimizer=kinds[-1])
+        return Estimate(least, free, None, counted, budget, False, last.optimizer, last.offload)
     cost = block_cost(
         prepared.found.folder,
         recipe.chosen_selection,
@@ -103,25 +110,19 @@ def estimate(prepared: Prepared) -> Estimate:
         recipe.model.kernels,
     )
     learned = learned_parameters(facts, cost, backward_layers, outside)
-    fixed = fixed_bytes(recipe, facts, cost, dtype, weights)
+    fixed = fixed_bytes(recipe, facts, cost, device, weights)
 
     def peak(way: Way) -> int:
         sums = 4 * learned if recipe.privacy is not None else 0  # of clipped gradients, beside one example's
-        learning = learning_bytes(learned, dtype, way.optimizer) + sums
+        learning = learning_bytes(learned, dtype, way) + sums
         kept = cost.kept_bytes * backward_layers
         if way.checkpointed:
             kept = cost.checkpointed_bytes * backward_layers + cost.kept_bytes
         return fixed + learning + int(way.tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
 
     longest = int(prepared.rows.lengths.max())
-    setting = recipe.train.checkpoint_activations
-    budgets = [budget]
-    if free is not None and not recipe.train.micro_batch_tokens and recipe.privacy is None:
-        budgets = [budget >> halvings for halvings in range(6) if not halvings or budget >> halvings >= LEAST_TOKENS]
-    again = [False, True] if setting == "auto" and free is not None else [setting == "always"]
-    ways = [Way(tokens, checkpointed, kind) for kind in kinds for checkpointed in again for tokens in budgets]
     fitting = (w for w in ways if free is None or peak(w._replace(tokens=max(w.tokens, longest))) <= 0.9 * free)
-    way = next(fitting, ways[-1])
+    way = next(fitting, last)
     at_once = max(sum(within(step, way.tokens)) for step in lengths)
     return Estimate(
         peak_bytes=peak(way._replace(tokens=at_once)),
@@ -131,7 +132,27 @@ def estimate(prepared: Prepared) -> Estimate:
         micro_batch_tokens=way.tokens,
         checkpoint_activations=way.checkpointed,
         optimizer=way.optimizer,
+        offload=way.offload,
     )
+
+
+def ways_of(settings: TrainSettings, device: str, budgets: Sequence[int], learned: int) -> list[Way]:
+    """Every way that the recipe allows and the machine's memory too, the one to be preferred first; `budgets` are
+    numbers of tokens, falling."""
+    setting, beside = settings.checkpoint_activations, settings.offload_optimizer
+    again = [False, True] if setting == "auto" else [setting == "always"]
+    kinds: list[Kind] = ["adamw", "adamw_8bit"] if settings.optimizer == "auto" else [settings.optimizer]
+    offloads = [False, True] if beside == "auto" else [beside == "always"]
+    ways = [
+        Way(tokens, checkpointed, kind, offload)
+        for offload in (offloads if device == "cuda" else [False])
+        for kind in kinds
+        for checkpointed in again
+        for tokens in budgets
+    ]
+    there = available_memory("cpu")
+    possible = [way for way in ways if not way.offload or there is None or host_bytes(learned, way) <= 0.9 * there]
+    return possible or [way._replace(offload=False) for way in ways]
 
 
 def within(lengths: Sequence[int], budget: int) -> list[int]:
@@ -168,25 +189,33 @@ def fixed_bytes(
     recipe: Recipe,
     facts: ModelFacts,
     cost: BlockCost,
-    dtype: torch.dtype,
+    device: str,
     weights: tuple[int, int],
 ) -> int:
     """What does not grow with the batch or with what learns: this process as it is, weights, scores."""
     import psutil
 
+    own = 0 if device == "cuda" else int(psutil.Process().memory_info().rss)
     loaded = int(weights[0] * LOADED_SHARE) + weights[1]
     scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
     if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
         scores += 2 * facts.vocabulary * facts.hidden_size * 4
-    return int(psutil.Process().memory_info().rss) + loaded + scores
+    return own + loaded + scores
 
 
-def learning_bytes(learned: int, dtype: torch.dtype, optimizer: Kind) -> int:
-    """Gradients in 32 bits, two AdamW moments, and 32-bit masters where weights are 16-bit."""
+def learning_bytes(learned: int, dtype: torch.dtype, way: Way) -> int:
+    """On the model's device: gradients in 32 bits, two AdamW moments, and 32-bit masters where weights are 16-bit."""
+    if way.offload:
+        return 0
+    return host_bytes(learned, way) - (4 * learned if dtype.itemsize == 4 else 0)
+
+
+def host_bytes(learned: int, way: Way) -> int:
+    """In the machine's memory, where the optimizer's part is held there: gradients, moments, masters."""
     from luthier.kernels.adamw_8bit import BLOCK
 
-    moments = 8 if optimizer == "adamw" else 2 + 2 * 4 / BLOCK
-    return int(learned * (4 + moments + (0 if dtype.itemsize == 4 else 4)))
+    moments = 8 if way.optimizer == "adamw" else 2 + 2 * 4 / BLOCK
+    return int(learned * (4 + moments + 4))
 
 
 def training_seconds(
@@ -213,7 +242,7 @@ def training_seconds(
         products = 3 if cost.everything_learns else 2
         flops = 2 * products * facts.vocabulary * facts.hidden_size
         seconds += trained_rows * mean_tokens * share * flops / matrix_rate(device, dtype)
-    return seconds + plan.steps * learned * seconds_a_parameter(device, way.optimizer)
+    return seconds + plan.steps * learned * seconds_a_parameter(device, way)
 
 
 def loss_share(rows: Sequence[Row]) -> float:
@@ -240,24 +269,26 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def seconds_a_parameter(device: str, optimizer: Kind) -> float:
+def seconds_a_parameter(device: str, way: Way) -> float:
     """Of an AdamW step with clipping, measured on a million parameters."""
     import torch
 
     from luthier.kernels.adamw_8bit import AdamW8Bit
 
-    weight = torch.zeros(1 << 20, device=device, requires_grad=True)
-    weight.grad = torch.ones_like(weight)
-    if optimizer == "adamw_8bit":
+    place = "cpu" if way.offload else device
+    weight = torch.zeros(1 << 20, device=place, requires_grad=True)
+    there = torch.ones_like(weight, device=device)
+    if way.optimizer == "adamw_8bit":
         moving: torch.optim.Optimizer = AdamW8Bit([weight], 1e-3, (0.9, 0.999), 1e-8)
     else:
-        moving = torch.optim.AdamW([weight], fused=device in ("cpu", "cuda"))
+        moving = torch.optim.AdamW([weight], fused=place in ("cpu", "cuda"))
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
+        weight.grad = there.to(place)
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
         moving.step()
-        weight.detach()[0].item()
+        weight.detach().to(device)[0].item()
         best = min(best, time.perf_counter() - started)
     return best / weight.numel()
 

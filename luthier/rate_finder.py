@@ -89,7 +89,7 @@ def losses_at(prepared: Prepared, rates: Sequence[float], progress: Progress) ->
     with progress.stage("loading the model"):
         network = network_to_tune(prepared, needed.checkpoint_activations)
         strands, _ = strands_to_learn(prepared, network, plan)
-        optimizer = optimizer_to_tune(prepared, network, needed.optimizer)
+        optimizer = optimizer_to_tune(prepared, network, needed.optimizer, needed.offload)
     steps = train(
         network,
         strands,

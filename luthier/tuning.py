@@ -103,7 +103,9 @@ class Tuning:
         self.network = network_to_tune(prepared, run.manifest["estimate"]["checkpoint_activations"], start)
         plan = with_secret(prepared, run)
         self.strands, self.beside = strands_to_learn(prepared, self.network, plan)
-        self.optimizer = optimizer_to_tune(prepared, self.network, run.manifest["estimate"].get("optimizer", "adamw"))
+        needed = run.manifest["estimate"]
+        kind, offload = needed.get("optimizer", "adamw"), needed.get("offload", False)
+        self.optimizer = optimizer_to_tune(prepared, self.network, kind, offload)
         self.private = None
         if run.manifest.get("privacy"):
             budget = Budget(**run.manifest["privacy"])
@@ -236,7 +238,7 @@ def strands_to_learn(prepared: Prepared, network: Network, plan: BatchPlan) -> t
     return strands, beside
 
 
-def optimizer_to_tune(prepared: Prepared, network: Network, kind: Kind) -> Optimizer:
+def optimizer_to_tune(prepared: Prepared, network: Network, kind: Kind, offload: bool = False) -> Optimizer:
     """What moves everything that learns by now."""
     from luthier.tune.optimizers import Optimizer
     from luthier.tune.rates import rate_groups
@@ -247,7 +249,9 @@ def optimizer_to_tune(prepared: Prepared, network: Network, kind: Kind) -> Optim
         settings = settings.model_copy(update={"max_gradient_norm": None})
     if kind == "adamw_8bit" and settings.optimizer == "auto":
         network.notes.append("the optimizer's moments are held in 8 bits, so that memory suffices")
-    return Optimizer(network, settings, groups, kind)
+    if offload and settings.offload_optimizer == "auto":
+        network.notes.append("the optimizer runs in the machine's memory, because the GPU's does not suffice")
+    return Optimizer(network, settings, groups, kind, offload)
 
 
 def with_secret(prepared: Prepared, run: Run) -> BatchPlan:

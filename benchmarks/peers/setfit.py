@@ -17,20 +17,26 @@ from benchmarks.job import peak_memory
 def run(folder: Path) -> None:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
     from setfit import SetFitModel, Trainer, TrainingArguments
+    from sklearn.linear_model import LogisticRegression
 
     job = json.loads((folder / "peer.json").read_text())
     settings = job["settings"]
     texts = {name: [row["fields"]["text"] for row in job[name]] for name in ("train", "test")}
-    model = SetFitModel.from_pretrained(job["folder"], labels=job["labels"], device="cpu")
-    assert isinstance(model.model_body, SentenceTransformer)
+    words = Transformer(job["folder"])
+    # The folder names these two layers in modules.json and may lack the folders of their settings.
+    body = SentenceTransformer(
+        modules=[words, Pooling(words.get_word_embedding_dimension()), Normalize()], device="cpu"
+    )
+    model = SetFitModel(model_body=body, model_head=LogisticRegression(), labels=job["labels"])
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(folder / "trainer"),
             batch_size=settings["batch_size"],
             num_epochs=1,
-            num_iterations=settings["epochs"],  # so many pairs of either kind for each row
+            num_iterations=round(settings["epochs"]),  # so many pairs of either kind for each row
             body_learning_rate=settings["learning_rate"],
             seed=job["seed"],
             report_to="none",

@@ -30,6 +30,10 @@ class OptimizerSettings(Settings):
     optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
     """`adamw_8bit` holds the two moments of large tensors in 8 bits each (Dettmers et al. 2022, arXiv:2110.02861): a
     quarter of their memory, not quite the same steps. `auto` takes it where the run does not fit otherwise."""
+    offload_optimizer: Literal["auto", "always", "never"] = "auto"
+    """Beside a GPU: hold the optimizer's part (32-bit copies of what learns, gradients, moments) in other memory
+    and step there (Ren et al. 2021, arXiv:2101.06840): the same steps, each slower. `auto` does so where the run does
+    not fit otherwise. Without a GPU it changes nothing."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; the default depends on the selection."""
     weight_decay: float = Field(0.01, ge=0)
@@ -56,19 +60,22 @@ class Optimizer:
         settings: OptimizerSettings,
         group_of: Callable[[str], RateGroup] = lambda name: RateGroup(),
         kind: Kind = "adamw",
+        offload: bool = False,
     ) -> None:
-        """`kind` is what `settings.optimizer` comes to."""
+        """`kind` is what `settings.optimizer` comes to, and `offload` what `settings.offload_optimizer` does."""
         import torch
 
         self.settings, self.kind = settings, kind
+        device = torch.device("cpu") if offload else network.device
         self.parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
         self.masters: dict[str, torch.Tensor] = {}
         self._hooks = []
         for name, parameter in self.parameters.items():
-            if parameter.dtype == torch.float32:
+            if parameter.dtype == torch.float32 and not offload:
                 self.masters[name] = parameter
             else:
-                self.masters[name] = parameter.detach().float().requires_grad_(True)
+                master = parameter.detach().to(device, torch.float32, copy=True)
+                self.masters[name] = master.requires_grad_(True)
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect(name)))
         self._groups = {name: group_of(name) for name in self.masters}
         known = self.masters.keys() - network.new_parameters if settings.l2_sp else ()
@@ -84,7 +91,7 @@ class Optimizer:
 
             self._divides, self._adam = True, AdamW8Bit(groups, rate, betas, epsilon)
         else:
-            self._divides = network.device.type in ("cpu", "cuda")
+            self._divides = device.type in ("cpu", "cuda")
             self._adam = torch.optim.AdamW(groups, rate, betas, epsilon, fused=self._divides)
 
     def _alike(self) -> dict[tuple[float, float], list[torch.Tensor]]:
@@ -96,11 +103,13 @@ class Optimizer:
         return alike
 
     def _collect(self, name: str):  # type: ignore[no-untyped-def]
+        import torch
+
         master = self.masters[name]
 
         def add_to_master(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            gradient = parameter.grad.float()
+            gradient = parameter.grad.to(master.device, torch.float32)
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             parameter.grad = None
 

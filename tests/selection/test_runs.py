@@ -111,6 +111,26 @@ def test_moments_of_8_bits_where_32_do_not_fit(tiny: Callable[..., Path], monkey
     assert estimate("adamw", between).optimizer == "adamw" and not found["adamw"].checkpoint_activations
 
 
+def test_a_gpus_run_is_offloaded_last_and_where_the_machine_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier import estimates
+    from luthier.recipe import TrainSettings
+
+    monkeypatch.setattr(estimates, "available_memory", lambda _: 10**9)
+
+    def ways(device: str, learned: int, **settings: str) -> list[estimates.Way]:
+        return estimates.ways_of(TrainSettings.model_validate(settings), device, [1024, 512], learned)
+
+    found = ways("cuda", 10**6)
+    assert [way.offload for way in found] == [False] * 8 + [True] * 8 and found[8].optimizer == "adamw"
+    assert {way.offload for way in ways("cpu", 10**6, offload_optimizer="always")} == {False}
+    assert {way.offload for way in ways("cuda", 10**6, offload_optimizer="always")} == {True}
+    assert {way.offload for way in ways("cuda", 10**6, offload_optimizer="never")} == {False}
+    assert {way.optimizer for way in ways("cuda", 7 * 10**7) if way.offload} == {"adamw_8bit"}, "16 bytes do not fit"
+    assert {way.offload for way in ways("cuda", 10**9, offload_optimizer="always")} == {False}, "nothing fits"
+    held = {offload: estimates.learning_bytes(1000, torch.bfloat16, found[8 * offload]) for offload in (0, 1)}
+    assert held == {0: 16_000, 1: 0} and estimates.host_bytes(1000, found[8]) == 16_000
+
+
 def test_a_run_with_moments_of_8_bits_is_resumed(tiny: Callable[..., Path], tmp_path: Path) -> None:
     plain = recipe(tiny("llama"), "prompt", "generate")
     wanted = plain | {"selection": {"full": {}}, "train": plain["train"] | {"optimizer": "adamw_8bit"}}

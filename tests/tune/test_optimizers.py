@@ -13,7 +13,7 @@ from luthier.batches import collate
 from luthier.errors import UserError
 from luthier.models.network import Network
 from luthier.tune.objectives import OBJECTIVES
-from luthier.tune.optimizers import Optimizer, OptimizerSettings
+from luthier.tune.optimizers import Kind, Optimizer, OptimizerSettings
 from tests import tiny as make
 
 
@@ -108,3 +108,20 @@ def test_what_gets_no_gradient_is_named_by_the_loop(tiny: Callable[..., Path]) -
     net.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
     with pytest.raises(UserError, match="1 tensors should learn and the loss does not reach them: idle"):
         make.run_steps(net, Optimizer(net, OptimizerSettings()), make.rows(net), 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_offloaded_it_makes_the_same_steps(tiny: Callable[..., Path], dtype: str, kind: Kind) -> None:
+    """Where there is no GPU, the other place is beside the weights in the same memory, and still not theirs."""
+    nets = [make.network(tiny("llama"), "language", dtype=dtype) for _ in range(2)]
+    settings = OptimizerSettings(weight_decay=0.1, max_gradient_norm=0.5, l2_sp=0.1)
+    for net, offload in zip(nets, (False, True), strict=True):
+        make.small("full").apply(net)
+        optimizer = Optimizer(net, settings, kind=kind, offload=offload)
+        make.run_steps(net, optimizer, make.rows(net), 3)
+        own = {p.data_ptr() for p in net.model.parameters()}
+        assert not offload or not any(master.data_ptr() in own for master in optimizer.masters.values())
+        assert all(p.grad is None for p in net.model.parameters()) or not offload
+    plain, offloaded = (net.model.parameters() for net in nets)
+    assert all(torch.equal(a, b) for a, b in zip(plain, offloaded, strict=True))
