@@ -38,8 +38,9 @@ class Adversarial(Classify):
     """Texts of the domain that matters, named as in data.source. Labels that they carry are not looked at."""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     """Which of their columns the text is, as in data.columns: `{text: review}`."""
-    strength: float = Field(1.0, gt=0)
-    """How much of the domain classifier's gradient is turned against the body once the ramp is over."""
+    strength: float = Field(0.1, gt=0)
+    """How much of the domain classifier's gradient is turned against the body once the ramp is over. The paper's 1 can
+    wipe out what a short run would learn about labels (LOG.md)."""
     ramp: float = Field(10.0, gt=0)
     """How fast that share rises from 0 over the run (gamma of the paper's section 5.2.2)."""
     width: int = Field(100, ge=1)
