@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from luthier.engine.serving.engine import Engine, Ticket
+from luthier.engine.serving.labeler import AnyEngine
 from luthier.engine.serving.request import End, Piece, RefusedError, Request, Scores
 from luthier.serve.refusals import RETRY_SECONDS, Refusal
 from luthier.serve.replies import Choice
@@ -55,11 +55,11 @@ class Bridge:
 class Answering:
     """The answers to one client's request, as an async context: leaving it cancels what is not done."""
 
-    def __init__(self, engine: Engine, bridge: Bridge, requests: Sequence[Request], streaming: bool) -> None:
+    def __init__(self, engine: AnyEngine, bridge: Bridge, requests: Sequence[Request], streaming: bool) -> None:
         self.engine, self.bridge, self.requests, self.streaming = engine, bridge, requests, streaming
         self.choices = [Choice(index) for index in range(len(requests))]
         self._queue: asyncio.Queue[tuple[Choice, Piece | End]] = asyncio.Queue()
-        self._tickets: list[Ticket] = []
+        self._tickets: list[Any] = []
 
     async def __aenter__(self) -> Self:
         try:
@@ -129,14 +129,14 @@ def failure(end: End) -> Refusal:
 
 async def scores(
     bridge: Bridge,
-    engine: Engine,
-    submit: Callable[[tuple[int, ...], Callable[[Scores | End], None]], Ticket],
+    engine: AnyEngine,
+    submit: Callable[[tuple[int, ...], Callable[[Scores | End], None]], Any],
     prompts: Sequence[tuple[int, ...]],
 ) -> list[Scores]:
     """What the engine says of each prompt, in their order, some at a time. Raises `Refusal`."""
     queue: asyncio.Queue[tuple[int, Scores | End]] = asyncio.Queue()
     found: list[Scores | None] = [None] * len(prompts)
-    tickets: dict[int, Ticket] = {}
+    tickets: dict[int, Any] = {}
     following = iter(enumerate(prompts))
 
     def send_next() -> None:

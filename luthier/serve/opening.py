@@ -1,6 +1,6 @@
 """What a server serves: the base model and the folders of its adapters.
 
-In: a model or a run, folders of runs or adapters. Out: a `Network` that writes, and adapters by name.
+In: a model or a run, folders of runs or adapters. Out: an engine around the model, and adapters by name.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from luthier import files
+from luthier.engine.serving.adapter_files import METHODS
+from luthier.engine.serving.engine import Engine
+from luthier.engine.serving.labeler import AnyEngine, Labeler
+from luthier.engine.serving.settings import EngineSettings
 from luthier.errors import UserError
+from luthier.models.describe import model_kind
 from luthier.models.find import FoundModel, find_model
 from luthier.models.load import find_base, load_network
-from luthier.models.save import ADAPTER_CONFIG
+from luthier.models.save import ADAPTER_CONFIG, load_saved
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 
-if TYPE_CHECKING:
-    from luthier.models.network import Network
+LABELLED = ("classify", "regress")
+"""Forms whose answers are scores of a head."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ class Named:
     prompt_format: PromptFormat | None = None
     """Of whole weights that were tuned."""
     adapter: tuple[str, Path] | None = None
+    labeler: Path | None = None
+    """The folder of a model that labels texts by itself."""
 
 
 def find_served(named: str) -> Named:
-    """The base model of a run, tuned weights of a run, or any model that `luthier train` takes.
+    """The base model of a run, tuned weights, a run that labels texts, or any model that `luthier train` takes.
 
     Raises:
         UserError: it can't be found or served.
@@ -44,21 +50,32 @@ def find_served(named: str) -> Named:
     if not (folder / FORMAT_FILE).exists():
         return Named(find_model(named), public_name(named))
     about, prompt_format = files.read_json(folder / FORMAT_FILE), PromptFormat.load(folder)
-    name = name_of(Path(named))
-    if (folder / ADAPTER_CONFIG).exists():
-        base = about["base"]
-        found = find_base(base["path"], base["revision"], base["fingerprint"])
+    name, adapts = name_of(Path(named)), (folder / ADAPTER_CONFIG).exists()
+    base = about["base"]
+    found = find_base(base["path"], base["revision"], base["fingerprint"]) if adapts else find_model(str(folder))
+    if adapts and mixes(folder, found):
         return Named(found, public_name(base["path"]), adapter=(name, folder))
-    if about["head"] != "language":
-        what = f"holds whole weights with a {about['head']} head, which write nothing"
-        raise UserError(what, where=named, mend="tune an adapter (selection: lora) and serve it on its base model")
-    return Named(find_model(str(folder)), name, prompt_format)
+    if prompt_format.form in LABELLED:
+        return Named(found, name, prompt_format, labeler=folder)
+    if adapts or about["head"] != "language":
+        what = f"was tuned for task: {prompt_format.form} in a way that no server here answers by"
+        mend = "luthier chat asks it; luthier merge makes whole weights of an adapter, which are served if they write"
+        raise UserError(what, where=named, mend=mend)
+    return Named(found, name, prompt_format)
 
 
-def load_served(named: str, base: Named, device: str, dtype: str) -> Network:
+def mixes(folder: Path, base: FoundModel) -> bool:
+    """Whether this adapter can be one of many on its base: a decoder, and a method that rows of a batch differ in."""
+    method = files.read_json(folder / ADAPTER_CONFIG).get("peft_type")
+    return method in METHODS and model_kind(files.read_json(base.folder / "config.json")) == "decoder"
+
+
+def load_engine(named: str, base: Named, device: str, dtype: str, wanted: EngineSettings) -> AnyEngine:
     """Raises `UserError` where it can't be loaded."""
     settings = ModelSettings.model_validate({"path": named, "device": device, "dtype": dtype})
-    return load_network(base.found, settings, head="language")
+    if base.labeler is not None:
+        return Labeler(load_saved(base.labeler, settings), wanted)
+    return Engine(load_network(base.found, settings, head="language"), wanted)
 
 
 def public_name(model: str) -> str:

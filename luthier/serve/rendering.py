@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from luthier.engine.serving.engine import Engine
+from luthier.engine.serving.labeler import AnyEngine
 from luthier.errors import UserError
 from luthier.prompts import PromptFormat, choose_format, prompt_row, stop_ids
 from luthier.serve.refusals import Refusal
@@ -30,7 +30,7 @@ NO_WINDOW = 1 << 20
 class Rendering:
     """Prompts for one engine."""
 
-    def __init__(self, engine: Engine, base_format: PromptFormat | None) -> None:
+    def __init__(self, engine: AnyEngine, base_format: PromptFormat | None) -> None:
         """`base_format` is how the base was prompted in training, where it is a tuned model itself."""
         self.engine = engine
         self.tokenizer = copy.deepcopy(engine.network.tokenizer)
@@ -77,7 +77,7 @@ class Rendering:
             raise Refusal("malformed", f"there is no token {wrong}: the vocabulary has {self.vocabulary}")
         return tuple(prompt)
 
-    async def labelled(self, text: str, registered: str) -> tuple[int, ...]:
+    async def labelled(self, text: str, registered: str | None) -> tuple[int, ...]:
         """A text to label; what is beyond the longest row of training is cut off, as there."""
         return await self._row({"text": text}, self.format_of(registered))
 

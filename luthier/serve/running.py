@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from luthier.engine.serving.engine import Engine
 from luthier.engine.serving.request import RefusedError
 from luthier.engine.serving.settings import EngineSettings
 from luthier.errors import Problem, UserError
 from luthier.serve import logs
-from luthier.serve.opening import Named, find_adapters, find_served, load_served
+from luthier.serve.opening import Named, find_adapters, find_served, load_engine
 from luthier.serve.refusals import Refusal
 from luthier.serve.server import serve
 from luthier.serve.service import Service
@@ -44,7 +43,7 @@ def run(
     adapters = list(find_adapters(folders))  # before the base is loaded: a mistyped folder is told at once
     logs.configure()
     named = find_served(base)
-    engine = Engine(load_served(base, named, device, dtype), wanted)
+    engine = load_engine(base, named, device, dtype, wanted)
     service = Service(engine, settings, named.name, named.prompt_format)
     count = add_adapters(service, named, adapters)
     engine.start()
@@ -67,9 +66,10 @@ def add_adapters(service: Service, named: Named, adapters: Sequence[tuple[str, P
             service.add(*named.adapter)
         except (RefusedError, Refusal) as error:
             raise UserError(error.message, where=str(named.adapter[1])) from None
+    own = named.labeler if named.adapter is None else named.adapter[1]
     refused = []
     for name, folder in adapters:
-        if named.adapter is not None and folder.resolve() == named.adapter[1].resolve():
+        if own is not None and folder.resolve() == own.resolve():
             continue
         try:
             service.add(name, folder)

@@ -42,7 +42,7 @@ def scoring_routes(service: Service, errors: dict[int | str, dict[str, Any]]) ->
         try:
             registered = exchange.registered
             prompt_format = service.rendering.format_of(registered)
-            if registered is None or prompt_format.form not in ("classify", "regress"):
+            if prompt_format.form not in ("classify", "regress"):
                 raise Refusal("unsupported", "this model has no labels: name an adapter that was tuned to label texts")
             prompts = [await service.rendering.labelled(text, registered) for text in texts]
             if any(not prompt for prompt in prompts):
@@ -53,7 +53,7 @@ def scoring_routes(service: Service, errors: dict[int | str, dict[str, Any]]) ->
                 return service.engine.score(registered, prompt, listen)
 
             found = await timely(http, scores(service.bridge, service.engine, submit, prompts))
-            calibration = service.engine.adapters.calibration(registered)
+            calibration = service.engine.calibration(registered)
             data = [
                 {"index": index} | said(prompt_format, calibration, each, body.hand_over_below)
                 for index, each in enumerate(found)

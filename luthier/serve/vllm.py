@@ -58,6 +58,8 @@ def arguments(base: str, folders: Sequence[Path], options: Sequence[str]) -> lis
     """
     listed = list(find_adapters(folders))
     named = find_served(base)
+    if named.labeler is not None:
+        raise UserError("labels texts, which Luthier's own engine serves; vLLM serves models that write", where=base)
     if named.adapter is not None and named.adapter[1].resolve() not in (folder.resolve() for _, folder in listed):
         listed.insert(0, named.adapter)
     problems: list[Problem] = []

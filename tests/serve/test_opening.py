@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 
 from luthier.cli import main
+from luthier.engine.classify import class_probabilities
+from luthier.engine.serving.settings import EngineSettings
 from luthier.errors import UserError
-from luthier.models.save import save_model
+from luthier.models.save import load_saved, save_model
+from luthier.prompts import prompt_row
 from luthier.selection import SELECTIONS
-from luthier.serve.opening import find_adapters, find_served, load_served, name_of
+from luthier.serve.opening import find_adapters, find_served, load_engine, name_of
 from tests import tiny
-from tests.serve.servers import ASKED, Served
+from tests.serve.servers import ASKED, SECONDS, Served, process
 from tests.serving import make_adapter
 
 
@@ -24,19 +31,55 @@ def test_a_runs_adapter_is_served_on_its_base(base: Path, tmp_path: Path) -> Non
     make_adapter(base, run / "model", 1)
     opened = find_served(str(run))
     assert opened.name == base.name and opened.adapter == ("reviews-2", run / "model")
-    assert load_served(str(run), opened, "cpu", "float32").head == "language" and opened.prompt_format is None
+    engine = load_engine(str(run), opened, "cpu", "float32", EngineSettings())
+    assert engine.network.head == "language" and opened.prompt_format is None
 
 
 def test_tuned_weights_are_a_base(base: Path, tmp_path: Path) -> None:
-    for head, name in (("language", "whole"), ("classes", "labels")):
+    for head, name in (("language", "whole"), ("classes", "labels"), ("tags", "tags")):
         net = tiny.fresh(base, head)  # type: ignore[arg-type]
         selection = SELECTIONS["full"].model_validate({})
         selection.apply(net)
         save_model(net, selection, tiny.prompt_format(net), tmp_path / name / "model")
     opened = find_served(str(tmp_path / "whole"))
     assert opened.name == "whole" and opened.adapter is None and opened.prompt_format is not None
-    with pytest.raises(UserError, match="whole weights with a classes head"):
-        find_served(str(tmp_path / "labels"))
+    labels = find_served(str(tmp_path / "labels"))
+    assert labels.name == "labels" and labels.labeler == tmp_path / "labels" / "model"
+    with pytest.raises(UserError, match="was tuned for task: tag"):
+        find_served(str(tmp_path / "tags"))
+
+
+def test_a_run_that_labels_by_itself_is_served(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An encoder's adapter: no other adapter can share a batch with it."""
+    run = tmp_path / "stars"
+    folder = make_adapter(tiny("bert"), run / "model", 3, head="classes")
+    saved = load_saved(folder)
+    with process(run) as server:
+        texts = ["a warm film", "dull"]
+        rows = [prompt_row({"text": text}, saved.network.tokenizer, saved.prompt_format) for text in texts]
+        told = requests.post(f"{server.url}/v1/classify", json={"model": "stars", "input": texts}, timeout=60).json()
+        for each, wanted in zip(told["data"], class_probabilities(saved.network, rows, False), strict=True):
+            assert list(each["probabilities"].values()) == pytest.approx(wanted, abs=1e-5)
+        (listed,) = requests.get(f"{server.url}/v1/models", timeout=60).json()["data"]
+        assert (listed["id"], listed["task"]) == ("stars", "classify")
+        body = {"model": "stars", "input": texts}
+        vectors = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=60).json()["data"]
+        assert len(vectors) == 2 and sum(x * x for x in vectors[0]["embedding"]) == pytest.approx(1, abs=1e-5)
+        asked = {"model": "stars", "messages": ASKED}
+        refused = requests.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60)
+        assert refused.status_code == 400 and "/v1/classify" in refused.json()["error"]["message"]
+        assert main(["chat", "--server", server.url, "-m", "a warm film", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out).keys() == {"answer", "probabilities"}
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    other = make_adapter(tiny("bert"), tmp_path / "other", 4, head="classes")
+    command = [sys.executable, "-m", "luthier", "serve", str(run), "--adapters", str(other), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 2 and "adapters are served on a decoder" in done.stderr
+    assert main(["serve", str(run), "--engine", "vllm", "--show-command"]) == 2
+    assert "labels texts" in capsys.readouterr().err
 
 
 def test_folders_of_adapters(adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from luthier.kernels.blocks import CompiledBlocks, can_run
 from luthier.kernels.fast import packed_hidden
 from luthier.kernels.mixed import Group, mix_in
 from luthier.kernels.pages import PAGE, Paged, PageMemory
+from luthier.models.calibration import Calibration
 from luthier.models.network import Network
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Engine:
         ticket.drawing = Drawing(request.sampling, request.logprobs, grammar)
         return self._send(ticket)
 
-    def score(self, adapter: str, prompt: Sequence[int], listen: Callable[[Scores | End], None]) -> Ticket:
+    def score(self, adapter: str | None, prompt: Sequence[int], listen: Callable[[Scores | End], None]) -> Ticket:
         """Have an adapter's head score a text. Raises `RefusedError`."""
         ticket = self._ticket(Request(tuple(prompt), 0, adapter), listen, "score")
         if ticket.entry is None or not ticket.entry.plan.labels:
@@ -193,9 +194,13 @@ class Engine:
         """The mean of a text's last hidden states, scaled to length one. Raises `RefusedError`."""
         return self._send(self._ticket(Request(tuple(prompt), 0, adapter), listen, "embed"))
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: Any) -> None:
         ticket.cancelled = True
         self._wake_up()
+
+    def calibration(self, adapter: str | None) -> Calibration | None:
+        """What makes an adapter's scores mean what they say; None where nothing is known of it."""
+        return self.adapters.calibration(adapter) if adapter is not None else None
 
     def facts(self) -> EngineFacts:
         adapters, c = self.adapters.list(), self.counters
