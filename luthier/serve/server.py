@@ -103,6 +103,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self.when_listening()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # the application would be told of the end by being cancelled, and say so in the log
+            await self.lifespan.shutdown()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining:
             self.should_exit = self.force_exit = True

@@ -168,6 +168,17 @@ def test_a_server_stops_in_order(started: Process, base: Path) -> None:
     until(lambda: any('"event": "stopping"' in line for line in lines))
 
 
+def test_told_twice_a_server_stops_at_once(started: Process) -> None:
+    body = {**LONG, "model": "formal", "n": 16, "stream": True}
+    with requests.post(f"{started.url}/v1/chat/completions", json=body, stream=True, timeout=60) as reply:
+        next(reply.iter_lines())
+        started.signal(signal.SIGTERM)
+        until(lambda: any('"event": "stopping"' in line for line in started.lines))
+        started.signal(signal.SIGTERM)
+        assert started.wait() == 0
+    assert not any("Traceback" in line for line in started.lines)
+
+
 def test_an_address_that_is_taken(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from luthier.errors import UserError
     from luthier.serve.server import listen
