@@ -105,18 +105,8 @@ class Labeler:
             waiting=self._arrived.qsize(),
             steps=c.steps,
             prompt_tokens=c.prompt_tokens,
-            cached_tokens=0,
-            new_tokens=0,
             finished=c.finished,
             refused=c.refused,
-            evicted=0,
-            pages=0,
-            pages_free=0,
-            adapters_registered=0,
-            adapters_resident=0,
-            adapter_bytes=0,
-            adapter_budget=0,
-            adapter_loads=0,
             step_seconds=c.step_seconds,
         )
 

@@ -126,22 +126,22 @@ class AdapterFacts:
 class EngineFacts:
     """Counters and gauges, for metrics. Counters only rise."""
 
-    running: int
-    waiting: int
-    steps: int
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
-    finished: int
-    refused: int
-    evicted: int
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    finished: int = 0
+    refused: int = 0
+    evicted: int = 0
     """Requests that gave up their memory for others and began again."""
-    pages: int
-    pages_free: int
-    adapters_registered: int
-    adapters_resident: int
-    adapter_bytes: int
-    adapter_budget: int
-    adapter_loads: int
-    step_seconds: float
+    pages: int = 0
+    pages_free: int = 0
+    adapters_registered: int = 0
+    adapters_resident: int = 0
+    adapter_bytes: int = 0
+    adapter_budget: int = 0
+    adapter_loads: int = 0
+    step_seconds: float = 0.0
     """Time spent in steps, in all."""
