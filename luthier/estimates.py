@@ -99,7 +99,16 @@ def estimate(prepared: Prepared) -> Estimate:
     last = ways[-1]
     least = sum(weights) + learning_bytes(counted, dtype, last)
     if free is not None and least > free:  # there is nothing to measure
-        return Estimate(least, free, None, counted, budget, False, last.optimizer, last.offload)
+        return Estimate(
+            least,
+            free,
+            None,
+            counted,
+            budget,
+            checkpoint_activations=False,
+            optimizer=last.optimizer,
+            offload=last.offload,
+        )
     cost = block_cost(
         prepared.found.folder,
         recipe.chosen_selection,

@@ -22,9 +22,7 @@ from luthier.models.load import find_base, load_network
 from luthier.models.save import ADAPTER_CONFIG, load_saved
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
-
-LABELLED = ("classify", "regress")
-"""Forms whose answers are scores of a head."""
+from luthier.serve.rendering import LABELLED
 
 
 @dataclass(frozen=True)

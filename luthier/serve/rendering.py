@@ -19,6 +19,8 @@ from luthier.serve.refusals import Refusal
 
 Result = TypeVar("Result")
 CHATS = ("generate", "prefer")
+LABELLED = ("classify", "regress")
+"""Forms whose answers are scores of a head."""
 ASKED_BY = {"lm": "continues texts: POST /v1/completions", "classify": "labels texts: POST /v1/classify"} | {
     "regress": "gives texts a number: POST /v1/classify"
 }

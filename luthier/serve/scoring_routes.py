@@ -18,6 +18,7 @@ from luthier.prompts import PromptFormat
 from luthier.serve.answering import scores, unless_left
 from luthier.serve.protocol import ClassifyRequest, EmbeddingsRequest
 from luthier.serve.refusals import RETRY_SECONDS, Refusal
+from luthier.serve.rendering import LABELLED
 from luthier.serve.replies import counted
 from luthier.serve.service import Service
 
@@ -42,7 +43,7 @@ def scoring_routes(service: Service, errors: dict[int | str, dict[str, Any]]) ->
         try:
             registered = exchange.registered
             prompt_format = service.rendering.format_of(registered)
-            if prompt_format.form not in ("classify", "regress"):
+            if prompt_format.form not in LABELLED:
                 raise Refusal("unsupported", "this model has no labels: name an adapter that was tuned to label texts")
             prompts = [await service.rendering.labelled(text, registered) for text in texts]
             if any(not prompt for prompt in prompts):

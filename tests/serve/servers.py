@@ -21,8 +21,7 @@ import openai
 import requests
 
 import luthier
-from luthier.engine.serving.labeler import AnyEngine
-from luthier.prompts import PromptFormat
+from luthier.engine.serving.engine import Engine
 from luthier.serve.server import Server, configured, listen
 from luthier.serve.service import Service
 from luthier.serve.settings import ServeSettings
@@ -56,11 +55,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(
-    engine: AnyEngine, adapters: dict[str, Path], base_format: PromptFormat | None = None, **settings: Any
-) -> Iterator[Served]:
+def serving(engine: Engine, adapters: dict[str, Path], **settings: Any) -> Iterator[Served]:
     """A server of its own around an engine that several share."""
-    service = Service(engine, ServeSettings(port=0, **settings), "base", base_format)
+    service = Service(engine, ServeSettings(port=0, **settings), "base")
     registered = {facts.name for facts in engine.adapters.list()}
     for name, folder in adapters.items():
         if name in registered:

@@ -25,6 +25,7 @@ from luthier.engine.serving.drawing import Drawing, Drawn, next_tokens
 from luthier.engine.serving.grammar import Grammars
 from luthier.engine.serving.pool import Mark, PagePool, page_marks
 from luthier.engine.serving.request import (
+    Counters,
     End,
     EngineFacts,
     Piece,
@@ -100,20 +101,6 @@ class Ticket:
     @property
     def written(self) -> int:
         return len(self.tokens) - self.virtual - len(self.request.prompt)
-
-
-@dataclass
-class Counters:
-    """What `EngineFacts` tells that only rises."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    finished: int = 0
-    refused: int = 0
-    evicted: int = 0
-    step_seconds: float = 0.0
 
 
 class Engine:
@@ -203,17 +190,11 @@ class Engine:
         return self.adapters.calibration(adapter) if adapter is not None else None
 
     def facts(self) -> EngineFacts:
-        adapters, c = self.adapters.list(), self.counters
+        adapters = self.adapters.list()
         return EngineFacts(
+            **vars(self.counters),
             running=len(self.running),
             waiting=len(self.waiting) + self._arrived.qsize(),
-            steps=c.steps,
-            prompt_tokens=c.prompt_tokens,
-            cached_tokens=c.cached_tokens,
-            new_tokens=c.new_tokens,
-            finished=c.finished,
-            refused=c.refused,
-            evicted=c.evicted,
             pages=self.pool.count,
             pages_free=self.pool.available,
             adapters_registered=len(adapters),
@@ -221,7 +202,6 @@ class Engine:
             adapter_bytes=self.adapters.arena.used,
             adapter_budget=self.adapters.arena.size,
             adapter_loads=self.adapters.counts.loads,
-            step_seconds=c.step_seconds,
         )
 
     def _ticket(self, request: Request, listen: Callable[[Any], None], kind: Kind) -> Ticket:

@@ -21,8 +21,17 @@ from luthier.engine.classify import class_scores
 from luthier.engine.embed import embeddings
 from luthier.engine.rows import INFERENCE_TOKENS
 from luthier.engine.serving.adapters import Adapters
-from luthier.engine.serving.engine import BROKEN, BUSY_SECONDS, Counters, Engine
-from luthier.engine.serving.request import AdapterFacts, End, EngineFacts, Reason, RefusedError, Request, Scores
+from luthier.engine.serving.engine import BROKEN, BUSY_SECONDS, Engine
+from luthier.engine.serving.request import (
+    AdapterFacts,
+    Counters,
+    End,
+    EngineFacts,
+    Reason,
+    RefusedError,
+    Request,
+    Scores,
+)
 from luthier.engine.serving.settings import EngineSettings
 from luthier.models.calibration import Calibration
 from luthier.models.save import Saved
@@ -99,16 +108,7 @@ class Labeler:
         return self.network.calibration
 
     def facts(self) -> EngineFacts:
-        c = self.counters
-        return EngineFacts(
-            running=self._running,
-            waiting=self._arrived.qsize(),
-            steps=c.steps,
-            prompt_tokens=c.prompt_tokens,
-            finished=c.finished,
-            refused=c.refused,
-            step_seconds=c.step_seconds,
-        )
+        return EngineFacts(**vars(self.counters), running=self._running, waiting=self._arrived.qsize())
 
     def _take(self, text: Text) -> Text:
         window = self.network.window

@@ -122,12 +122,10 @@ class AdapterFacts:
     requests: int
 
 
-@dataclass(frozen=True)
-class EngineFacts:
-    """Counters and gauges, for metrics. Counters only rise."""
+@dataclass
+class Counters:
+    """What an engine counts; it only rises."""
 
-    running: int = 0
-    waiting: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -136,6 +134,16 @@ class EngineFacts:
     refused: int = 0
     evicted: int = 0
     """Requests that gave up their memory for others and began again."""
+    step_seconds: float = 0.0
+    """Time spent in steps, in all."""
+
+
+@dataclass
+class EngineFacts(Counters):
+    """Those and gauges, for metrics."""
+
+    running: int = 0
+    waiting: int = 0
     pages: int = 0
     pages_free: int = 0
     adapters_registered: int = 0
@@ -143,5 +151,3 @@ class EngineFacts:
     adapter_bytes: int = 0
     adapter_budget: int = 0
     adapter_loads: int = 0
-    step_seconds: float = 0.0
-    """Time spent in steps, in all."""
