@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from luthier.engine.serving.labeler import AnyEngine
+from luthier.engine.serving.contract import ServingEngine
 from luthier.engine.serving.request import End, Piece, RefusedError, Request, Scores
 from luthier.serve.refusals import RETRY_SECONDS, Refusal
 from luthier.serve.replies import Choice
@@ -55,7 +55,7 @@ class Bridge:
 class Answering:
     """The answers to one client's request, as an async context: leaving it cancels what is not done."""
 
-    def __init__(self, engine: AnyEngine, bridge: Bridge, requests: Sequence[Request], streaming: bool) -> None:
+    def __init__(self, engine: ServingEngine, bridge: Bridge, requests: Sequence[Request], streaming: bool) -> None:
         self.engine, self.bridge, self.requests, self.streaming = engine, bridge, requests, streaming
         self.choices = [Choice(index) for index in range(len(requests))]
         self._queue: asyncio.Queue[tuple[Choice, Piece | End]] = asyncio.Queue()
@@ -129,7 +129,7 @@ def failure(end: End) -> Refusal:
 
 async def scores(
     bridge: Bridge,
-    engine: AnyEngine,
+    engine: ServingEngine,
     submit: Callable[[tuple[int, ...], Callable[[Scores | End], None]], Any],
     prompts: Sequence[tuple[int, ...]],
 ) -> list[Scores]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from luthier import files
 from luthier.engine.serving.adapter_files import METHODS
+from luthier.engine.serving.contract import ServingEngine
 from luthier.engine.serving.engine import Engine
-from luthier.engine.serving.labeler import AnyEngine, Labeler
+from luthier.engine.serving.labeler import Labeler
 from luthier.engine.serving.settings import EngineSettings
 from luthier.errors import UserError
 from luthier.models.describe import model_kind
@@ -68,7 +69,7 @@ def mixes(folder: Path, base: FoundModel) -> bool:
     return method in METHODS and model_kind(files.read_json(base.folder / "config.json")) == "decoder"
 
 
-def load_engine(named: str, base: Named, device: str, dtype: str, wanted: EngineSettings) -> AnyEngine:
+def load_engine(named: str, base: Named, device: str, dtype: str, wanted: EngineSettings) -> ServingEngine:
     """Raises `UserError` where it can't be loaded."""
     settings = ModelSettings.model_validate({"path": named, "device": device, "dtype": dtype})
     if base.labeler is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from luthier.engine.serving.labeler import AnyEngine
+from luthier.engine.serving.contract import ServingEngine
 from luthier.errors import UserError
 from luthier.prompts import PromptFormat, choose_format, prompt_row, stop_ids
 from luthier.serve.refusals import Refusal
@@ -32,7 +32,7 @@ NO_WINDOW = 1 << 20
 class Rendering:
     """Prompts for one engine."""
 
-    def __init__(self, engine: AnyEngine, base_format: PromptFormat | None) -> None:
+    def __init__(self, engine: ServingEngine, base_format: PromptFormat | None) -> None:
         """`base_format` is how the base was prompted in training, where it is a tuned model itself."""
         self.engine = engine
         self.tokenizer = copy.deepcopy(engine.network.tokenizer)

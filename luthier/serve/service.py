@@ -15,7 +15,7 @@ from pathlib import Path
 
 from starlette.requests import Request as HttpRequest
 
-from luthier.engine.serving.labeler import AnyEngine
+from luthier.engine.serving.contract import ServingEngine
 from luthier.engine.serving.request import RefusedError
 from luthier.prompts import PromptFormat
 from luthier.serve.access import ANYONE, Key, Keys
@@ -35,7 +35,7 @@ class Service:
     """One server."""
 
     def __init__(
-        self, engine: AnyEngine, settings: ServeSettings, base: str, base_format: PromptFormat | None = None
+        self, engine: ServingEngine, settings: ServeSettings, base: str, base_format: PromptFormat | None = None
     ) -> None:
         """Raises `UserError` where keys or the database of captures can't be opened."""
         self.engine, self.settings = engine, settings

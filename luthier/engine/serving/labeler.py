@@ -21,7 +21,7 @@ from luthier.engine.classify import class_scores
 from luthier.engine.embed import embeddings
 from luthier.engine.rows import INFERENCE_TOKENS
 from luthier.engine.serving.adapters import Adapters
-from luthier.engine.serving.engine import BROKEN, BUSY_SECONDS, Engine
+from luthier.engine.serving.engine import BROKEN, BUSY_SECONDS
 from luthier.engine.serving.request import (
     AdapterFacts,
     Counters,
@@ -185,6 +185,3 @@ class Labeler:
     def _end(self, text: Text, reason: Reason, error: str | None = None) -> None:
         self.counters.finished += 1
         text.listen(End(reason, len(text.prompt), 0, 0, error))
-
-
-AnyEngine = Engine | Labeler
