@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -45,7 +45,7 @@ FEW, COMING, STREAM = 8, 10, 96
 """Adapters whose first tokens are timed, others that are loaded meanwhile, and tokens of an answer that goes on."""
 SHARES = (50, 95, 99)
 """Percentiles that are told."""
-BASE, WAVE, BASE_WAVE, ROUND, ROUNDS = "base", "64 distinct", "64 base", ", round ", 3
+BASE, WAVE, BASE_WAVE, SINGLE, ROUND, ROUNDS = "base", "64 distinct", "64 base", "single stream", ", round ", 3
 """Loads that are run several times, in turn with what they are compared with; what comes before the round's number."""
 PATIENCE = 1500
 """Seconds that a contestant may take."""
@@ -164,11 +164,16 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
         Load("base, 16 at once", asks(64, seed + 5000, [None] * 64), BATCH),
         Load("16 distinct, 16 at once", asks(64, seed + 6000, everyone[:BATCH] * 4), BATCH),
         Load("4 adapters, 16 at once", asks(64, seed + 6500, everyone[:APART] * 16), BATCH),
-        Load("single stream", asks(4, seed + 7000, [None] * 4), 1),
     ]
+    loads += single_streams(seed + 7000)
     loads += [open_loop(f"open loop, {max(sizes)}", asks(64, seed + 1, zipf(names, 64, seed + 1)), options.rate, seed)]
     loads += loading_loads(everyone[-FEW - COMING :], seed)
     return loads, adapters
+
+
+def single_streams(seed: int) -> list[Load]:
+    """One answer after another, a few times four of them: so few are soon disturbed."""
+    return [Load(f"{SINGLE}{ROUND}{number + 1}", asks(4, seed + number, [None] * 4), 1) for number in range(ROUNDS)]
 
 
 def open_loop(name: str, asked: Sequence[Ask], rate: float, seed: int) -> Load:
@@ -202,18 +207,18 @@ def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[st
     """Each peer's figures for what it can do, one after another."""
     base, adapters = str(base_folder()), copies(BATCH)
     sixteen = Load("base, 16 at once", asks(32, seed, [None] * 32), BATCH)
-    single = Load("single stream", asks(4, seed, [None] * 4), 1)
+    single = single_streams(seed)
     mixed = Load("16 distinct, 16 at once", asks(32, seed, list(adapters) * 2), BATCH)
     few = Load("4 adapters, 16 at once", asks(32, seed, list(adapters)[:APART] * 8), BATCH)
     four = {name: adapters[name] for name in list(adapters)[:APART]}
     jobs: list[tuple[str, str, ServeJob, Environment | None]] = [
-        ("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, single]), None),
+        ("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, *single]), None),
         ("peft", "serve_transformers", ServeJob("generate", base, adapters, [mixed]), None),
         ("processes", "serve_transformers", ServeJob("processes", base, four, [few]), None),
         ("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]), None),
     ]
     for kind in ("F32", "BF16"):
-        job = ServeJob("server", str(gguf_file(kind)), {}, [single, sixteen])
+        job = ServeJob("server", str(gguf_file(kind)), {}, [*single, sixteen])
         jobs.append((f"llama.cpp {kind}", "serve_llama_cpp", job, LLAMA_CPP))
     wanted = options.only.split(",") if options.only else [name.split()[0] for name, *_ in jobs]
     for name, module, job, environment in jobs:
@@ -234,14 +239,16 @@ def ratios(
 ) -> dict[str, float | None]:
     """The last line: medians over repeats; None where a side is missing."""
 
+    def all_rounds(loads: Mapping[str, Any], load: str, figure: str) -> list[float]:
+        return [told[figure] for name, told in loads.items() if load in (name, name.partition(ROUND)[0])]
+
     def of(load: str, figure: str = "tokens_per_second") -> float:
         """Of a load, or of all of its rounds."""
-        return median(
-            found[figure] for each in runs for name, found in each.items() if load in (name, name.partition(ROUND)[0])
-        )
+        return median(value for each in runs for value in all_rounds(each, load, figure))
 
     def peer(name: str, load: str) -> float | None:
-        values = [each[name][load]["tokens_per_second"] for each in found if isinstance(each.get(name), dict)]
+        told = [each[name] for each in found if isinstance(each.get(name), dict)]
+        values = [value for each in told for value in all_rounds(each, load, "tokens_per_second")]
         return median(values) if values else None
 
     def ratio(load: str, *names: str) -> float | None:
@@ -265,8 +272,8 @@ def ratios(
         "ratio_vs_processes": ratio("4 adapters, 16 at once", "processes"),
         "ratio_vs_generate": ratio("base, 16 at once", "generate"),
         "ratio_vs_llama_cpp": ratio("base, 16 at once", "llama.cpp F32", "llama.cpp BF16"),
-        "single_stream_vs_llama_cpp": ratio("single stream", "llama.cpp F32", "llama.cpp BF16"),
-        "single_stream_vs_generate": ratio("single stream", "generate"),
+        "single_stream_vs_llama_cpp": ratio(SINGLE, "llama.cpp F32", "llama.cpp BF16"),
+        "single_stream_vs_generate": ratio(SINGLE, "generate"),
         "memory_per_adapter_vs_file": last["adapter_bytes"] / max(1, last["resident"]) / mean_file,
         "cold_first_token_vs_warm": of("first token, cold", "first_p50") / of("first token, warm", "first_p50"),
         "longest_pause_ms": of("two streams", "between_most"),
