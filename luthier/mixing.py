@@ -115,7 +115,9 @@ def prepare_mix(
         size = max(1, round(own_plan.batch_size * share))
         plan = BatchPlan(rows, size, own_plan.epochs, own_plan.seed + number, own_plan.steps)
         objective = entry.chosen_objective
-        weight = entry.weight if entry.weight is not None else share
+        weight = (
+            entry.weight if entry.weight is not None else share * evened(recipe, own_format, objective, prompt_format)
+        )
         same = objective.head == recipe.chosen_objective.head
         shared = same and (objective.head == "language" or labels_of(prompt_format) == labels_of(own_format))
         mixed.append(
@@ -132,6 +134,14 @@ def prepare_mix(
             )
         )
     return mixed
+
+
+def evened(recipe: Recipe, own_format: PromptFormat, objective: Objective, prompt_format: PromptFormat) -> float:
+    """What keeps a task of many labels from drowning one of few: the ratio of what the two heads' losses start from
+    (Aghajanyan et al. 2021, arXiv:2101.11038, who divide each loss by the logarithm of its labels)."""
+    own = recipe.chosen_objective.starting_loss(len(own_format.labels), own_format.multi_label)
+    other = objective.starting_loss(len(prompt_format.labels), prompt_format.multi_label)
+    return own / other if own and other else 1.0
 
 
 def labels_of(prompt_format: PromptFormat) -> tuple[Any, ...]:

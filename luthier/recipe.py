@@ -145,7 +145,8 @@ class MixEntry(Settings):
     share: float | None = Field(None, gt=0)
     """Rows of it in each step, as a share of train.batch_size; by default its size decides (train.mix_temperature)."""
     weight: float | None = Field(None, ge=0)
-    """What its mean loss counts, where the recipe's own counts 1; by default its share."""
+    """What its mean loss counts, where the recipe's own counts 1; by default its share, times what makes the losses of
+    new heads start alike (logarithm of the own labels over that of its labels), so that many do not drown few."""
 
     @property
     def chosen_objective(self) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def test_shares_go_by_size_by_temperature_or_as_given(recipe: dict[str, Any]) ->
     own = prepare(recipe).plan
     ratio = len(mixed.tokenised["train"].rows) / own.rows
     assert 1.7 < ratio < 2.3
-    assert mixed.plan.batch_size == round(8 * ratio) and mixed.weight == pytest.approx(ratio)
+    assert mixed.plan.batch_size == round(8 * ratio)
+    evened = math.log(2) / math.log(3)  # two labels beside three: what their losses start from
+    assert mixed.weight == pytest.approx(ratio * evened)
     recipe["train"]["mix_temperature"] = 1000
     assert prepare(recipe).mix[0].plan.batch_size == 8
     recipe["mix"][0] |= {"share": 0.25, "weight": 0.5}
@@ -96,6 +99,7 @@ def test_the_same_labels_share_a_head_and_text_shares_the_models_own(recipe: dic
     ]
     run = luthier.train(recipe, out=tmp_path / "run")
     assert [mixed.head for mixed in prepare(recipe).mix] == ["shared", "own"]
+    assert [mixed.weight for mixed in prepare(recipe).mix] == [0.25, 0.25]  # a language head is not new
     assert set(run.verdict["beside"]) == {"general", "kinds"} and set(run.load().heads) == {"kinds"}
 
 

@@ -108,6 +108,10 @@ class Objective(Settings):
         """The weighted loss summed over the batch, in nats, with gradient."""
         raise NotImplementedError
 
+    def starting_loss(self, labels: int, multi_label: bool) -> float | None:
+        """The loss of one example or word before a new head has learned anything, in nats; None where none is new."""
+        return None
+
     def for_form(self, form: Form) -> Objective:
         """What learns from examples of this form: an objective that reads several forms may be another for each."""
         return self

@@ -5,6 +5,7 @@ In: label scores from a head on an encoder or decoder, `label` and `weight` of e
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -33,6 +34,9 @@ class Classify(Objective):
 
     def weight(self, batch: Batch) -> float:
         return float(batch.example_streams["weight"].sum())
+
+    def starting_loss(self, labels: int, multi_label: bool) -> float | None:
+        return math.log(2 if multi_label else max(2, labels))
 
     def loss(self, network: Network, batch: Batch) -> Loss:
         logits_EC = network.class_logits(batch).float()

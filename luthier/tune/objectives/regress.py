@@ -36,6 +36,9 @@ class Regress(Objective):
     def weight(self, batch: Batch) -> float:
         return float(batch.example_streams["weight"].sum())
 
+    def starting_loss(self, labels: int, multi_label: bool) -> float | None:
+        return 1.0 if self.kind == "mse" else None  # the variance of scores that are scaled to one
+
     def loss(self, network: Network, batch: Batch) -> Loss:
         import torch
 

@@ -5,6 +5,7 @@ In: tag scores from a head on every token, the `tag` and `weight` of each token.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -31,6 +32,9 @@ class Tag(Objective):
 
     def weight(self, batch: Batch) -> float:
         return float(batch.token_streams["weight"].sum())
+
+    def starting_loss(self, labels: int, multi_label: bool) -> float | None:
+        return math.log(max(2, labels))
 
     def loss(self, network: Network, batch: Batch) -> Loss:
         import torch
