@@ -22,6 +22,10 @@ ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before every name in an adapter file."""
 
 
+HEAD_LEARNING_RATE = 3e-3
+"""Of a new label head, whatever else learns: it starts from nothing, and rates of pretrained weights are too low."""
+
+
 class Selection(Settings):
     """A frozen group of settings that knows how to make a network learn in one way.
 
@@ -42,6 +46,11 @@ class Selection(Settings):
     def default_rate(self) -> float:
         """The same, as the other settings have it."""
         return self.learning_rate
+
+    @property
+    def default_head_rate(self) -> float:
+        """The rate of what is new to the model as a multiple of the rest's, used when the recipe names none."""
+        return HEAD_LEARNING_RATE / self.default_rate
 
     @property
     def extra_tokens(self) -> int:

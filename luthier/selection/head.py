@@ -22,6 +22,10 @@ class LabelHead(Selection):
 
     learning_rate: ClassVar[float] = 1e-2
 
+    @property
+    def default_head_rate(self) -> float:
+        return 1.0
+
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         return REFUSALS.get(head)
 

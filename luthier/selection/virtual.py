@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 
-HEAD_SHARE = 0.05
-"""The rate of a new head as a share of that of the learned positions."""
-
-
 class VirtualTokens(Selection):
     """Learned positions before every sequence; the model itself is frozen."""
 
@@ -40,10 +36,6 @@ class VirtualTokens(Selection):
     """How many positions are learned; so many tokens fewer fit into the model's window."""
     init_text: str | None = Field(None, min_length=1)
     """What they start from, repeated or cut to the length, such as the task in words; by default random tokens."""
-
-    def rate_factor(self, name: str) -> float:
-        """Vectors learn at rates at which a new label head would not."""
-        return 1.0 if name.endswith("prompt_embeddings") else HEAD_SHARE
 
     @property
     def extra_tokens(self) -> int:

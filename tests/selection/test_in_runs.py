@@ -110,6 +110,13 @@ def test_only_the_upper_matrix_of_lora_plus_learns_faster(tiny: Tiny) -> None:
     assert Lora().rate_factor("x.lora_B") == 1.0 and Full().rate_factor("x") == 1.0
 
 
+def test_a_new_head_learns_at_the_same_rate_whatever_learns_beside_it() -> None:
+    for key, kind in SELECTIONS.items():
+        selection = kind(plus=16.0) if key == "lora" else kind()
+        rate = selection.default_rate * selection.default_head_rate
+        assert rate == pytest.approx(1e-2 if key == "head" else 3e-3)
+
+
 @pytest.mark.parametrize(("style", "layers"), [("houlsby", 2), ("pfeiffer", 1)])
 def test_bottleneck_adapters_are_as_wide_as_asked(style: Any, layers: int, tiny: Tiny) -> None:
     for selection, width in (
