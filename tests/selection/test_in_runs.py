@@ -112,7 +112,7 @@ def test_only_the_upper_matrix_of_lora_plus_learns_faster(tiny: Tiny) -> None:
 
 def test_a_new_head_learns_at_the_same_rate_whatever_learns_beside_it() -> None:
     for key, kind in SELECTIONS.items():
-        selection = kind(plus=16.0) if key == "lora" else kind()
+        selection = kind.model_validate({"lora": {"plus": 16}, "tokens": {"add": ["film"]}}.get(key, {}))
         rate = selection.default_rate * selection.default_head_rate
         assert rate == pytest.approx(1e-2 if key == "head" else 3e-3)
 
