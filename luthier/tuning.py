@@ -244,10 +244,8 @@ def optimizer_to_tune(prepared: Prepared, network: Network, kind: Kind, offload:
     from luthier.tune.rates import rate_groups
 
     recipe, settings = prepared.recipe, prepared.recipe.train
-    selection = recipe.chosen_selection
-    groups = rate_groups(
-        network, settings, prepared.plan.steps_per_epoch, selection.rate_factor, selection.default_head_rate
-    )
+    factor_of, steps_per_epoch = recipe.chosen_selection.rate_factor, prepared.plan.steps_per_epoch
+    groups = rate_groups(network, settings, steps_per_epoch, factor_of, recipe.head_rate)
     if recipe.privacy is not None:  # each example's gradient is clipped instead
         settings = settings.model_copy(update={"max_gradient_norm": None})
     if kind == "adamw_8bit" and settings.optimizer == "auto":

@@ -21,10 +21,7 @@ class LabelHead(Selection):
     """Tune the label head alone: the least that can learn, and the quickest, for the body runs once."""
 
     learning_rate: ClassVar[float] = 1e-2
-
-    @property
-    def default_head_rate(self) -> float:
-        return 1.0
+    head_learning_rate: ClassVar[float | None] = None
 
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         return REFUSALS.get(head)

@@ -24,8 +24,8 @@ class RateSettings(Settings):
     """Each block learns at this share of the rate of the block above it, the embeddings below the lowest one
     (discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146, section 3.2)."""
     head_rate: float | None = Field(None, gt=0)
-    """The rate of what is new to the model, such as its label head, as a multiple; by default what makes it 3e-3 where
-    the selection's own rate is not changed."""
+    """The rate of what is new to the model, such as its label head, as a multiple; by default what makes it 3e-3,
+    whatever the rate of the rest is."""
     embedding_rate: float = Field(1.0, gt=0)
     """The rate of the embeddings, as a multiple."""
     unfreeze_every: float | None = Field(None, gt=0)
@@ -46,8 +46,8 @@ class RateGroup:
 def rate_groups(
     network: Network, settings: RateSettings, steps_per_epoch: int, factor_of: Callable[[str], float], head_rate: float
 ) -> Callable[[str], RateGroup]:
-    """The group of each parameter that learns; `factor_of` is the selection's own say (LoRA+), and `head_rate` counts
-    where the settings name none."""
+    """The group of each parameter that learns; `factor_of` is the selection's own say (LoRA+), `head_rate` the multiple
+    for what is new."""
     blocks_name, blocks = network.blocks()
     after = set(network.parameters_after_blocks())
 
@@ -62,7 +62,7 @@ def rate_groups(
     def group(name: str) -> RateGroup:
         factor = factor_of(name) * settings.layer_decay ** depth(name)
         if name in network.new_parameters:
-            factor *= settings.head_rate or head_rate
+            factor *= head_rate
         elif depth(name) == len(blocks):
             factor *= settings.embedding_rate
         wait = 0 if settings.unfreeze_every is None else round(depth(name) * settings.unfreeze_every * steps_per_epoch)

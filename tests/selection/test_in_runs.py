@@ -16,6 +16,7 @@ from luthier.errors import UserError
 from luthier.models.describe import describe_model
 from luthier.models.save import go_on_from, save_model
 from luthier.planning import Prepared, prepare
+from luthier.recipe import Recipe
 from luthier.runs import Run
 from luthier.selection import SELECTIONS
 from luthier.selection.adapter import BottleneckAdapter
@@ -111,10 +112,18 @@ def test_only_the_upper_matrix_of_lora_plus_learns_faster(tiny: Tiny) -> None:
 
 
 def test_a_new_head_learns_at_the_same_rate_whatever_learns_beside_it() -> None:
-    for key, kind in SELECTIONS.items():
-        selection = kind.model_validate({"lora": {"plus": 16}, "tokens": {"add": ["film"]}}.get(key, {}))
-        rate = selection.default_rate * selection.default_head_rate
-        assert rate == pytest.approx(1e-2 if key == "head" else 3e-3)
+    def rate(selection: dict[str, Any], task: str = "classify", **train: Any) -> float:
+        recipe = Recipe.model_validate(
+            {"model": "m", "data": "d.csv", "task": task, "selection": selection, "train": train}
+        )
+        return recipe.learning_rate * recipe.head_rate
+
+    for key in SELECTIONS.keys() - {"head"}:
+        settings = {"lora": {"plus": 16}, "tokens": {"add": ["film"]}}.get(key, {})
+        assert rate({key: settings}) == pytest.approx(3e-3)
+        assert rate({key: settings}, learning_rate=1e-5) == pytest.approx(3e-3)
+        assert rate({key: settings}, learning_rate=1e-5, head_rate=2) == pytest.approx(2e-5)
+    assert rate({"head": {}}) == pytest.approx(1e-2) and rate({"head": {}}, learning_rate=0.5) == 0.5
 
 
 @pytest.mark.parametrize(("style", "layers"), [("houlsby", 2), ("pfeiffer", 1)])

@@ -30,8 +30,8 @@ def moved(net: Network, settings: RateSettings, steps: int, until: int | None = 
 def test_each_block_below_learns_slower_and_the_head_at_its_own_rate(tiny: Tiny, family: str, head: str) -> None:
     net = make.network(tiny(family), head)  # type: ignore[arg-type]
     make.small("full").apply(net)
-    settings = RateSettings(layer_decay=0.5, head_rate=10, embedding_rate=0.1)
-    group = rate_groups(net, settings, 100, lambda name: 1.0, 1.0)
+    settings = RateSettings(layer_decay=0.5, embedding_rate=0.1)
+    group = rate_groups(net, settings, 100, lambda name: 1.0, head_rate=10)
     blocks, _ = net.blocks()
     factors = {name: group(name).factor for name, _ in net.model.named_parameters()}
     for name, factor in factors.items():
