@@ -122,24 +122,24 @@ def arguments(job: dict[str, Any], folder: Path, kind: Any = None, **more: Any) 
 
     settings = job["settings"]
     steps = -(-len(job["train"]) // settings["batch_size"]) * settings["epochs"]
-    return (kind or TrainingArguments)(
-        output_dir=str(folder / "trainer"),
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type=settings["schedule"],
-        warmup_steps=round(settings["warmup_ratio"] * steps),
-        weight_decay=settings["weight_decay"],
-        max_grad_norm=settings["max_gradient_norm"],
-        per_device_train_batch_size=settings["batch_size"],
-        per_device_eval_batch_size=32,
-        num_train_epochs=settings["epochs"],
-        max_steps=settings["max_steps"] or -1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=job["seed"],
-        **more,
-    )
+    values = {
+        "output_dir": str(folder / "trainer"),
+        "learning_rate": settings["learning_rate"],
+        "lr_scheduler_type": settings["schedule"],
+        "warmup_steps": round(settings["warmup_ratio"] * steps),
+        "weight_decay": settings["weight_decay"],
+        "max_grad_norm": settings["max_gradient_norm"],
+        "per_device_train_batch_size": settings["batch_size"],
+        "per_device_eval_batch_size": 32,
+        "num_train_epochs": settings["epochs"],
+        "max_steps": settings["max_steps"] or -1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": job["seed"],
+    }
+    return (kind or TrainingArguments)(**{**values, **more})
 
 
 # ---- TRL
@@ -172,10 +172,12 @@ def trl_trainer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         task_type="SEQ_CLS" if name == "Reward" else "CAUSAL_LM",
     )
     rewards = {"reward_funcs": reward_functions(job)} if name in ("GRPO", "RLOO") else {}
+    rows = [each for row in job["train"] for each in TRL[name](row)]
+    common["per_device_train_batch_size"] = job["settings"]["batch_size"] * (len(rows) // len(job["train"]))
     trainer = trainer_kind(
         model=model,
         args=arguments(job, folder, config_kind, **common),
-        train_dataset=Dataset.from_list([TRL[name](row) for row in job["train"]]),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora,
         **rewards,
@@ -203,33 +205,36 @@ def reward_functions(job: dict[str, Any]) -> list[Any]:
     return [worth]
 
 
-def tokens_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {"input_ids": row["tokens"], "labels": row["label"]}
+def tokens_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"input_ids": row["tokens"], "labels": row["label"]}]
 
 
-def pair_row(row: dict[str, Any]) -> dict[str, Any]:
+def pair_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     fields = row["fields"]
-    return {"prompt": fields["messages"], "chosen": fields["chosen"], "rejected": fields["rejected"]}
+    return [{"prompt": fields["messages"], "chosen": fields["chosen"], "rejected": fields["rejected"]}]
 
 
-def single_row(row: dict[str, Any]) -> dict[str, Any]:
+def single_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A pair as a wanted and an unwanted answer, which is how Luthier takes it."""
     fields = row["fields"]
-    return {"prompt": fields["messages"], "completion": fields["completion"], "label": fields["desirable"]}
+    answers = (("chosen", True), ("rejected", False))
+    return [{"prompt": fields["messages"], "completion": fields[name], "label": wanted} for name, wanted in answers]
 
 
-def asked_row(row: dict[str, Any]) -> dict[str, Any]:
+def asked_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     *asked, answer = row["fields"]["messages"]
-    return {"prompt": asked, "answer": answer["content"]}
+    return [{"prompt": asked, "answer": answer["content"]}]
 
 
 TRL = {
-    "SFT": tokens_row,
-    "DPO": pair_row,
-    "Reward": pair_row,
-    "KTO": single_row,
-    "GRPO": asked_row,
-    "RLOO": asked_row,
+    "SFT": tokens_rows,
+    "DPO": pair_rows,
+    "Reward": pair_rows,
+    "KTO": single_rows,
+    "GRPO": asked_rows,
+    "RLOO": asked_rows,
 }
+"""What TRL learns from one of Luthier's rows."""
 
 
 def figures(job: dict[str, Any], model: Any, seconds: float) -> dict[str, Any]:
