@@ -115,9 +115,9 @@ def prepare_mix(
         size = max(1, round(own_plan.batch_size * share))
         plan = BatchPlan(rows, size, own_plan.epochs, own_plan.seed + number, own_plan.steps)
         objective = entry.chosen_objective
-        weight = (
-            entry.weight if entry.weight is not None else share * evened(recipe, own_format, objective, prompt_format)
-        )
+        weight = entry.weight
+        if weight is None:
+            weight = share * evened(recipe, own_format, objective, prompt_format)
         same = objective.head == recipe.chosen_objective.head
         shared = same and (objective.head == "language" or labels_of(prompt_format) == labels_of(own_format))
         mixed.append(

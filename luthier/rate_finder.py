@@ -76,12 +76,23 @@ def find_learning_rate(
     return read_curve(rates[: len(losses)], losses, diverged)
 
 
+def all_at_one_rate(prepared: Prepared) -> Prepared:
+    """A new head would be too fast long before the rest is."""
+    train = prepared.recipe.train
+    if train.head_rate is not None:
+        return prepared
+    return replace(
+        prepared, recipe=prepared.recipe.model_copy(update={"train": train.model_copy(update={"head_rate": 1.0})})
+    )
+
+
 def losses_at(prepared: Prepared, rates: Sequence[float], progress: Progress) -> tuple[list[float], bool]:
     """The loss of each step, the rate rising from step to step, and whether it ended by diverging."""
     from luthier.tune.loop import train
     from luthier.tune.privacy import PrivateGradient
     from luthier.tuning import network_to_tune, optimizer_to_tune, strands_to_learn
 
+    prepared = all_at_one_rate(prepared)
     needed = prepared.estimate()
     refuse_too_little_memory(needed)
     plan = replace(prepared.plan, epochs=len(rates), max_steps=len(rates))

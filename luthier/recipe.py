@@ -223,10 +223,10 @@ class Recipe(Settings):
     @property
     def head_rate(self) -> float:
         """The rate of what is new to the model, as a multiple of that."""
-        own = self.chosen_selection.head_learning_rate
-        if self.train.head_rate is not None or own is None:
-            return self.train.head_rate or 1.0
-        return own * self.chosen_objective.rate_share / self.learning_rate
+        if self.train.head_rate is not None:
+            return self.train.head_rate
+        share = self.chosen_objective.rate_share
+        return self.chosen_selection.head_learning_rate(self.learning_rate / share) * share / self.learning_rate
 
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""

@@ -44,7 +44,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("selection", ["lora", "full", "last_layers"])
 def test_a_stage_goes_on_from_the_one_before(recipe: dict[str, Any], tmp_path: Path, selection: str) -> None:
     chosen = {"last_layers": {"layers": 2}} if selection == "last_layers" else selection
-    recipe |= {"selection": chosen, "train": {**recipe["train"], "learning_rate": 1e-6}}
+    recipe |= {"selection": chosen, "train": {**recipe["train"], "learning_rate": 1e-6, "head_rate": 1}}
     recipe["stages"][0]["train"]["learning_rate"] = 1e-2
     run = luthier.train(recipe, out=tmp_path / "run")
     stage = Run.open(tmp_path / "run" / "stages" / "1")

@@ -22,6 +22,10 @@ ADAPTER_PREFIX = "base_model.model."
 """What PEFT puts before every name in an adapter file."""
 
 
+HEAD_LEARNING_RATE = 3e-3
+"""The least that a new label head learns at: it starts from nothing, and rates of pretrained weights are too low."""
+
+
 class Selection(Settings):
     """A frozen group of settings that knows how to make a network learn in one way.
 
@@ -32,9 +36,6 @@ class Selection(Settings):
     """The kinds of models that it works on."""
     learning_rate: ClassVar[float]
     """The peak rate used when the recipe names none."""
-    head_learning_rate: ClassVar[float | None] = 3e-3
-    """The same of a new label head, which starts from nothing and needs more than what is pretrained; None where it
-    learns alone, at the one rate that there is."""
     mergeable: ClassVar[bool] = True
     """Whether what was learned can be folded into plain weights."""
     starts_as_base: ClassVar[bool] = True
@@ -45,6 +46,10 @@ class Selection(Settings):
     def default_rate(self) -> float:
         """The same, as the other settings have it."""
         return self.learning_rate
+
+    def head_learning_rate(self, rate: float) -> float:
+        """That of a new head where the rest learns at `rate`, unless the recipe names one."""
+        return max(rate, HEAD_LEARNING_RATE)
 
     @property
     def extra_tokens(self) -> int:

@@ -21,7 +21,9 @@ class LabelHead(Selection):
     """Tune the label head alone: the least that can learn, and the quickest, for the body runs once."""
 
     learning_rate: ClassVar[float] = 1e-2
-    head_learning_rate: ClassVar[float | None] = None
+
+    def head_learning_rate(self, rate: float) -> float:
+        return rate
 
     def refusal(self, facts: ModelFacts, head: Head) -> Problem | None:
         return REFUSALS.get(head)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from luthier.errors import Problem, UserError
 from luthier.models.describe import Kind, model_kind
-from luthier.selection.base import Selection, learn_only
+from luthier.selection.base import HEAD_LEARNING_RATE, Selection, learn_only
 from luthier.tasks import Head
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class VirtualTokens(Selection):
     """How many positions are learned; so many tokens fewer fit into the model's window."""
     init_text: str | None = Field(None, min_length=1)
     """What they start from, repeated or cut to the length, such as the task in words; by default random tokens."""
+
+    def head_learning_rate(self, rate: float) -> float:
+        """Vectors learn at rates at which a head would not."""
+        return HEAD_LEARNING_RATE
 
     @property
     def extra_tokens(self) -> int:
