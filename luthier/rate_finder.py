@@ -77,13 +77,10 @@ def find_learning_rate(
 
 
 def all_at_one_rate(prepared: Prepared) -> Prepared:
-    """A new head would be too fast long before the rest is."""
-    train = prepared.recipe.train
-    if train.head_rate is not None:
-        return prepared
-    return replace(
-        prepared, recipe=prepared.recipe.model_copy(update={"train": train.model_copy(update={"head_rate": 1.0})})
-    )
+    """Unless the recipe says otherwise: a new head would be too fast long before the rest is."""
+    recipe = prepared.recipe
+    train = recipe.train.model_copy(update={"head_rate": recipe.train.head_rate or 1.0})
+    return replace(prepared, recipe=recipe.model_copy(update={"train": train}))
 
 
 def losses_at(prepared: Prepared, rates: Sequence[float], progress: Progress) -> tuple[list[float], bool]:

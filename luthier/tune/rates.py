@@ -24,8 +24,8 @@ class RateSettings(Settings):
     """Each block learns at this share of the rate of the block above it, the embeddings below the lowest one
     (discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146, section 3.2)."""
     head_rate: float | None = Field(None, gt=0)
-    """The rate of what is new to the model, such as its label head, as a multiple; by default what makes it at least
-    3e-3."""
+    """The rate of what is new to the model, such as its label head, as a multiple; by default what makes it 3e-3 or
+    more (in `prefix` and `prompt` 3e-3, in `head` the rate itself)."""
     embedding_rate: float = Field(1.0, gt=0)
     """The rate of the embeddings, as a multiple."""
     unfreeze_every: float | None = Field(None, gt=0)
