@@ -356,7 +356,7 @@ def mixed_network(network: Network, mixed: Mixed) -> Network:
         return network
     width = network.model.config.get_text_config().hidden_size
     head = torch.nn.Linear(width, len(mixed.prompt_format.labels))
-    return beside(network, network.add_auxiliary(f"head_{mixed.name}", head))
+    return beside(network, network.add_auxiliary(f"head_{mixed.name}", head, is_head=True))
 
 
 def validate_mixed(network: Network, mixed: Mixed, settings: TrainSettings) -> dict[str, float]:

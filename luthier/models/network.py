@@ -98,6 +98,8 @@ class Network:
         self.new_parameters = new_parameters
         """Names of parameters that learn in any selection: the label head, and what the base model's files did not
         hold (a BERT pooler)."""
+        self.helpers: set[str] = set()
+        """Those of them that an objective keeps beside the model and that are no label head."""
         self.unused_parameters: set[str] = {name for name, _ in model.named_parameters() if name.endswith(UNUSED)}
         """Never touched by a forward pass: nothing can teach them, so nothing asks them to."""
         self.indifferent_parameters: set[str] = set()
@@ -403,12 +405,16 @@ class Network:
 
     # What an objective keeps beside the model for the length of a run
 
-    def add_auxiliary(self, name: str, module: nn.Module) -> nn.Module:
-        """Add a part that learns with the model and is not saved with it: a value head, a discriminator."""
+    def add_auxiliary(self, name: str, module: nn.Module, *, is_head: bool = False) -> nn.Module:
+        """Add a part that learns with the model and is not saved with it: a value head, a discriminator. `is_head`: one
+        that labels, of a further task."""
         holder = self.model.get_submodule(AUXILIARY) if hasattr(self.model, AUXILIARY) else nn.ModuleDict()
         self.model.add_module(AUXILIARY, holder)
         holder[name] = module.to(self.device, torch.float32)
-        self.new_parameters |= {f"{AUXILIARY}.{name}.{inner}" for inner, _ in module.named_parameters()}
+        added = {f"{AUXILIARY}.{name}.{inner}" for inner, _ in module.named_parameters()}
+        self.new_parameters |= added
+        if not is_head:
+            self.helpers |= added
         return module
 
     def drop_auxiliary(self) -> None:
@@ -416,6 +422,7 @@ class Network:
         if hasattr(self.model, AUXILIARY):
             delattr(self.model, AUXILIARY)
             self.new_parameters = {name for name in self.new_parameters if not name.startswith(f"{AUXILIARY}.")}
+            self.helpers = set()
 
     def keep_reference(self) -> None:
         """Remember what learns as it is now, for `as_reference`."""

@@ -24,7 +24,7 @@ class RateSettings(Settings):
     """Each block learns at this share of the rate of the block above it, the embeddings below the lowest one
     (discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146, section 3.2)."""
     head_rate: float | None = Field(None, gt=0)
-    """The rate of what is new to the model, such as its label head, as a multiple; by default what makes it 3e-3 or
+    """The rate of the parts of a label head that are new to the model, as a multiple; by default what makes it 3e-3 or
     more (in `prefix` and `prompt` 3e-3, in `head` the rate itself)."""
     embedding_rate: float = Field(1.0, gt=0)
     """The rate of the embeddings, as a multiple."""
@@ -62,7 +62,7 @@ def rate_groups(
     def group(name: str) -> RateGroup:
         factor = factor_of(name) * settings.layer_decay ** depth(name)
         if name in network.new_parameters:
-            factor *= head_rate
+            factor *= 1.0 if name in network.helpers else head_rate  # a discriminator must not outrun the model
         elif depth(name) == len(blocks):
             factor *= settings.embedding_rate
         wait = 0 if settings.unfreeze_every is None else round(depth(name) * settings.unfreeze_every * steps_per_epoch)

@@ -33,6 +33,10 @@ def test_each_block_below_learns_slower_and_the_head_at_its_own_rate(tiny: Tiny,
     settings = RateSettings(layer_decay=0.5, embedding_rate=0.1)
     group = rate_groups(net, settings, 100, lambda name: 1.0, head_rate=10)
     blocks, _ = net.blocks()
+    for part, is_head in (("domains", False), ("head_more", True)):
+        net.add_auxiliary(part, torch.nn.Linear(2, 2), is_head=is_head)
+    assert group("auxiliary.head_more.weight").factor == 10 and group("auxiliary.domains.weight").factor == 1
+    net.drop_auxiliary()
     factors = {name: group(name).factor for name, _ in net.model.named_parameters()}
     for name, factor in factors.items():
         if name.startswith(f"{blocks}."):
