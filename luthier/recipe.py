@@ -223,10 +223,8 @@ class Recipe(Settings):
     @property
     def head_rate(self) -> float:
         """The rate of what is new to the model, as a multiple of that."""
-        if self.train.head_rate is not None:
-            return self.train.head_rate
-        share = self.chosen_objective.rate_share
-        return self.chosen_selection.head_learning_rate(self.learning_rate / share) * share / self.learning_rate
+        rate = self.learning_rate
+        return self.train.head_rate or self.chosen_selection.head_learning_rate(rate) / rate
 
     def resolved(self) -> dict[str, Any]:
         """The whole tree with every default written out, JSON-able; reading it back gives the same run."""

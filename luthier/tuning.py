@@ -243,9 +243,9 @@ def optimizer_to_tune(prepared: Prepared, network: Network, kind: Kind, offload:
     from luthier.tune.optimizers import Optimizer
     from luthier.tune.rates import rate_groups
 
-    recipe, settings = prepared.recipe, prepared.recipe.train
-    factor_of, steps_per_epoch = recipe.chosen_selection.rate_factor, prepared.plan.steps_per_epoch
-    groups = rate_groups(network, settings, steps_per_epoch, factor_of, recipe.head_rate)
+    recipe = prepared.recipe
+    settings = recipe.train.model_copy(update={"head_rate": recipe.head_rate})
+    groups = rate_groups(network, settings, prepared.plan.steps_per_epoch, recipe.chosen_selection.rate_factor)
     if recipe.privacy is not None:  # each example's gradient is clipped instead
         settings = settings.model_copy(update={"max_gradient_norm": None})
     if kind == "adamw_8bit" and settings.optimizer == "auto":

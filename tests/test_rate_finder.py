@@ -46,9 +46,11 @@ def constant(prepared: Prepared, rate: float, steps: int = 40) -> list[float]:
 
 
 def test_the_suggestion_lies_where_training_works(recipe: Path, found: RateTest) -> None:
-    prepared = prepare(recipe)
     assert found.suggestion is not None
-    losses = constant(prepared, found.suggestion)
+    named = f"train.learning_rate={found.suggestion}"
+    prepared = prepare(recipe, [named])
+    used = prepare(recipe, [named, f"train.head_rate={prepared.recipe.head_rate}"])  # as a run with it would learn
+    losses = constant(used, found.suggestion)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     wild = constant(prepared, 10 * found.rates[-1])
     assert len(wild) < 40 or np.mean(wild[-5:]) > 1.5 * wild[0]

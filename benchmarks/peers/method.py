@@ -139,7 +139,7 @@ def arguments(job: dict[str, Any], folder: Path, kind: Any = None, **more: Any) 
         "use_cpu": True,
         "seed": job["seed"],
     }
-    return (kind or TrainingArguments)(**{**values, **more})
+    return (kind or TrainingArguments)(**(values | more))
 
 
 # ---- TRL

@@ -44,10 +44,9 @@ class RateGroup:
 
 
 def rate_groups(
-    network: Network, settings: RateSettings, steps_per_epoch: int, factor_of: Callable[[str], float], head_rate: float
+    network: Network, settings: RateSettings, steps_per_epoch: int, factor_of: Callable[[str], float]
 ) -> Callable[[str], RateGroup]:
-    """The group of each parameter that learns; `factor_of` is the selection's own say (LoRA+), `head_rate` the multiple
-    for what is new."""
+    """The group of each parameter that learns; `factor_of` is the selection's own say (LoRA+)."""
     blocks_name, blocks = network.blocks()
     after = set(network.parameters_after_blocks())
 
@@ -62,7 +61,8 @@ def rate_groups(
     def group(name: str) -> RateGroup:
         factor = factor_of(name) * settings.layer_decay ** depth(name)
         if name in network.new_parameters:
-            factor *= 1.0 if name in network.helpers else head_rate  # a discriminator must not outrun the model
+            if name not in network.helpers:  # a discriminator must not outrun the model
+                factor *= settings.head_rate or 1.0
         elif depth(name) == len(blocks):
             factor *= settings.embedding_rate
         wait = 0 if settings.unfreeze_every is None else round(depth(name) * settings.unfreeze_every * steps_per_epoch)

@@ -21,7 +21,7 @@ Tiny = Callable[..., Path]
 def moved(net: Network, settings: RateSettings, steps: int, until: int | None = None) -> set[str]:
     """Names of what has moved after these steps of the real loop."""
     before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    groups = rate_groups(net, settings, 2, lambda name: 1.0, 1.0)
+    groups = rate_groups(net, settings, 2, lambda name: 1.0)
     make.run_steps(net, Optimizer(net, OptimizerSettings(), groups), make.rows(net), steps, until=until)
     return {name for name, p in net.model.named_parameters() if not torch.equal(p, before[name])}
 
@@ -30,8 +30,8 @@ def moved(net: Network, settings: RateSettings, steps: int, until: int | None = 
 def test_each_block_below_learns_slower_and_the_head_at_its_own_rate(tiny: Tiny, family: str, head: str) -> None:
     net = make.network(tiny(family), head)  # type: ignore[arg-type]
     make.small("full").apply(net)
-    settings = RateSettings(layer_decay=0.5, embedding_rate=0.1)
-    group = rate_groups(net, settings, 100, lambda name: 1.0, head_rate=10)
+    settings = RateSettings(layer_decay=0.5, head_rate=10, embedding_rate=0.1)
+    group = rate_groups(net, settings, 100, lambda name: 1.0)
     blocks, _ = net.blocks()
     for part, is_head in (("domains", False), ("head_more", True)):
         net.add_auxiliary(part, torch.nn.Linear(2, 2), is_head=is_head)
@@ -56,7 +56,7 @@ def test_a_rate_factor_is_that_many_times_the_rate(tiny: Tiny) -> None:
     blocks, _ = net.blocks()
     names = [f"{blocks}.{index}.mlp.down_proj.weight" for index in range(3)]
     before = {name: net.model.get_parameter(name).detach().clone() for name in names}
-    groups = rate_groups(net, RateSettings(layer_decay=0.5), 2, lambda name: 1.0, 1.0)
+    groups = rate_groups(net, RateSettings(layer_decay=0.5), 2, lambda name: 1.0)
     optimizer = Optimizer(net, OptimizerSettings(weight_decay=0), groups)
     make.run_steps(net, optimizer, make.rows(net), 1, learning_rate=1e-3)
     steps = [float((net.model.get_parameter(name) - before[name]).detach().abs().median()) for name in names]
@@ -82,7 +82,7 @@ def test_a_state_from_before_all_blocks_learn_can_be_taken_up(tiny: Tiny) -> Non
         net = make.network(tiny("llama"), "language")
         make.small("full").apply(net)
         return net, Optimizer(
-            net, OptimizerSettings(), rate_groups(net, RateSettings(unfreeze_every=1), 2, lambda n: 1.0, 1.0)
+            net, OptimizerSettings(), rate_groups(net, RateSettings(unfreeze_every=1), 2, lambda n: 1.0)
         )
 
     net, optimizer = begin()
