@@ -75,74 +75,66 @@ def estimate(prepared: Prepared) -> Estimate:
     from luthier.models.load import choose_device, choose_dtype
     from luthier.probe import block_cost, learned_a_block
 
-    recipe, facts = prepared.recipe, prepared.facts
+    recipe, facts, plan = prepared.recipe, prepared.facts, prepared.plan
+    selection, head = recipe.chosen_selection, recipe.chosen_objective.head
     device = choose_device(recipe.model)
     dtype = choose_dtype(recipe.model, device)
-    steps = [prepared.plan.rows_of(number) for number in range(1, min(PROBED_STEPS, prepared.plan.steps) + 1)]
+    steps = [plan.rows_of(number) for number in range(1, min(PROBED_STEPS, plan.steps) + 1)]
     lengths = [prepared.rows.lengths[step].tolist() for step in steps]
-    budget = recipe.train.micro_batch_tokens or MICRO_BATCH_TOKENS[device]
+    longest = int(prepared.rows.lengths.max())
     if recipe.privacy is not None:  # examples run one at a time
-        budget = int(prepared.rows.lengths.max())
-        lengths = [[budget]]
-    largest = max(lengths, key=sum)
+        lengths = [[longest]]
     free = available_memory(device)
-    backward_layers = recipe.chosen_selection.backward_layers(facts)
-    outside = recipe.chosen_selection.learned_outside_blocks(facts)
-    counted = outside + backward_layers * learned_a_block(
-        prepared.found.folder, recipe.chosen_selection, recipe.chosen_objective.head
-    )
+    layers, outside = selection.backward_layers(facts), selection.learned_outside_blocks(facts)
+    counted = outside + layers * learned_a_block(prepared.found.folder, selection, head)
     weights = weight_bytes(prepared, dtype)
-    budgets = [budget]
-    if not recipe.train.micro_batch_tokens and recipe.privacy is None:
-        budgets = [budget >> halvings for halvings in range(6) if not halvings or budget >> halvings >= LEAST_TOKENS]
+    budgets = token_budgets(recipe, device, longest)
     ways = ways_of(recipe.train, device, budgets, counted)
-    last = ways[-1]
-    least = sum(weights) + learning_bytes(counted, dtype, last)
+    least = sum(weights) + learning_bytes(counted, dtype, ways[-1])
     if free is not None and least > free:  # there is nothing to measure
-        return Estimate(
-            least,
-            free,
-            None,
-            counted,
-            budget,
-            checkpoint_activations=False,
-            optimizer=last.optimizer,
-            offload=last.offload,
-        )
-    cost = block_cost(
-        prepared.found.folder,
-        recipe.chosen_selection,
-        recipe.chosen_objective.head,
-        within(largest, budget),
-        device,
-        dtype,
-        recipe.model.kernels,
-    )
-    learned = learned_parameters(facts, cost, backward_layers, outside)
+        return estimate_of(ways[-1]._replace(tokens=budgets[0]), least, free, None, counted)
+    at_once = within(max(lengths, key=sum), budgets[0])
+    cost = block_cost(prepared.found.folder, selection, head, at_once, device, dtype, recipe.model.kernels)
+    learned = learned_parameters(facts, cost, layers, outside)
     fixed = fixed_bytes(recipe, facts, cost, device, weights)
+    if recipe.privacy is not None:
+        fixed += 4 * learned  # sums of clipped gradients, beside one example's
 
     def peak(way: Way) -> int:
-        sums = 4 * learned if recipe.privacy is not None else 0  # of clipped gradients, beside one example's
-        learning = learning_bytes(learned, dtype, way) + sums
-        kept = cost.kept_bytes * backward_layers
+        kept = cost.kept_bytes * layers
         if way.checkpointed:
-            kept = cost.checkpointed_bytes * backward_layers + cost.kept_bytes
-        return fixed + learning + int(way.tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
+            kept = cost.checkpointed_bytes * layers + cost.kept_bytes
+        growing = int(way.tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
+        return fixed + learning_bytes(learned, dtype, way) + growing
 
-    longest = int(prepared.rows.lengths.max())
     fitting = (w for w in ways if free is None or peak(w._replace(tokens=max(w.tokens, longest))) <= 0.9 * free)
-    way = next(fitting, last)
-    at_once = max(sum(within(step, way.tokens)) for step in lengths)
+    way = next(fitting, ways[-1])
+    most = max(sum(within(step, way.tokens)) for step in lengths)
+    seconds = training_seconds(prepared, cost, layers, learned, way, device, dtype)
+    return estimate_of(way, peak(way._replace(tokens=most)), free, seconds, learned)
+
+
+def estimate_of(way: Way, peak: int, free: int | None, seconds: float | None, learned: int) -> Estimate:
     return Estimate(
-        peak_bytes=peak(way._replace(tokens=at_once)),
+        peak_bytes=peak,
         available_bytes=free,
-        training_seconds=training_seconds(prepared, cost, backward_layers, learned, way, device, dtype),
+        training_seconds=seconds,
         learned_parameters=learned,
         micro_batch_tokens=way.tokens,
         checkpoint_activations=way.checkpointed,
         optimizer=way.optimizer,
         offload=way.offload,
     )
+
+
+def token_budgets(recipe: Recipe, device: str, longest: int) -> list[int]:
+    """Numbers of tokens that may run at once, falling: the recipe's, or those that are worth a try."""
+    if recipe.privacy is not None:  # examples run one at a time
+        return [longest]
+    if recipe.train.micro_batch_tokens:
+        return [recipe.train.micro_batch_tokens]
+    most = MICRO_BATCH_TOKENS[device]
+    return [most >> halvings for halvings in range(6) if not halvings or most >> halvings >= LEAST_TOKENS]
 
 
 def ways_of(settings: TrainSettings, device: str, budgets: Sequence[int], learned: int) -> list[Way]:

@@ -1,17 +1,59 @@
-"""What is wrong with the metrics that a recipe names, as far as it can be known before weights are loaded.
+"""What is wrong with the metrics, examinations and conditions that a recipe names, as far as it can be known before
+weights are loaded.
 
 In: a recipe, its data. Out: problems; the metrics that the recipe brings are made known on the way.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from luthier.errors import Problem, UserError, nearest
+from luthier.evaluate.conditions import conditions
+from luthier.judged_against import check_sections
+from luthier.models.describe import ModelFacts
+from luthier.models.heads import made
 from luthier.prepare.read import Dataset
 from luthier.recipe import Recipe, Source
-from luthier.tasks import TASKS
+from luthier.tasks import TASKS, metric_task
+
+
+def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
+    """Metrics, baselines and examinations that are not known or do not fit."""
+    from luthier.evaluate.baselines import BASELINES
+
+    form = TASKS[recipe.task].form
+    problems = check_metrics(recipe, source, base)
+    fits = [name for name, baseline in BASELINES.items() if form in baseline.forms]
+    problems += check_sections(recipe, source)
+    where = source.place(("evaluate", "baselines"))
+    problems += [
+        Problem(f"baseline '{name}' is not known for this task", where, nearest(name, fits))
+        for name in recipe.evaluate.baselines or ()
+        if name not in fits
+    ]
+    for name, examination in recipe.evaluate.examinations().items():
+        for each in examination.misfits(form, base):
+            own = not each.where or each.where in type(examination).model_fields  # a key of its own, or a file
+            keys = ("evaluate", name, each.where) if each.where else ("evaluate", name)
+            problems.append(replace(each, where=source.place(keys)) if own else each)
+    return problems
+
+
+def check_gate(recipe: Recipe, source: Source, facts: ModelFacts | None, data: Dataset | None) -> list[Problem]:
+    """Conditions of `ship_if` that name nothing this run can measure."""
+    from luthier.evaluate.gate import figure_problem
+
+    task = metric_task(recipe.task, bool(data and data.multi_label))
+    writes = facts is None or made("language", facts) is not None
+    return [
+        Problem(wrong.what, source.place(("ship_if", place)), wrong.mend)
+        for place, text in enumerate(recipe.ship_if)
+        for condition in conditions([text])
+        if (wrong := figure_problem(condition, recipe.task, task, recipe.evaluate, writes, recipe.privacy is not None))
+    ]
 
 
 def check_metrics(recipe: Recipe, source: Source, base: Path) -> list[Problem]:

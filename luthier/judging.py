@@ -5,7 +5,7 @@ In: `Prepared` and a run folder with a model. Out: verdict.json, predictions.jso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,25 +35,12 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
 
     The model is read back from its files, so what is judged is what will be used.
     """
-    from luthier.evaluate.card import CardData, files_of, write_card
     from luthier.evaluate.gate import judge_gate
-    from luthier.evaluate.report import ReportData, write_report
     from luthier.evaluate.verdict import build_verdict
 
     folder = out or run.folder
     recipe = prepared.recipe
-    with progress.stage("loading the tuned model"):
-        saved = run.load()
-    if saved.prompt_format.labels != prepared.prompt_format.labels:
-        raise UserError(
-            f"the data's labels are {list(prepared.prompt_format.labels)}, "
-            f"and the model was tuned for {list(saved.prompt_format.labels)}",
-            where=str(run.folder),
-            mend="evaluate on data with the same labels (data.label_names renames them)",
-        )
-    if (comparison := recipe.chosen_objective.comparison) is not None:
-        saved.network.comparison = comparison
-        saved.network.refer_to(lambda: saved.selection.off(saved.network))
+    saved = tuned_model(prepared, run, progress)
     calibrate(saved, prepared, run if out is None else None, progress)
     alternatives = Alternatives(saved, prepared, progress)
     tuned = alternatives.tuned()
@@ -79,52 +66,90 @@ def judge(prepared: Prepared, run: Run, progress: Progress, out: Path | None = N
         verdict["beside"] = beside
     verdict["findings"] = {name: finding.as_json(EXAMINATIONS[name].title) for name, finding in findings.items()}
     verdict["gate"] = judge_gate(recipe.ship_if, verdict)
+    write_figures(folder, verdict, systems, findings)
+    changes = completed(run)
+    write_pages(folder, verdict, saved, prepared, run, run.manifest | changes)
+    if out is None:
+        files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
+        run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
+    return verdict
+
+
+def tuned_model(prepared: Prepared, run: Run, progress: Progress) -> Saved:
+    """The run's model from its files. Raises `UserError` where it was tuned for other labels than the data's."""
+    with progress.stage("loading the tuned model"):
+        saved = run.load()
+    if saved.prompt_format.labels != prepared.prompt_format.labels:
+        raise UserError(
+            f"the data's labels are {list(prepared.prompt_format.labels)}, "
+            f"and the model was tuned for {list(saved.prompt_format.labels)}",
+            where=str(run.folder),
+            mend="evaluate on data with the same labels (data.label_names renames them)",
+        )
+    if (comparison := prepared.recipe.chosen_objective.comparison) is not None:
+        saved.network.comparison = comparison
+        saved.network.refer_to(lambda: saved.selection.off(saved.network))
+    return saved
+
+
+def completed(run: Run) -> dict[str, Any]:
+    """What the manifest says of a run once it is judged."""
+    changes: dict[str, Any] = {"peak_memory_bytes": max(peak_memory(), run.manifest.get("peak_memory_bytes", 0))}
+    if run.complete:
+        return changes
+    started = datetime.fromisoformat(run.manifest["started"])
+    return changes | {"status": "complete", "seconds": round((datetime.now(UTC) - started).total_seconds(), 1)}
+
+
+def write_figures(
+    folder: Path, verdict: dict[str, Any], systems: Sequence[SystemResult], findings: Mapping[str, Finding]
+) -> None:
+    """The verdict, every system's answers, and the rows that examinations keep."""
     files.write_json(folder / VERDICT, verdict)
     for finding in findings.values():
         for name, rows in finding.files.items():
             files.write_text(folder / name, "".join(f"{files.json_line(row)}\n" for row in rows))
     lines = [files.json_line({"system": s.name, **asdict(p)}) for s in systems for p in s.predictions]
     files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    started = datetime.fromisoformat(run.manifest["started"])
-    changes: dict[str, Any] = {"peak_memory_bytes": max(peak_memory(), run.manifest.get("peak_memory_bytes", 0))}
-    if not run.complete:
-        changes |= {"status": "complete", "seconds": round((datetime.now(UTC) - started).total_seconds(), 1)}
-    manifest, log = run.manifest | changes, run.log
+
+
+def write_pages(
+    folder: Path, verdict: dict[str, Any], saved: Saved, prepared: Prepared, run: Run, manifest: dict[str, Any]
+) -> None:
+    """The report and the model card."""
+    from luthier.evaluate.card import CardData, files_of, write_card
+    from luthier.evaluate.report import ReportData, write_report
+
+    recipe, data, log = prepared.recipe, account(prepared.data.facts), run.log
     report = ReportData(
         verdict=verdict,
-        title=recipe.title or f"{recipe.model.path} on {account(prepared.data.facts)['source']}",
+        title=recipe.title or f"{recipe.model.path} on {data['source']}",
         steps=[row for row in log if row["kind"] == "step"],
         validations=[row for row in log if row["kind"] == "validation"],
-        data=account(prepared.data.facts),
+        data=data,
         manifest=page_facts(manifest),
         resolved=recipe.resolved(),
         command=f"luthier train {run.folder / RESOLVED}",
     )
     write_report(folder / "report.html", report)
-    write_card(
-        folder / "README.md",
-        CardData(
-            verdict=verdict,
-            base_model=recipe.model.path,
-            title=report.title,
-            license=manifest["model"].get("license") or "",
-            dataset=str(prepared.data.facts["source"]),
-            data_license=recipe.data.licence or "",
-            data=account(prepared.data.facts),
-            resolved=recipe.resolved(),
-            labels=prepared.data.labels,
-            scale=saved.prompt_format.scale,
-            head=recipe.chosen_objective.head,
-            kind=prepared.facts.kind,
-            added_tokens=bool(recipe.chosen_selection.added_tokens()),
-            files=files_of(run.model_folder),
-            command=report.command,
-        ),
+    card = CardData(
+        verdict=verdict,
+        base_model=recipe.model.path,
+        title=report.title,
+        license=manifest["model"].get("license") or "",
+        dataset=str(prepared.data.facts["source"]),
+        data_license=recipe.data.licence or "",
+        data=data,
+        resolved=report.resolved,
+        labels=prepared.data.labels,
+        scale=saved.prompt_format.scale,
+        head=recipe.chosen_objective.head,
+        kind=prepared.facts.kind,
+        added_tokens=bool(recipe.chosen_selection.added_tokens()),
+        files=files_of(run.model_folder),
+        command=report.command,
     )
-    if out is None:
-        files.write_json(run.folder / RESOLVED, recipe.resolved())  # with the evaluate.* settings of this verdict
-        run.update_manifest(**changes)  # last: a run that says it is complete has its report and card
-    return verdict
+    write_card(folder / "README.md", card)
 
 
 def examine(saved: Saved, tuned: SystemResult, prepared: Prepared, run: Run, progress: Progress) -> dict[str, Finding]:

@@ -6,6 +6,7 @@ counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def misfits(recipe: Recipe, entry: MixEntry, key: str) -> list[Problem]:
 
 def prepare_mix(
     recipe: Recipe,
-    found: list[Dataset],
+    found: Sequence[Dataset],
     tokenizer: Any,
     folder: Path,
     own_format: PromptFormat,

@@ -5,22 +5,23 @@ In: a recipe. Out: `Prepared`, or one error with every problem of recipe, model 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier import canaries, files
 from luthier.batches import BatchPlan, PoissonPlan
-from luthier.errors import Problem, UserError, nearest, raise_all
+from luthier.combinations import check_model
+from luthier.errors import Problem, UserError, raise_all
 from luthier.estimates import Estimate, estimate
 from luthier.evaluate.conditions import conditions
-from luthier.judged_against import check_alternatives, check_sections, read_documents, without_test_rows
-from luthier.judged_by import check_columns, check_metrics
+from luthier.judged_against import check_alternatives, read_documents, without_test_rows
+from luthier.judged_by import check_columns, check_evaluation, check_gate
 from luthier.mixing import Mixed, prepare_mix, read_mix
 from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
-from luthier.models.heads import ADVICE, HEADS, article, made
 from luthier.more_data import more_rows, read_more
 from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, read_data
@@ -31,11 +32,10 @@ from luthier.progress import Progress
 from luthier.prompts import PromptFormat, choose_format
 from luthier.recipe import Recipe, RecipeError, Source, read_recipe
 from luthier.records import Example, Row
-from luthier.selection import SELECTIONS, Selection
 from luthier.stored_rows import StoredRows
-from luthier.tasks import TASKS, Head, default_metrics, metric_task
+from luthier.tasks import TASKS, default_metrics, metric_task
 from luthier.tokens import TokenisedSplit, tokenised_data, tokenised_splits
-from luthier.tune.objectives import OBJECTIVES, Known, Objective
+from luthier.tune.objectives import OBJECTIVES, Known
 from luthier.tune.privacy import INSTALL, Budget, find_budget, missing_library
 
 Rows = Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
@@ -107,6 +107,18 @@ class Prepared:
         return files.fingerprint(repr(resolved), self.rows.fingerprint, self.found.fingerprint, chosen_by, *beside)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, read and found to fit together; not tokenised yet."""
+
+    found: FoundModel
+    facts: ModelFacts
+    data: Dataset
+    further: Mapping[str, Dataset]
+    mixed: Sequence[Dataset]
+    documents: Sequence[Example]
+
+
 def prepare(
     recipe: Path | str | Mapping[str, Any],
     overrides: Sequence[str] = (),
@@ -129,87 +141,116 @@ def prepare(
         (parsed, source), problems = error.usable, error.problems
     for note in source.notes:
         progress.say(f"note: {note}")
-    mistyped = bool(problems)
-    problems += [*check_evaluation(parsed, source, base), *check_privacy(parsed, source)]
+    inputs = read_inputs(parsed, source, problems, rows, base, progress)
+    return tokenised_inputs(parsed, source, inputs, base, progress)
 
-    found, facts = None, None
-    path = parsed.model.path
-    local = base / Path(path).expanduser()
-    try:
-        # A mistyped recipe is told at once, without waiting for a model or data to be fetched.
-        if not (mistyped and must_be_fetched(path, local)):
-            with progress.stage("finding the model") as tell:
-                found = find_model(
-                    str(local) if local.exists() else path,
-                    parsed.model.revision,
-                    progress=lambda done, total: tell(done, f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB"),
-                )
-                facts = describe_model(found.folder)
-            check_model(parsed, facts, found, source, problems)
-    except UserError as error:
-        problems += error.problems
-    data = None
-    try:
-        fetched = is_fetched(parsed.data, base)
-        if not (mistyped and fetched and rows is None):
-            chosen = rows if rows is not None else parsed.data
-            data = read_data(
-                chosen,
-                parsed.task,
-                base=base,
-                settings=parsed.data,
-                progress=progress,
-                slices=parsed.slices,
-                prepare=parsed.prepare,
-                seed=parsed.seed,
-            )
-            check_splits(data, problems)
-            problems += check_columns(parsed, source, data)
-            problems += unique_slices(parsed.slices, data.splits["test"].first_by_id(parsed.evaluate.max_rows))
-            data = with_canaries(parsed, data)
-    except UserError as error:
-        problems += error.problems
-    named = parsed.chosen_objective.more_data()
-    further: dict[str, Dataset] = {}
+
+def read_inputs(
+    recipe: Recipe, source: Source, mistyped: Sequence[Problem], rows: Rows | None, base: Path, progress: Progress
+) -> Inputs:
+    """Model, data and whatever else the recipe names.
+
+    Args:
+        mistyped: What is wrong with the recipe's own text: told at once, without waiting for a model or data to be
+            fetched.
+
+    Raises:
+        UserError: all that is wrong, `mistyped` first.
+    """
+    problems = [*mistyped, *check_evaluation(recipe, source, base), *check_privacy(recipe, source)]
+    found = facts = data = None
+    with collected(problems):
+        if not (mistyped and must_be_fetched(recipe.model.path, base)):
+            found, facts = read_model(recipe, base, progress)
+            problems += check_model(recipe, facts, found, source)
+    with collected(problems):
+        if rows is not None or not (mistyped and is_fetched(recipe.data, base)):
+            data = read_rows(recipe, rows, base, progress)
+            problems += [*check_splits(data), *check_columns(recipe, source, data)]
+            problems += unique_slices(recipe.slices, data.splits["test"].first_by_id(recipe.evaluate.max_rows))
+            data = with_canaries(recipe, data)
+    further: Mapping[str, Dataset] = {}
+    mixed: Sequence[Dataset] = ()
+    documents: Sequence[Example] = ()
     if not mistyped:
-        further, wrong = read_more(named, parsed.task, base, progress)
+        further, wrong = read_more(recipe.chosen_objective.more_data(), recipe.task, base, progress)
         problems += wrong
-    mixed, wrong = read_mix(parsed, base, progress) if not mistyped else ([], [])
-    problems += wrong
-    documents, wrong = read_documents(parsed, base, progress) if not mistyped else ([], [])
-    problems += wrong
+        mixed, wrong = read_mix(recipe, base, progress)
+        problems += wrong
+        documents, wrong = read_documents(recipe, base, progress)
+        problems += wrong
     if data is not None:
-        problems += check_alternatives(parsed, source, data, base)
-    problems += check_gate(parsed, source, facts, data)
+        problems += check_alternatives(recipe, source, data, base)
+    problems += check_gate(recipe, source, facts, data)
     raise_all(problems)
     assert found is not None and facts is not None and data is not None
+    return Inputs(found, facts, data, further, mixed, documents)
 
+
+def tokenised_inputs(recipe: Recipe, source: Source, inputs: Inputs, base: Path, progress: Progress) -> Prepared:
+    """Every row as the model will read it, and the plan of the steps. Raises `UserError` where tokens don't fit."""
     from luthier.models.load import load_tokenizer
 
-    documents = without_test_rows(parsed, documents, data, progress)
-    tokenizer = load_tokenizer(found.folder, parsed.chosen_selection.added_tokens())
-    room = facts.window - parsed.chosen_selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
-    max_length = parsed.train.max_length or min(DEFAULT_MAX_LENGTH, room)
+    found, facts, data = inputs.found, inputs.facts, inputs.data
+    documents = without_test_rows(recipe, inputs.documents, data, progress)
+    selection, objective, train = recipe.chosen_selection, recipe.chosen_objective, recipe.train
+    tokenizer = load_tokenizer(found.folder, selection.added_tokens())
+    room = facts.window - selection.extra_tokens if facts.window else DEFAULT_MAX_LENGTH
+    max_length = train.max_length or min(DEFAULT_MAX_LENGTH, room)
     prompt_format = choose_format(
-        parsed.task, tokenizer, data.labels, data.multi_label, max_length, data.scale, facts.decoder_start
+        recipe.task, tokenizer, data.labels, data.multi_label, max_length, data.scale, facts.decoder_start
     )
-    skip = parsed.data.on_bad_row == "skip"
+    skip = recipe.data.on_bad_row == "skip"
     data, tokenised = tokenised_data(data, tokenizer, found.folder, prompt_format, progress, skip)
-    raise_all(too_much_cut(parsed, source, prompt_format.max_length, tokenised))
-    check_streams(parsed, tokenised["train"].rows)
-    check_added_tokens(parsed, source, tokenizer, tokenised["train"].rows)
-    raise_all(parsed.chosen_objective.misfits(Known(found.folder, tokenizer, prompt_format, base)))
+    raise_all(too_much_cut(recipe, source, prompt_format.max_length, tokenised))
+    check_streams(recipe, tokenised["train"].rows)
+    check_added_tokens(recipe, source, tokenizer, tokenised["train"].rows)
+    raise_all(objective.misfits(Known(found.folder, tokenizer, prompt_format, base)))
 
     def make_rows(further: Dataset) -> StoredRows:
         return tokenised_splits(further, tokenizer, found.folder, prompt_format, progress)["train"].rows
 
-    more = more_rows(further, named, data, make_rows, progress)
-    train = parsed.train
-    kind = PoissonPlan if parsed.privacy else BatchPlan
-    plan = kind(len(tokenised["train"].rows), train.batch_size, train.epochs, parsed.seed, train.max_steps)
-    mix = prepare_mix(parsed, mixed, tokenizer, found.folder, prompt_format, plan, progress)
+    more = more_rows(inputs.further, objective.more_data(), data, make_rows, progress)
+    kind = PoissonPlan if recipe.privacy else BatchPlan
+    plan = kind(len(tokenised["train"].rows), train.batch_size, train.epochs, recipe.seed, train.max_steps)
+    mix = prepare_mix(recipe, inputs.mixed, tokenizer, found.folder, prompt_format, plan, progress)
     return Prepared(
-        parsed, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix, documents
+        recipe, source, base, found, facts, tokenizer, data, prompt_format, tokenised, plan, more, mix, documents
+    )
+
+
+@contextmanager
+def collected(problems: list[Problem]) -> Iterator[None]:
+    """What is wrong inside the block is added to the list, and the block left."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.problems
+
+
+def read_model(recipe: Recipe, base: Path, progress: Progress) -> tuple[FoundModel, ModelFacts]:
+    """The model's files, fetched where they must be, and what they say of it."""
+    path, local = recipe.model.path, base / Path(recipe.model.path).expanduser()
+    with progress.stage("finding the model") as tell:
+        found = find_model(
+            str(local) if local.exists() else path,
+            recipe.model.revision,
+            progress=lambda done, total: tell(done, f"{done / 2**20:.0f} of {total / 2**20:.0f} MiB"),
+        )
+        return found, describe_model(found.folder)
+
+
+def read_rows(recipe: Recipe, rows: Rows | None, base: Path, progress: Progress) -> Dataset:
+    """The recipe's data, or these rows in its place."""
+    return read_data(
+        recipe.data if rows is None else rows,
+        recipe.task,
+        base=base,
+        settings=recipe.data,
+        progress=progress,
+        slices=recipe.slices,
+        prepare=recipe.prepare,
+        seed=recipe.seed,
     )
 
 
@@ -223,45 +264,10 @@ def with_canaries(recipe: Recipe, data: Dataset) -> Dataset:
     return plant(data, [(canaries.fields_of(c, c.secret, form, like), c.copies) for c in made], "canary")
 
 
-def must_be_fetched(path: str, local: Path) -> bool:
+def must_be_fetched(path: str, base: Path) -> bool:
     """Whether this model is one of a package or the hub, and no path on this machine."""
-    return path.startswith("pypi:") or not (local.exists() or path.startswith((".", "/", "~")))
-
-
-def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
-    """Metrics, baselines and examinations that are not known or do not fit."""
-    from luthier.evaluate.baselines import BASELINES
-
-    form = TASKS[recipe.task].form
-    problems = check_metrics(recipe, source, base)
-    fits = [name for name, baseline in BASELINES.items() if form in baseline.forms]
-    problems += check_sections(recipe, source)
-    where = source.place(("evaluate", "baselines"))
-    problems += [
-        Problem(f"baseline '{name}' is not known for this task", where, nearest(name, fits))
-        for name in recipe.evaluate.baselines or ()
-        if name not in fits
-    ]
-    for name, examination in recipe.evaluate.examinations().items():
-        for each in examination.misfits(form, base):
-            own = not each.where or each.where in type(examination).model_fields  # a key of its own, or a file
-            keys = ("evaluate", name, each.where) if each.where else ("evaluate", name)
-            problems.append(replace(each, where=source.place(keys)) if own else each)
-    return problems
-
-
-def check_gate(recipe: Recipe, source: Source, facts: ModelFacts | None, data: Dataset | None) -> list[Problem]:
-    """Conditions of `ship_if` that name nothing this run can measure."""
-    from luthier.evaluate.gate import figure_problem
-
-    task = metric_task(recipe.task, bool(data and data.multi_label))
-    writes = facts is None or made("language", facts) is not None
-    return [
-        Problem(wrong.what, source.place(("ship_if", place)), wrong.mend)
-        for place, text in enumerate(recipe.ship_if)
-        for condition in conditions([text])
-        if (wrong := figure_problem(condition, recipe.task, task, recipe.evaluate, writes, recipe.privacy is not None))
-    ]
+    there = (base / Path(path).expanduser()).exists()
+    return path.startswith("pypi:") or not (there or path.startswith((".", "/", "~")))
 
 
 def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
@@ -299,127 +305,17 @@ def check_privacy(recipe: Recipe, source: Source) -> list[Problem]:
     return problems
 
 
-def can_learn(objective: Objective | type[Objective], facts: ModelFacts) -> bool:
-    """Whether this kind of model can be taught by the objective, and have the head that it needs; an objective whose
-    head depends on its examples says no as long as these are not known."""
-    head: Head | None = getattr(objective, "head", None)
-    return facts.kind in objective.kinds and head is not None and made(head, facts) is not None
-
-
-def wrong_for_pairs(selection: Selection, facts: ModelFacts) -> Problem | None:
-    """A selection that knows no encoder-decoder, where the model is one."""
-    if facts.kind != "encoder-decoder" or (facts.kind in selection.kinds and not selection.added_tokens()):
-        return None
-    others = [name for name, kind in SELECTIONS.items() if facts.kind in kind.kinds]
-    what = "added tokens are" if facts.kind in selection.kinds else "this selection is"
-    mend = f"use selection: {' or '.join(others)}" + (", without added tokens" if selection.added_tokens() else "")
-    return Problem(f"{what} not for {article(facts.kind)} ({facts.model_type})", "selection", mend)
-
-
-NOT_FOR_PAIRS: dict[str, Any] = {
-    "layer_decay": 1.0,
-    "embedding_rate": 1.0,
-    "unfreeze_every": None,
-    "neftune_alpha": 0.0,
-}
-"""Settings of `train` that count blocks from one end of the model to the other, and the value that leaves them out."""
-
-
-def not_for_pairs(recipe: Recipe, source: Source) -> list[Problem]:
-    """What an encoder-decoder, whose blocks are in two towers, has no part for."""
-    what = "is for models whose blocks are in one tower, and this is an encoder-decoder"
-    problems = [
-        Problem(what, source.place(("train", name)), "leave it out")
-        for name, off in NOT_FOR_PAIRS.items()
-        if getattr(recipe.train, name) != off
+def check_splits(data: Dataset) -> list[Problem]:
+    """Splits that a run can't do without."""
+    return [
+        Problem(
+            f"the {name} split is empty, and without it nothing can {use}",
+            f"data.{name}_fraction",
+            f"leave data.{name}_fraction at 0.1, or name a file under data.splits.{name}",
+        )
+        for name, use in (("validation", "choose the best checkpoint"), ("test", "judge the result"))
+        if not data.splits.get(name)
     ]
-    return problems + ([Problem(what, source.place(("mix",)), "leave it out")] if recipe.mix else [])
-
-
-def refusals(
-    selection: Selection, objective: Objective, task: str, facts: ModelFacts, path: str = "the model"
-) -> list[Problem]:
-    """Why this selection and this objective can't work together on such a model, and what works instead; empty where
-    they can. Each problem's place is a key of the recipe. The support matrix (docs/support.md) lists what this says.
-
-    Args:
-        path: The model as the message calls it.
-    """
-    found = []
-    fits = hasattr(objective, "head")  # a sum whose parts don't fit the task has none
-    if fits and not can_learn(objective, facts):
-        form = TASKS[task].form
-        plain = {name: kind for name, kind in OBJECTIVES.items() if form in kind.forms and name != "sum"}
-        kindred = [n for n, kind in plain.items() if can_learn(kind.model_construct().for_form(form), facts)]
-        able = [task.name for task in TASKS.values() if can_learn(OBJECTIVES[task.objective], facts)]
-        others = [f"objective: {' or '.join(kindred)}"] if kindred else [f"task: {' or '.join(able)}"] if able else []
-        kinds = [kind for kind in objective.kinds if kind in HEADS[objective.head].made]
-        what = f"{path} is {article(facts.kind)} ({facts.model_type}), which can't do task: {task}"
-        use = f"use {' or '.join(ADVICE[kind] for kind in kinds)}" + (f", or {' or '.join(others)}" if others else "")
-        if facts.kind in kinds:
-            what = f"{path} is of a family ({facts.model_type}) that has no head for task: {task} in transformers"
-            use = f"use a model of another family, or {' or '.join(others)}"
-        found.append(Problem(what, "model", use))
-    refused = wrong_for_pairs(selection, facts) or selection.refusal(
-        facts, objective.head if fits else OBJECTIVES[TASKS[task].objective].head
-    )
-    return found + ([refused] if refused else [])
-
-
-def check_model(recipe: Recipe, facts: ModelFacts, found: FoundModel, source: Source, problems: list[Problem]) -> None:
-    """What the model's own files say against this recipe."""
-    selection = recipe.chosen_selection
-    refused = refusals(selection, recipe.chosen_objective, recipe.task, facts, found.path)
-    problems += [source.placed(each) for each in refused]
-    if facts.kind == "encoder-decoder":
-        problems += not_for_pairs(recipe, source)
-    room = facts.window - selection.extra_tokens if facts.window else None
-    taken = f", of which {selection.extra_tokens} are learned" if selection.extra_tokens else ""
-    if room is not None and room < 1:
-        problems.append(
-            Problem(
-                f"the model's window is {facts.window} tokens{taken}: none are left for text",
-                source.place(("selection", recipe.selection.name, "length")),
-                f"use less than {facts.window}",
-            )
-        )
-    elif room is not None and recipe.train.max_length and recipe.train.max_length > room:
-        problems.append(
-            Problem(
-                f"max_length is {recipe.train.max_length} and the model's window is {facts.window} tokens{taken}",
-                source.place(("train", "max_length")),
-                f"use {room} or less",
-            )
-        )
-    reached = recipe.chosen_selection.backward_layers(facts)
-    if recipe.train.unfreeze_every and (reached - 1) * recipe.train.unfreeze_every >= recipe.train.epochs:
-        problems.append(
-            Problem(
-                f"with {reached} blocks that learn one after another, the last would begin after the run's end",
-                source.place(("train", "unfreeze_every")),
-                f"use less than {recipe.train.epochs / max(1, reached - 1):.2g}, or more train.epochs",
-            )
-        )
-    if recipe.train.neftune_alpha and reached < facts.layers:
-        problems.append(
-            Problem(
-                "noise on the embeddings needs a selection that learns from the lowest block on",
-                source.place(("train", "neftune_alpha")),
-                "use selection: lora or full, or leave it out",
-            )
-        )
-
-
-def check_splits(data: Dataset, problems: list[Problem]) -> None:
-    for name, use in (("validation", "choose the best checkpoint"), ("test", "judge the result")):
-        if not data.splits.get(name):
-            problems.append(
-                Problem(
-                    f"the {name} split is empty, and without it nothing can {use}",
-                    f"data.{name}_fraction",
-                    f"leave data.{name}_fraction at 0.1, or name a file under data.splits.{name}",
-                )
-            )
 
 
 def too_much_cut(

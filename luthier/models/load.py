@@ -5,12 +5,12 @@ In: what `find_model` found, and what the task needs. Out: a `Network`, the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
-from luthier.models.describe import describe_model
+from luthier.models.describe import ModelFacts, describe_model
 from luthier.models.find import FoundModel, find_model
 from luthier.models.heads import HEADS, loader, settle
 from luthier.models.settings import ModelSettings, Quantisation
@@ -106,28 +106,73 @@ def load_network(
     Raises:
         UserError: the model cannot have that head (an encoder asked to generate), or its files do not fit.
     """
-    import torch
-    import transformers
-
     from luthier.kernels.fast import speed_up
     from luthier.models.network import Network
-    from luthier.models.quantise import compute_alike, loading_options
+    from luthier.models.quantise import compute_alike
 
     quiet()
     tokenizer = load_tokenizer(found.folder)
     device = choose_device(settings)
-    config = transformers.AutoConfig.from_pretrained(found.folder)
+    dtype = choose_dtype(settings, device)
     facts = describe_model(found.folder)
     kind = loader(head, facts, found.path)
+    config = head_config(found.folder, head, labels, multi_label, tokenizer)
+    model, info = read_weights(found, kind, config, dtype, device, seed, quantisation)
+    if head == "pooled" and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the mean of the hidden states takes its place
+    new = new_parameters(model, info, head, facts, found.path)
+    model.config.use_cache = head == "language"
+    if quantisation is None:
+        model = model.to(device)
+    else:
+        compute_alike(model, dtype)
+    model.eval()
+    network = Network(
+        model,
+        tokenizer,
+        head=head,
+        new_parameters=new,
+        family=speed_up(model) if settings.kernels == "auto" else None,
+        folder=found.folder,
+        base_name=found.path,
+        base_revision=found.revision if found.source == "hub" else None,
+        base_fingerprint=found.fingerprint,
+        quantisation=quantisation,
+    )
+    if head == "pooled":
+        network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
+    network.notes = how_it_runs(network, settings)
+    return network
+
+
+def head_config(folder: Path, head: Head, labels: Sequence[str], multi_label: bool, tokenizer: Any) -> Any:
+    """The model's own configuration, with what this head needs said in it."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
     settle(config, head, labels, multi_label)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    dtype = choose_dtype(settings, device)
-    options = {}
-    if quantisation is not None:
-        options = loading_options(kind, config, quantisation, dtype, device)
-    torch.manual_seed(seed)
+    return config
+
+
+def read_weights(
+    found: FoundModel,
+    kind: Any,
+    config: Any,
+    dtype: torch.dtype,
+    device: str,
+    seed: int,
+    quantisation: Quantisation | None,
+) -> tuple[Any, dict[str, Any]]:
+    """A model of this class with the files' weights, and what transformers says of those that it missed."""
+    import torch
+
+    from luthier.models.quantise import loading_options
+
+    options = {} if quantisation is None else loading_options(kind, config, quantisation, dtype, device)
+    torch.manual_seed(seed)  # what the files do not hold is drawn
     try:
-        model, info = kind.from_pretrained(
+        return kind.from_pretrained(
             found.folder,
             config=config,
             dtype=dtype,
@@ -140,44 +185,25 @@ def load_network(
         raise UserError(
             f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
         ) from None
-    if head == "pooled" and getattr(model, "pooler", None) is not None:
-        model.pooler = None  # the mean of the hidden states takes its place
+
+
+def new_parameters(model: Any, info: Mapping[str, Any], head: Head, facts: ModelFacts, path: str) -> set[str]:
+    """Names of what starts from nothing: what the files do not hold, and a head made for the task even where they hold
+    one that fits, whose labels may be others. Raises `UserError` where the model's own tensors are missing."""
+    names = [name for name, _ in model.named_parameters()]
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
-    new = {name for name, _ in model.named_parameters() if name in set(info["missing_keys"]) | mismatched}
+    absent = set(info["missing_keys"]) | mismatched
+    new = {name for name in names if name in absent}
     prefix = "" if head == "pooled" else f"{model.base_model_prefix}."
-    # a head made for the task learns even where the files hold one that fits: its labels may be others
-    own_head = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
-    own_head = own_head if HEADS[head].is_new else set()
     body = "" if facts.kind == "encoder-decoder" else prefix  # whose head is always in the files, shared or not
     damaged = sorted(name for name in new if name.startswith(body) and ".pooler." not in name)
     if damaged:
         raise UserError(
             f"{len(damaged)} of the model's own tensors are missing from its files: {', '.join(damaged[:3])}",
-            where=found.path,
+            where=path,
             mend="fetch the model again; its files are incomplete or of another architecture",
         )
-    model.config.use_cache = head == "language"
-    if quantisation is None:
-        model = model.to(device)
-    else:
-        compute_alike(model, dtype)
-    model.eval()
-    network = Network(
-        model,
-        tokenizer,
-        head=head,
-        new_parameters=new | own_head,
-        family=speed_up(model) if settings.kernels == "auto" else None,
-        folder=found.folder,
-        base_name=found.path,
-        base_revision=found.revision if found.source == "hub" else None,
-        base_fingerprint=found.fingerprint,
-        quantisation=quantisation,
-    )
-    if head == "pooled":
-        network.label_layer = label_layer(config.get_text_config().hidden_size, len(labels)).to(device)
-    network.notes = how_it_runs(network, settings)
-    return network
+    return new | {name for name in names if HEADS[head].is_new and not name.startswith(prefix)}
 
 
 def label_layer(width: int, labels: int) -> Any:

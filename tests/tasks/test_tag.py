@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from seqeval.scheme import IOB2
 
 from luthier.chat import Conversation
+from luthier.combinations import can_learn
 from luthier.engine.generate import Sampling
 from luthier.errors import UserError
 from luthier.evaluate.baselines import BASELINES, Asked
@@ -24,7 +25,6 @@ from luthier.evaluate.metrics import METRICS, score, type_table
 from luthier.evaluate.predict import predict
 from luthier.evaluate.significance import resampled_sums
 from luthier.models.describe import describe_model
-from luthier.planning import can_learn
 from luthier.prepare.read import read_data
 from luthier.prepare.settings import DataSettings
 from luthier.prompts import tokenise
