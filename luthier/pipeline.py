@@ -68,23 +68,9 @@ def train(
     if resume is not None:
         run = Run.open(resume)
         if run.complete:
-            if recipe is not None and read_recipe(recipe, overrides)[0].resolved() != run.resolved:
-                raise UserError(
-                    "is complete, and was made with another recipe",
-                    where=str(run.folder),
-                    mend="name another run folder, or remove this one to make it anew",
-                )
+            check_same(run, recipe, overrides)
             return run
-        base = Path(run.manifest["working_folder"])
-        prepared = prepare(recipe or run.folder / RESOLVED, overrides, rows=rows, base=base, progress=progress)
-        if run.manifest["fingerprint"] != prepared.fingerprint:
-            raise UserError(
-                f"that run was started with {another(prepared, run)}",
-                where=str(run.folder),
-                mend="resume it with what it was started with (resolved.json says), or start a new run",
-            )
-        if prepared.recipe.resolved() != run.resolved:  # other evaluate.* settings: the folder says what was done
-            files.write_json(run.folder / RESOLVED, prepared.recipe.resolved())
+        prepared = prepare_again(run, recipe, overrides, rows, progress)
     else:
         if recipe is None:
             raise UserError("no recipe is given", mend="luthier train recipe.yaml, or luthier init to write one")
@@ -101,6 +87,37 @@ def train(
         gc.collect()  # the trained model's parts know each other; it must go before the saved one is read back
         judge(prepared, run, progress)
     return run
+
+
+def check_same(run: Run, recipe: Path | str | Mapping[str, Any] | None, overrides: Sequence[str]) -> None:
+    """Raise `UserError` where a complete run is to be resumed with another recipe than it was made with."""
+    if recipe is not None and read_recipe(recipe, overrides)[0].resolved() != run.resolved:
+        raise UserError(
+            "is complete, and was made with another recipe",
+            where=str(run.folder),
+            mend="name another run folder, or remove this one to make it anew",
+        )
+
+
+def prepare_again(
+    run: Run,
+    recipe: Path | str | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    rows: Rows | None,
+    progress: Progress,
+) -> Prepared:
+    """What an interrupted run goes on with. Raises `UserError` where it would teach something else than before."""
+    base = Path(run.manifest["working_folder"])
+    prepared = prepare(recipe or run.folder / RESOLVED, overrides, rows=rows, base=base, progress=progress)
+    if run.manifest["fingerprint"] != prepared.fingerprint:
+        raise UserError(
+            f"that run was started with {another(prepared, run)}",
+            where=str(run.folder),
+            mend="resume it with what it was started with (resolved.json says), or start a new run",
+        )
+    if prepared.recipe.resolved() != run.resolved:  # other evaluate.* settings: the folder says what was done
+        files.write_json(run.folder / RESOLVED, prepared.recipe.resolved())
+    return prepared
 
 
 def another(prepared: Prepared, run: Run) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -113,19 +113,42 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
         check_window(network, max(map(len, prompts), default=0), 0)
         yield from read(network, prompts, room)
         return
-    device = network.device
     prompts = [[*network.virtual_tokens, *prompt] for prompt in prompts]
     prefix = network.prefix.length if network.prefix is not None else 0
     longest = max(map(len, prompts), default=0) + prefix
     check_window(network, longest, prefix + len(network.virtual_tokens))
     padding_is_free = network.takes_positions() and sees_everything(network, longest + room)
     start = shared_start(prompts) if padding_is_free else 0
-    start_memory = network.prefix.memory(network.model.config, 1) if network.prefix is not None else None
-    if start:
-        head = torch.tensor([list(prompts[0][:start])], device=device)
-        out = network.model.base_model(input_ids=head, past_key_values=start_memory, use_cache=True)
-        start_memory = out.past_key_values
-    before = prefix + start
+    memory = read_start(network, prompts[0][:start] if start else [])
+    alike = bool(prefix) and not padding_is_free  # padding must not stand between the prefix and a prompt
+    for batch in together(prompts, start, prefix + start, room, alike):
+        running = read_rests(network, [prompt[start:] for prompt in batch.prompts], prefix + start, memory)
+        if len(batch.indices) > len(batch.prompts):
+            running.keep(batch.rows)
+        running.indices = batch.indices
+        yield running
+
+
+class Together(NamedTuple):
+    """What runs at once."""
+
+    prompts: list[tuple[int, ...]]
+    """Each one once."""
+    rows: list[int]
+    """For each answer, which of these it is of."""
+    indices: list[int]
+    """For each answer, which of all prompts it is of."""
+
+
+def together(prompts: Sequence[Sequence[int]], start: int, before: int, room: int, alike: bool) -> Iterator[Together]:
+    """Batches of prompts, longest first.
+
+    Args:
+        start: Tokens that all prompts share, and that are read.
+        before: Tokens in memory before the rest of each.
+        room: Tokens that each row may still grow by.
+        alike: Whether only prompts of one length may run at once.
+    """
     same: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         same.setdefault(tuple(prompt), []).append(index)
@@ -133,42 +156,47 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
     while waiting:
         longest = len(waiting[0][0]) - start + room
         most = max(1, min(BATCH_ROWS, HELD_TOKENS // (before + longest)))
-        batch: list[tuple[int, ...]] = []
-        rows: list[int] = []
-        indices: list[int] = []
+        batch = Together([], [], [])
         for prompt, places in waiting[: max(1, BATCH_TOKENS // longest)]:
-            # padding must not stand between the prefix and a prompt
-            if len(indices) == most or (prefix and not padding_is_free and len(prompt) != len(waiting[0][0])):
+            if len(batch.indices) == most or (alike and len(prompt) != len(waiting[0][0])):
                 break
-            taken = places[: most - len(indices)]
+            taken = places[: most - len(batch.indices)]
             del places[: len(taken)]
-            rows += [len(batch)] * len(taken)
-            indices += taken
-            batch.append(prompt)
-        left_over = bool(waiting[len(batch) - 1][1])  # the last one's copies may go on in the next batch
-        waiting = waiting[len(batch) - left_over :]
-        rests = [list(prompt[start:]) for prompt in batch]
-        width = max(len(rest) for rest in rests)
-        tokens_ET = torch.tensor(
-            [[network.tokenizer.pad_token_id] * (width - len(rest)) + rest for rest in rests], device=device
-        )
-        mask_EL = torch.tensor(
-            [[1] * before + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
-        )
-        memory = copy.deepcopy(start_memory)
-        if memory is not None:
-            memory.batch_repeat_interleave(len(batch))
-        position_ET = (mask_EL.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
-        out = network.model(
-            input_ids=tokens_ET,
-            attention_mask=mask_EL,
-            position_ids=position_ET,
-            past_key_values=memory,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        running = Running(list(range(len(batch))), out.logits[:, -1].float(), mask_EL, out.past_key_values)
-        if len(indices) > len(batch):
-            running.keep(rows)
-        running.indices = indices
-        yield running
+            batch.rows.extend([len(batch.prompts)] * len(taken))
+            batch.indices.extend(taken)
+            batch.prompts.append(prompt)
+        left_over = bool(waiting[len(batch.prompts) - 1][1])  # the last one's copies may go on in the next batch
+        waiting = waiting[len(batch.prompts) - left_over :]
+        yield batch
+
+
+def read_start(network: Network, tokens: Sequence[int]) -> Any:
+    """Key-value memory of a learned prefix and these tokens; None where there is neither."""
+    memory = network.prefix.memory(network.model.config, 1) if network.prefix is not None else None
+    if not tokens:
+        return memory
+    head = torch.tensor([list(tokens)], device=network.device)
+    return network.model.base_model(input_ids=head, past_key_values=memory, use_cache=True).past_key_values
+
+
+def read_rests(network: Network, rests: Sequence[Sequence[int]], before: int, memory: Any) -> Running:
+    """What follows the first `before` tokens, whose memory is left as it is, a row each."""
+    device, width = network.device, max(map(len, rests))
+    padding = network.tokenizer.pad_token_id
+    tokens_ET = torch.tensor([[padding] * (width - len(rest)) + list(rest) for rest in rests], device=device)
+    mask_EL = torch.tensor(
+        [[1] * before + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
+    )
+    memory = copy.deepcopy(memory)
+    if memory is not None:
+        memory.batch_repeat_interleave(len(rests))
+    position_ET = (mask_EL.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
+    out = network.model(
+        input_ids=tokens_ET,
+        attention_mask=mask_EL,
+        position_ids=position_ET,
+        past_key_values=memory,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Running(list(range(len(rests))), out.logits[:, -1].float(), mask_EL, out.past_key_values)
