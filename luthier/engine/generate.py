@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from luthier.engine.batching import Running, prefill
+from luthier.engine.batching import prefill
+from luthier.engine.running import Running
 from luthier.models.network import Network
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from luthier.engine.batching import BATCH_ROWS, BATCH_TOKENS, HELD_TOKENS, sees_everything, shared_start
+from luthier.engine.batching import sees_everything, shared_start
 from luthier.engine.likelihood import negative_log_likelihoods
+from luthier.engine.running import BATCH_ROWS, BATCH_TOKENS, HELD_TOKENS
 from luthier.models.network import Network
 from luthier.records import Row
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from luthier.engine.batching import BATCH_ROWS, BATCH_TOKENS, Running
+from luthier.engine.running import BATCH_ROWS, BATCH_TOKENS, Running
 from luthier.models.network import Network
 from luthier.models.pairs import encode
 
