@@ -137,10 +137,9 @@ def objectives(made: Path) -> list[Entry]:
     likely: dict[str, Any] = {"evaluate": {"metrics": ["perplexity"], "max_new_tokens": 1}, "baselines": ["zero_shot"]}
     german: dict[str, Any] = {"data": {"columns": {"prompt": "en", "completion": "de"}}}
     maths: dict[str, Any] = {"data": {"columns": {"prompt": "question", "completion": "answer"}}}
-    summary: dict[str, Any] = {
-        "data": {"columns": {"prompt": "dialogue", "completion": "summary"}},
-        "train": {"max_length": 512},
-    }
+    dialogues: dict[str, Any] = {"columns": {"prompt": "dialogue", "completion": "summary"}, "on_bad_row": "skip"}
+    dialogues["splits"] = {"train": "validation.jsonl", "test": "test.jsonl"}  # it comes without training rows
+    summary: dict[str, Any] = {"data": dialogues, "train": {"max_length": 512}}
     concepts: dict[str, Any] = {"data": {"columns": {"prompt": "concepts", "completion": "target"}}}
     few: dict[str, Any] = {"data": {"source": str(eight_of_each(made))}}
     unlabelled = {"unlabelled": str(Path(source_of("banking77")["source"]) / "train.jsonl.gz")}

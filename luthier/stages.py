@@ -20,14 +20,19 @@ if TYPE_CHECKING:
     from luthier.planning import Prepared
 
 FOLDER = "stages"
+OF_THE_WHOLE = dict.fromkeys(("stages", "title", "task", "data", "objective", "ship_if"), True)
+OF_ITS_TASK = {"evaluate": {"baselines", "metrics"}, "train": {"select_by"}}
+"""Settings whose values fit one task: a stage of another has its own task's defaults."""
 
 
 def stage_recipes(recipe: Recipe) -> list[dict[str, Any]]:
     """Each stage as a recipe: what it does not name is taken from the whole."""
-    whole = recipe.model_dump(
-        mode="json", exclude_unset=True, exclude={"stages", "title", "task", "data", "objective", "ship_if"}
-    )
-    return [laid_over(whole, stage.model_dump(mode="json", exclude_unset=True)) for stage in recipe.stages]
+    found = []
+    for stage in recipe.stages:
+        left_out: dict[str, Any] = OF_THE_WHOLE if stage.task == recipe.task else OF_THE_WHOLE | OF_ITS_TASK
+        whole = recipe.model_dump(mode="json", exclude_unset=True, exclude=left_out)
+        found.append(laid_over(whole, stage.model_dump(mode="json", exclude_unset=True)))
+    return found
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

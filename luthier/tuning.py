@@ -70,6 +70,8 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
     with progress.stage("saving the model"):
         save_model(network, prepared.recipe.chosen_selection, prepared.prompt_format, run.model_folder, heads)
     taken = [row for row in run.log if row["kind"] == "step"]  # before an interruption too
+    for remark in prepared.recipe.chosen_objective.remarks([row["figures"] for row in taken]):
+        progress.say(f"note: {remark}")
     seconds = sum(row["seconds"] for row in taken)
     run.update_manifest(
         trained=True,

@@ -61,12 +61,15 @@ def test_a_stage_goes_on_from_the_one_before(recipe: dict[str, Any], tmp_path: P
 
 def test_stages_of_other_tasks_share_the_adapter_and_not_the_head(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["stages"] = [{"data": str(tmp_path / "pairs.jsonl"), "task": "generate"}]
-    recipe["stages"][0]["evaluate"] = {"baselines": ["zero_shot"], "max_new_tokens": 4, "max_rows": 4}
+    recipe["stages"][0]["evaluate"] = {"max_new_tokens": 4, "max_rows": 4}
     recipe["stages"][0]["train"] = {"learning_rate": 1e-2}
-    recipe["train"]["learning_rate"] = 1e-6
+    recipe["train"] |= {"learning_rate": 1e-6, "select_by": "accuracy"}
+    recipe["evaluate"]["metrics"] = ["accuracy"]
     run = luthier.train(recipe, out=tmp_path / "run")
     stage = Run.open(tmp_path / "run" / "stages" / "1")
     assert stage.resolved["task"] == "generate" and run.resolved["stages"][0]["task"] == "generate"
+    assert stage.resolved["evaluate"]["resamples"] == 100
+    assert "zero_shot" in [system["name"] for system in stage.verdict["systems"]], "its own task's baselines"
     ours, theirs = weights(run), weights(stage)
     shared = [name for name in theirs if "lora" in name]
     assert shared and all(float((ours[name] - theirs[name]).abs().max()) < 1e-5 for name in shared)

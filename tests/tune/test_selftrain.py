@@ -102,6 +102,31 @@ def test_hidden_labels_are_not_looked_at(tiny: Callable[..., Path], tmp_path: Pa
     assert steps[0]["examples"] == 8 and steps[-1]["examples"] > 8
 
 
+def test_a_run_says_that_it_learned_from_no_unlabelled_row(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from luthier.progress import Progress
+
+    file = write(tmp_path / "texts.jsonl", [{"text": f"a film of {i} hours"} for i in range(9)])
+    for name, settings, expected in (
+        ("never", {"confidence": 1.0}, ["the model was never 100% sure of a label"]),
+        ("early", {"after": 2}, ["training ended before `after`"]),
+        ("some", {"confidence": 0.01}, []),
+    ):
+        said: list[str] = []
+        progress = Progress()
+        progress.say = said.append  # type: ignore[method-assign]
+        values = recipe(tiny("bert"), file, **settings)
+        luthier.train(values, rows=ROWS, out=tmp_path / name, progress=progress)
+        found = [each for each in said if "no unlabelled row was learned from" in each]
+        assert len(found) == len(expected) and all(why in found[0] for why in expected)
+    parts = [{"classify": {}}, {"selftrain": {"unlabelled": str(file)}}]
+    both = OBJECTIVES["sum"].model_validate({"parts": parts}).for_form("classify")
+    assert both.remarks([{"selftrain.confident": 0.1, "classify.loss": 1.0}]) == []
+    (remark,) = both.remarks([{"selftrain.confident": 0.0, "classify.loss": 1.0}])
+    assert remark.startswith("selftrain: no unlabelled row") and "90% sure" in remark
+
+
 def test_texts_of_the_data_are_left_out(
     tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

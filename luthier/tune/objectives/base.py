@@ -133,6 +133,10 @@ class Objective(Settings):
         """A fingerprint of the files that its settings name (a teacher): a run must not be resumed with others."""
         return ""
 
+    def remarks(self, steps: Sequence[Mapping[str, float]]) -> list[str]:
+        """What a user should know of how training went, from the figures of its steps; told when it has ended."""
+        return []
+
     def begin(self, context: Context) -> Learner:
         """What the loop runs. An objective that keeps something for the length of a run (a frozen copy to compare with,
         a teacher, a value head), or makes its own rows, gives a `Learner` of its own."""

@@ -45,6 +45,13 @@ class Selftrain(Classify):
         data = {"source": self.unlabelled, "columns": self.columns}
         return {NAME: MoreData(data, where="objective.selftrain.unlabelled", labelled=False)}
 
+    def remarks(self, steps: Sequence[Mapping[str, float]]) -> list[str]:
+        asked = [step["confident"] for step in steps if "confident" in step]
+        if any(asked):
+            return []
+        why = f"the model was never {self.confidence:.0%} sure of a label" if asked else "training ended before `after`"
+        return [f"no unlabelled row was learned from ({why}): the run is as one without them"]
+
     def begin(self, context: Context) -> Learner:
         return SelftrainLearner(self, context)
 

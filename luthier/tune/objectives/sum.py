@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args
 
 from pydantic import Field, create_model
 
@@ -31,6 +31,7 @@ from luthier.tune.objectives.base import Context, Known, Learner, MoreData, Obje
 if TYPE_CHECKING:
     import torch
 
+Value = TypeVar("Value")
 WHERE = ("objective", "sum", "parts")
 GROUP = "group"
 """The stream that tells which parts read a row, where not all read the same."""
@@ -137,6 +138,13 @@ class Sum(Objective):
         found = [part.chosen.outside(base) for part in self.parts]
         return fingerprint(*found) if any(found) else ""
 
+    def remarks(self, steps: Sequence[Mapping[str, float]]) -> list[str]:
+        return [
+            f"{name}: {remark}"
+            for name, part in zip(self.names, self.parts, strict=True)
+            for remark in part.chosen.remarks([under(name, step) for step in steps])
+        ]
+
     def begin(self, context: Context) -> Learner:
         return SumLearner(self, context)
 
@@ -188,10 +196,7 @@ class SumLearner(Learner):
         super().__init__(objective, context)
         self.learners: list[Learner] = []
         for name, each in zip(objective.names, objective.objectives(objective.form), strict=True):
-            own = {
-                key.removeprefix(f"{name}."): rows for key, rows in context.more.items() if key.startswith(f"{name}.")
-            }
-            self.learners.append(each.begin(replace(context, more=own)))
+            self.learners.append(each.begin(replace(context, more=under(name, context.more))))
         self.groups: list[list[int]] = []
         """The parts that read the same rows, together."""
         self.factors: list[float] = []
@@ -240,6 +245,11 @@ class SumLearner(Learner):
         return Loss(total, figures)
 
 
+def under(name: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """What of these is the part's of this name (or number), by the part's own names."""
+    return {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
+
+
 def alike(made: Sequence[Sequence[Row]]) -> list[list[int]]:
     """The numbers of parts whose rows are the same tokens in the same order, together; the first part is in the first
     group."""
@@ -284,8 +294,8 @@ def zero(value: Any) -> Any:
 
 def of_part(number: int, batch: Batch) -> Batch:
     """The batch as one part reads it."""
-    token_streams, example_streams = (
-        {name.removeprefix(f"{number}."): values for name, values in streams.items() if name.startswith(f"{number}.")}
-        for streams in (batch.token_streams, batch.example_streams)
+    return replace(
+        batch,
+        token_streams=under(str(number), batch.token_streams),
+        example_streams=under(str(number), batch.example_streams),
     )
-    return replace(batch, token_streams=token_streams, example_streams=example_streams)
