@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from luthier.files import cache_folder
+from luthier.storage.files import cache_folder
 
 SHARED = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "safetensors")
 

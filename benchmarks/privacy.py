@@ -28,7 +28,7 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
 
 def train_once(options: argparse.Namespace, seed: int, epsilon: float | None) -> dict[str, float]:
     """Train on some rows to the last step, then look at all rows of train and test."""
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
     from luthier.tune.loop import train
     from luthier.tune.privacy import PrivateGradient
     from luthier.tuning import network_to_tune, optimizer_to_tune, strands_to_learn

@@ -94,7 +94,8 @@ def prepare_job(wanted: Wanted) -> Job:
     """Read, tokenise, choose rows by length, fix their order."""
     from luthier.batches import BatchPlan
     from luthier.models.load import choose_device, choose_dtype
-    from luthier.planning import prepare
+    from luthier.planning.estimates import estimate
+    from luthier.planning.planner import prepare
 
     section, answers = sections(wanted.data, wanted.task)
     share = max(POOL, wanted.length // SHORTEST) if wanted.length else 1
@@ -120,7 +121,7 @@ def prepare_job(wanted: Wanted) -> Job:
         raise SystemExit(f"{wanted.data} gives {found} of this length: ask for fewer --steps or another --length")
     rows = tokenised["train"][: wanted.rows]
     plan = BatchPlan(len(rows), wanted.batch_size, wanted.epochs, wanted.seed)
-    needed = prepared.estimate()
+    needed = estimate(prepared)
     device = choose_device(prepared.recipe.model)
     return Job(
         model=wanted.model,

@@ -32,7 +32,7 @@ from benchmarks.gguf_float import gguf_copy
 from benchmarks.methods import writing
 from benchmarks.serve_job import Ask, Load, ServeJob, zipf
 from benchmarks.train_speed import SMOLLM
-from luthier.files import cache_folder, whole_folder
+from luthier.storage.files import cache_folder, whole_folder
 
 SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "commongen": ("concepts", "target")}
 RANKS = {"gsm8k": 8, "multi30k_en_de": 16, "commongen": 32}

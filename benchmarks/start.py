@@ -17,7 +17,7 @@ from benchmarks.rows import selection_section
 if TYPE_CHECKING:
     from luthier.models.network import Network
     from luthier.prompts import PromptFormat
-    from luthier.recipe import TrainSettings
+    from luthier.recipe.recipe import TrainSettings
     from luthier.selection import Selection
     from luthier.tune.objectives import Objective
 
@@ -42,7 +42,7 @@ def chosen_selection(job: Job) -> Selection:
 
 def train_settings(job: Job) -> TrainSettings:
     """Luthier's defaults, but for what all contestants share."""
-    from luthier.recipe import TrainSettings
+    from luthier.recipe.recipe import TrainSettings
 
     return TrainSettings(
         learning_rate=job.learning_rate,

@@ -70,11 +70,11 @@ class Watch:
 def by_luthier(file: Path, folder: Path, near_copies: bool) -> Callable[[], Rows]:
     """Reads and tokenises; what is returned gives the rows for the comparison."""
     from luthier.models.load import load_tokenizer
+    from luthier.planning.tokens import tokenised_splits
     from luthier.prepare.read import DataSettings, read_data
     from luthier.prepare.steps import PrepareSettings
     from luthier.progress import Progress
     from luthier.prompts import choose_format
-    from luthier.tokens import tokenised_splits
 
     steps = PrepareSettings.model_validate({} if near_copies else {"deduplicate": None})
     data = read_data(DataSettings(source=str(file)), "classify", prepare=steps)
@@ -116,7 +116,7 @@ def measure(side: str, file: Path, folder: Path) -> dict[str, Any]:
     import datasets
     import transformers
 
-    import luthier.planning  # noqa: F401
+    import luthier.planning.planner  # noqa: F401
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

@@ -54,7 +54,7 @@ def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate
 
 
 def main() -> None:
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
     from luthier.selection.last_layers import LastLayers
     from luthier.selection.lora import Lora
 

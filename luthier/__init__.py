@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from luthier.errors import UserError
     from luthier.pipeline import train
     from luthier.rate_finder import find_learning_rate
-    from luthier.runs import Run
+    from luthier.runs.run import Run
 
 __all__ = ["Run", "UserError", "__version__", "check", "find_learning_rate", "train"]
 
 # No name here may be that of a folder below (evaluate, prepare): importing the folder would take the name over.
 HOMES = {
-    "Run": "luthier.runs",
+    "Run": "luthier.runs.run",
     "UserError": "luthier.errors",
     "check": "luthier.check_report",
     "find_learning_rate": "luthier.rate_finder",

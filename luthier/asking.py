@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
 from luthier.models.heads import made
-from luthier.planning import Prepared
+from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
 from luthier.tasks import TASKS
 

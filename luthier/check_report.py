@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from luthier.planning import Prepared, prepare
+from luthier.planning.estimates import estimate
+from luthier.planning.planner import prepare
+from luthier.planning.prepared import Prepared
 from luthier.stages import check_stages
 from luthier.terminal import clock
 
@@ -21,7 +23,7 @@ WIDTH = 32
 
 
 def check(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), **options: Any) -> dict[str, Any]:
-    """Validate recipe, model and data without training; see `luthier.planning.prepare` for the options.
+    """Validate recipe, model and data without training; see `luthier.planning.planner.prepare` for the options.
 
     Raises:
         UserError: with every problem at once.
@@ -33,7 +35,7 @@ def check(recipe: Path | str | Mapping[str, Any], overrides: Sequence[str] = (),
 
 def report(prepared: Prepared) -> dict[str, Any]:
     """Everything worth knowing before a run. Raises `UserError` where a privacy budget can't be kept."""
-    needed = prepared.estimate()
+    needed = estimate(prepared)
     budget = prepared.budget()
     facts = prepared.data.facts
     lengths = prepared.rows.lengths

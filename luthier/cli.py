@@ -173,7 +173,7 @@ def split_overrides(arguments: argparse.Namespace) -> None:
 
 
 def run_init(arguments: argparse.Namespace) -> int | None:
-    from luthier.scaffold import Answers, write_recipe
+    from luthier.recipe.scaffold import Answers, write_recipe
 
     interactive = sys.stdin.isatty() and sys.stderr.isatty()
     data, task, model = arguments.data, arguments.task, arguments.model
@@ -193,7 +193,7 @@ def run_init(arguments: argparse.Namespace) -> int | None:
 
 def run_check(arguments: argparse.Namespace) -> int | None:
     from luthier import check_report, terminal
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
     from luthier.stages import check_stages
 
     prepared = prepare(arguments.recipe, arguments.overrides, progress=terminal.watcher(arguments.json))
@@ -326,7 +326,7 @@ def run_chat(arguments: argparse.Namespace) -> int | None:
 def local_conversation(arguments: argparse.Namespace) -> Conversation:
     from luthier.chat import Conversation
     from luthier.engine.generate import Sampling
-    from luthier.runs import Run
+    from luthier.runs.run import Run
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     return Conversation(Run.open(arguments.run).load(), sampling, arguments.max_new_tokens)
@@ -356,8 +356,8 @@ def check_chat_numbers(arguments: argparse.Namespace) -> None:
 
 
 def run_runs(arguments: argparse.Namespace) -> int | None:
-    from luthier.runs import MANIFEST, Run, compare_runs, list_runs
-    from luthier.runs_table import show_comparison, show_list
+    from luthier.runs.run import MANIFEST, Run, compare_runs, list_runs
+    from luthier.runs.table import show_comparison, show_list
 
     if len(arguments.runs) == 2:
         compared = compare_runs(Run.open(arguments.runs[0]), Run.open(arguments.runs[1]))
@@ -375,7 +375,7 @@ def run_runs(arguments: argparse.Namespace) -> int | None:
 
 
 def run_compare(arguments: argparse.Namespace) -> int | None:
-    from luthier import comparing
+    from luthier.runs import comparing
 
     compared = comparing.compare(arguments.runs)
     print(json.dumps(compared, ensure_ascii=False) if arguments.json else comparing.show(compared))
@@ -383,7 +383,7 @@ def run_compare(arguments: argparse.Namespace) -> int | None:
 
 
 def run_ship(arguments: argparse.Namespace) -> int | None:
-    from luthier.shipping import ship
+    from luthier.runs.shipping import ship
 
     shipped = ship(arguments.run, arguments.to)
     if arguments.json:
@@ -406,7 +406,7 @@ def run_merge(arguments: argparse.Namespace) -> int | None:
 
 
 def run_schema(arguments: argparse.Namespace) -> int | None:
-    from luthier.recipe import schema
+    from luthier.recipe.recipe import schema
 
     print(json.dumps(schema(), indent=2, ensure_ascii=False))
     return None

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from luthier.urls import without_secrets
+from luthier.texts.urls import without_secrets
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import files
 from luthier.asking import Alternatives, test_examples
 from luthier.errors import UserError
 from luthier.evaluate.examinations import EXAMINATIONS, Evidence
-from luthier.mixing import OWN, Mixed
-from luthier.planning import Prepared
+from luthier.planning.mixing import OWN, Mixed
+from luthier.planning.prepared import Prepared
 from luthier.prepare.facts import account
 from luthier.progress import Progress
-from luthier.runs import RESOLVED, VERDICT, Run, page_facts, peak_memory
+from luthier.runs.run import RESOLVED, VERDICT, Run, page_facts, peak_memory
+from luthier.storage import files
 from luthier.tasks import TASKS
 from luthier.tune.privacy import in_words
 

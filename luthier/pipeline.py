@@ -15,15 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from luthier import files, yaml_reader
 from luthier.errors import Stopped, UserError
-from luthier.estimates import Estimate, refuse_too_little_memory
 from luthier.judging import judge
-from luthier.planning import Prepared, Rows, prepare
+from luthier.planning.estimates import Estimate, estimate, refuse_too_little_memory
+from luthier.planning.planner import Rows, prepare
+from luthier.planning.prepared import Prepared
 from luthier.prepare.report import write_data_report
 from luthier.progress import Progress
-from luthier.recipe import read_recipe
-from luthier.runs import (
+from luthier.recipe import yaml_reader
+from luthier.recipe.recipe import read_recipe
+from luthier.runs.run import (
     MANIFEST,
     RESOLVED,
     VERDICT,
@@ -34,6 +35,7 @@ from luthier.runs import (
 )
 from luthier.stages import FOLDER as STAGES
 from luthier.stages import check_stages, run_stages
+from luthier.storage import files
 from luthier.tuning import tune
 
 
@@ -78,12 +80,12 @@ def train(
             create_run(Path(out), "", "", {})  # says how to go on, before anything is read
         prepared = prepare(recipe, overrides, rows=rows, base=base, progress=progress)
         check_stages(prepared)
-        needed = prepared.estimate()
+        needed = estimate(prepared)
         if not ignore_memory:
             refuse_too_little_memory(needed)
         run = start_run(prepared, needed, out, overrides)
     with gone_if_nothing_learned(run), resumable(run):
-        tune(prepared, run, progress, run_stages(prepared, run, progress) or start)
+        tune(prepared, run, progress, run_stages(prepared, run, train, progress) or start)
         gc.collect()  # the trained model's parts know each other; it must go before the saved one is read back
         judge(prepared, run, progress)
     return run

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import Diverged, UserError
-from luthier.estimates import refuse_too_little_memory
-from luthier.planning import Prepared, Rows, prepare
+from luthier.planning.estimates import estimate, refuse_too_little_memory
+from luthier.planning.planner import Rows, prepare
+from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
@@ -90,7 +91,7 @@ def losses_at(prepared: Prepared, rates: Sequence[float], progress: Progress) ->
     from luthier.tuning import network_to_tune, optimizer_to_tune, strands_to_learn
 
     prepared = all_at_one_rate(prepared)
-    needed = prepared.estimate()
+    needed = estimate(prepared)
     refuse_too_little_memory(needed)
     plan = replace(prepared.plan, epochs=len(rates), max_steps=len(rates))
     budget = prepared.budget()

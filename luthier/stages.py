@@ -7,17 +7,16 @@ own verdict, and the model folder that the recipe's own training starts from.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.errors import Problem, Stopped, UserError, raise_all
+from luthier.planning.planner import prepare
+from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
-from luthier.recipe import Recipe
-from luthier.runs import Run
-
-if TYPE_CHECKING:
-    from luthier.planning import Prepared
+from luthier.recipe.recipe import Recipe
+from luthier.runs.run import Run
 
 FOLDER = "stages"
 OF_THE_WHOLE = dict.fromkeys(("stages", "title", "task", "data", "objective", "ship_if"), True)
@@ -47,8 +46,6 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 
 def check_stages(prepared: Prepared) -> None:
     """Raises `UserError` with everything that is wrong with the data and settings of the stages."""
-    from luthier.planning import prepare
-
     problems: list[Problem] = []
     for number, values in enumerate(stage_recipes(prepared.recipe), 1):
         try:
@@ -60,10 +57,12 @@ def check_stages(prepared: Prepared) -> None:
     raise_all(problems)
 
 
-def run_stages(prepared: Prepared, run: Run, progress: Progress) -> Path | None:
-    """Run or resume every stage. Returns the model folder of the last one, None where there is none."""
-    from luthier.pipeline import train
+def run_stages(prepared: Prepared, run: Run, train: Callable[..., Run], progress: Progress) -> Path | None:
+    """Run or resume every stage. Returns the model folder of the last one, None where there is none.
 
+    Args:
+        train: How one run is made or gone on with: `pipeline.train`.
+    """
     start: Path | None = None
     stages = stage_recipes(prepared.recipe)
     for number, values in enumerate(stages, 1):

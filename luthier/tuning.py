@@ -17,17 +17,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import files
 from luthier.errors import Stopped
-from luthier.mixing import OWN, SHARED, Mixed
-from luthier.planning import Prepared
+from luthier.planning.mixing import OWN, SHARED, Mixed
+from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
-from luthier.runs import METRICS, Run, peak_memory
+from luthier.runs.run import METRICS, Run, peak_memory
+from luthier.storage import files
 
 if TYPE_CHECKING:
     from luthier.batches import BatchPlan
     from luthier.models.network import Network
-    from luthier.recipe import TrainSettings
+    from luthier.recipe.recipe import TrainSettings
     from luthier.records import Example
     from luthier.tune.hooks import Best
     from luthier.tune.loop import Strand

@@ -327,5 +327,5 @@ def test_a_mistyped_recipe_is_told_without_fetching_anything(bad: Bad, monkeypat
     def fetch(*args: Any, **options: Any) -> None:
         raise AssertionError("a model was fetched")
 
-    monkeypatch.setattr("luthier.planning.find_model", fetch)
+    monkeypatch.setattr("luthier.planning.planner.find_model", fetch)
     has(bad("trian: {}", model="pypi:some-model==1.0", data="missing.jsonl"), "trian", "missing.jsonl: no such file")

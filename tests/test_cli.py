@@ -21,9 +21,9 @@ from luthier.chat import Conversation
 from luthier.cli import main
 from luthier.engine.generate import GREEDY
 from luthier.errors import Problem, UserError, nearest
-from luthier.files import read_json
-from luthier.planning import prepare
-from luthier.runs import Run
+from luthier.planning.planner import prepare
+from luthier.runs.run import Run
+from luthier.storage.files import read_json
 from luthier.version import __version__
 
 COMMANDS = ("init", "check", "lr", "train", "evaluate", "chat", "runs", "merge", "schema")
@@ -207,7 +207,7 @@ def test_a_run_folder_is_complete(labels: Path) -> None:
 
 
 def test_the_default_folder_is_the_next_free_one(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from luthier.runs import create_run
+    from luthier.runs.run import create_run
 
     monkeypatch.chdir(tmp_path)
     assert [str(create_run(None, "demo", "", {}).folder) for _ in range(2)] == ["runs/demo-1", "runs/demo-2"]

@@ -11,8 +11,8 @@ import pytest
 
 import luthier
 from luthier.errors import UserError
-from luthier.planning import prepare
-from luthier.runs import Run
+from luthier.planning.planner import prepare
+from luthier.runs.run import Run
 from tests.servers import chat_server, said
 
 

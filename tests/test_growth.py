@@ -16,7 +16,9 @@ import pytest
 
 from luthier.batches import BatchPlan
 from luthier.errors import UserError
-from luthier.planning import Prepared, prepare
+from luthier.planning.estimates import estimate
+from luthier.planning.planner import prepare
+from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
 from luthier.records import Example, Row
 
@@ -187,7 +189,7 @@ def bytes_a_row(
     def peak(count: int) -> int:
         write(folder / f"{count}.jsonl", map(make, range(count)))
         tracemalloc.start()
-        prepare({**recipe(model, folder / f"{count}.jsonl", task), "prepare": steps}).estimate()
+        estimate(prepare({**recipe(model, folder / f"{count}.jsonl", task), "prepare": steps}))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

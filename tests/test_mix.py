@@ -15,9 +15,9 @@ import luthier
 from luthier.batches import collate
 from luthier.errors import UserError
 from luthier.evaluate.predict import predict
-from luthier.files import read_json
-from luthier.planning import prepare
-from luthier.runs import Run
+from luthier.planning.planner import prepare
+from luthier.runs.run import Run
+from luthier.storage.files import read_json
 
 
 @pytest.fixture

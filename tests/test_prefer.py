@@ -13,9 +13,9 @@ import luthier
 from luthier.chat import Conversation
 from luthier.engine.generate import GREEDY
 from luthier.errors import UserError
-from luthier.files import read_json, read_json_lines
-from luthier.planning import prepare
-from luthier.runs import Run
+from luthier.planning.planner import prepare
+from luthier.runs.run import Run
+from luthier.storage.files import read_json, read_json_lines
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 

@@ -15,7 +15,8 @@ import pytest
 import luthier
 from luthier.cli import main
 from luthier.errors import Diverged, UserError
-from luthier.planning import Prepared, prepare
+from luthier.planning.planner import prepare
+from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
 from luthier.rate_finder import RateTest, find_learning_rate, has_diverged, losses_at, read_curve, show
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from luthier.cli import main
-from luthier.files import read_json, read_json_lines
+from luthier.storage.files import read_json, read_json_lines
 from tests.servers import ChatReply, chat_server
 
 STEPS = 12

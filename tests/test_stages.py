@@ -13,9 +13,9 @@ import torch
 import luthier
 from luthier import pipeline
 from luthier.errors import Stopped, UserError
-from luthier.files import read_json
-from luthier.recipe import RecipeError, read_recipe
-from luthier.runs import Run
+from luthier.recipe.recipe import RecipeError, read_recipe
+from luthier.runs.run import Run
+from luthier.storage.files import read_json
 
 
 @pytest.fixture

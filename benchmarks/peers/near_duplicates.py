@@ -32,9 +32,9 @@ def texts(file: str) -> Iterator[str]:
 def luthier(originals: str, queries: str) -> Found:
     import numpy as np
 
-    from luthier.arrays import ArrayWriter
     from luthier.prepare.near import copies_of_others
     from luthier.prepare.sketches import sketch
+    from luthier.storage.arrays import ArrayWriter
 
     def both() -> Iterator[str]:
         yield from texts(originals)
@@ -51,9 +51,9 @@ def luthier(originals: str, queries: str) -> Found:
 def growth(originals: str, queries: str) -> Found:
     import numpy as np
 
-    from luthier.arrays import ArrayWriter
     from luthier.prepare.near import copies_within
     from luthier.prepare.sketches import sketch
+    from luthier.storage.arrays import ArrayWriter
 
     with tempfile.TemporaryDirectory() as folder, ArrayWriter(Path(folder)) as writer:
         sketches = sketch(texts(originals), SIMILARITY, writer, about=sum(1 for _ in texts(originals)))

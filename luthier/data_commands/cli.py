@@ -137,7 +137,7 @@ def run_report(arguments: argparse.Namespace) -> int | None:
 def run_show(arguments: argparse.Namespace) -> int | None:
     from luthier import terminal
     from luthier.data_commands.show import shown_rows
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
 
     if arguments.rows < 1:
         raise UserError(f"--rows is {arguments.rows}", mend="ask for one or more")

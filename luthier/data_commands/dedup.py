@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
 from luthier.errors import UserError, nearest
-from luthier.files import write_lines
 from luthier.prepare.formats import Table, bad_rows
 from luthier.prepare.near import Pairs, copies_within
 from luthier.prepare.settings import DataSettings
@@ -28,6 +26,8 @@ from luthier.prepare.sketches import sketch
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.prepare.steps.deduplicate import STRONGEST_FIRST
 from luthier.progress import Progress
+from luthier.storage.arrays import ArrayWriter
+from luthier.storage.files import write_lines
 
 LOOKED_AT = 20 * SAMPLE
 """Rows of the beginning by which the columns of text, and what most rows share, are told."""

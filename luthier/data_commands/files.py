@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import UserError
-from luthier.files import whole_file
 from luthier.prepare.columns import find_columns
 from luthier.prepare.detect import detect, sample
 from luthier.prepare.examples import EXAMPLES
@@ -25,8 +24,9 @@ from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import SPLITS, Tables, find_sources, read_sources
 from luthier.prepare.split import positions
 from luthier.progress import Progress
-from luthier.recipe import Recipe, read_recipe
+from luthier.recipe.recipe import Recipe, read_recipe
 from luthier.records import Example
+from luthier.storage.files import whole_file
 from luthier.tasks import TASKS
 
 SECTIONS = ("data", "prepare", "task", "seed")

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TextIO
 
 from luthier.endpoint.replies import Replies
 from luthier.errors import UserError, raise_all
-from luthier.files import json_line, whole_file
 from luthier.pieces import pieces
 from luthier.prepare.columns import UNLABELLED, find_columns, row_reader
 from luthier.prepare.formats import Table
@@ -26,6 +25,7 @@ from luthier.prepare.read import read_data
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.progress import Progress
+from luthier.storage.files import json_line, whole_file
 from luthier.teachers.base import Opinion, Teacher, TeacherSettings, Wording, open_teacher
 
 PEOPLE, REST = "for_people.jsonl", "not_labelled.jsonl"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from luthier.planning import Prepared
+    from luthier.planning.prepared import Prepared
     from luthier.records import Row
 
 LEARNED, SEEN, TURN = "bold green", "dim", "bold"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from luthier.files import cache_folder
+from luthier.storage.files import cache_folder
 
 FILE = "replies.sqlite"
 WAIT_SECONDS = 60.0

@@ -16,9 +16,9 @@ import yaml
 
 from luthier.evaluate.outcome import TUNED
 from luthier.evaluate.uses import use_of
-from luthier.files import read_json, write_text
 from luthier.models.describe import Kind
 from luthier.page.words import facts, show_difference, show_p, show_value
+from luthier.storage.files import read_json, write_text
 from luthier.tasks import Head
 
 Files = Literal["weights", "adapter", "own adapter"]

@@ -21,9 +21,9 @@ from luthier.evaluate.outcome import SIGNIFICANT, change, span
 from luthier.evaluate.significance import holm
 from luthier.evaluate.slices import Dimension, Gap, compare_slices, parity_and_odds
 from luthier.finding import Block, Figure, Finding, Interval, Intervals, Table
-from luthier.languages import languages
 from luthier.page.words import show_difference, show_p, show_value
 from luthier.records import NOT_GIVEN
+from luthier.texts.languages import languages
 
 if TYPE_CHECKING:
     from luthier.evaluate.examinations.fairness import Fairness

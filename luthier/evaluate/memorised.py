@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from luthier.canaries import FORMS as CANARY_FORMS
-from luthier.canaries import Canary, fields_of, make_canaries, other_secrets
 from luthier.engine.batching import common_start
 from luthier.engine.continuations import Continuation, Scores, score_continuations, score_rows
 from luthier.engine.generate import generate
@@ -32,6 +30,8 @@ from luthier.evaluate.personal import masked, personal_data
 from luthier.finding import Block, Figure, Finding, Interval, Intervals, Passage, Passages, Table
 from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
 from luthier.records import Example, Row
+from luthier.texts.canaries import FORMS as CANARY_FORMS
+from luthier.texts.canaries import Canary, fields_of, make_canaries, other_secrets
 
 FEWEST = 20
 """Rows of train and of test below which attacks say nothing."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from luthier.errors import Problem, UserError, raise_all
 from luthier.evaluate.checkers import misfit
-from luthier.files import fingerprint
+from luthier.storage.files import fingerprint
 
 Kind = Literal["choices", "cloze", "pairs", "prose", "instructions"]
 OWN = "luthier"

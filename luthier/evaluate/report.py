@@ -16,10 +16,10 @@ from markupsafe import Markup, escape
 
 from luthier.evaluate.metrics import METRICS, TAG
 from luthier.evaluate.outcome import TUNED
-from luthier.files import write_text
 from luthier.page import charts
 from luthier.page.render import placed, render
 from luthier.page.words import facts, minus, short, show_value
+from luthier.storage.files import write_text
 
 MOST_CLASSES = 20
 """More labels than this, and the matrix gives way to the commonest confusions, and the table to the weakest labels."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from luthier import files
+from luthier.storage import files
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "serving.cpp"))
 HEADER = Path(__file__).with_name("native.h")

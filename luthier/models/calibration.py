@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier import files
 from luthier.errors import UserError
+from luthier.storage import files
 
 FILE = "calibration.json"
 Array = NDArray[np.floating[Any]]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from luthier.errors import UserError
-from luthier.files import read_json
+from luthier.storage.files import read_json
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 

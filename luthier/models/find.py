@@ -24,7 +24,8 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from luthier.errors import UserError
-from luthier.files import (
+from luthier.models.describe import ModelFacts, describe_model, safetensors_header, weight_files
+from luthier.storage.files import (
     cache_folder,
     disk_errors,
     fingerprint,
@@ -34,8 +35,7 @@ from luthier.files import (
     write_json,
     write_text,
 )
-from luthier.models.describe import ModelFacts, describe_model, safetensors_header, weight_files
-from luthier.packages import PackageSpec, Progress, archive_files, extract, fetch_package, parse_package
+from luthier.storage.packages import PackageSpec, Progress, archive_files, extract, fetch_package, parse_package
 
 __all__ = ["FoundModel", "ModelFacts", "describe_model", "find_model"]
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier import files
 from luthier.errors import UserError
 from luthier.models.calibration import Calibration
 from luthier.models.find import find_model
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection import SELECTIONS, Selection
+from luthier.storage import files
 from luthier.version import __version__
 
 if TYPE_CHECKING:

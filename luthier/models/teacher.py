@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import files
 from luthier.errors import Problem
 from luthier.models.describe import describe_model, weight_files
 from luthier.models.find import FoundModel, find_model
@@ -18,6 +17,7 @@ from luthier.models.network import Network
 from luthier.models.save import ADAPTER_WEIGHTS, HEAD_WEIGHTS, load_saved
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat, choose_format
+from luthier.storage import files
 from luthier.tasks import Form, Head
 
 LABEL_HEAD = "ForSequenceClassification"

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from luthier import files
 from luthier.errors import UserError
 from luthier.kernels.attention import Packing
 from luthier.kernels.fast import packed_hidden
 from luthier.models.settings import TrunkSettings
+from luthier.storage import files
 
 if TYPE_CHECKING:
     from luthier.models.network import Network

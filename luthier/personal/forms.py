@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from luthier.checksums import passes_dni, passes_iban, passes_luhn, passes_nhs
 from luthier.personal.words import ENGLISH_NAMES, SPANISH_NAMES
+from luthier.texts.checksums import passes_dni, passes_iban, passes_luhn, passes_nhs
 
 
 @dataclass(frozen=True)

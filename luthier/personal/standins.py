@@ -14,8 +14,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from luthier.checksums import dni_letter, luhn_sum
 from luthier.personal.words import ENDS, FIRST, STEMS
+from luthier.texts.checksums import dni_letter, luhn_sum
 
 TITLES = frozenset(
     ["mr", "mrs", "ms", "miss", "mx", "dr", "prof", "sir", "madam", "sr", "sra", "srta", "don", "dona", "dna", "dra"]

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter, LineWriter, span
 from luthier.finding import Finding
 from luthier.prepare.steps.base import Drop
 from luthier.prepare.texts import Fields
+from luthier.storage.arrays import ArrayWriter, LineWriter, span
 
 LINES, ENDS = "kept_aside", "kept_aside.ends"
 MOST_REASONS = 20

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
 from luthier.prepare.account import Account
 from luthier.prepare.checks import Splits
 from luthier.prepare.examples import ID_BYTES, Examples, ExampleWriter
@@ -19,6 +18,7 @@ from luthier.prepare.further import WithFurther
 from luthier.prepare.steps import Context, PrepareSettings, RowSet
 from luthier.prepare.together import rows_in
 from luthier.records import Example
+from luthier.storage.arrays import ArrayWriter
 
 PREFIX = "made."
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.files import append_json_line, disk_errors, whole_file
 from luthier.personal.anonymise import Writer, counted, unnamed
 from luthier.personal.settings import AnonymiseSettings, problems_in
 from luthier.personal.workers import Search
@@ -27,6 +26,7 @@ from luthier.prepare.formats import Table, bad_rows, format_of
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.sources import find_sources, read_sources
 from luthier.progress import Progress
+from luthier.storage.files import append_json_line, disk_errors, whole_file
 from luthier.text_table import columns as in_columns
 
 Row = Mapping[str, Any]

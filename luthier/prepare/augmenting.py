@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
 from luthier.endpoint.replies import Replies
-from luthier.files import disk_errors, fingerprint
 from luthier.finding import Figure, Finding, Passage, Passages, Table
 from luthier.pieces import pieces
 from luthier.prepare.examples import EXAMPLES, Examples, ExampleWriter
@@ -30,6 +28,8 @@ from luthier.prepare.steps.base import Drop, Fields, RowSet
 from luthier.prepare.texts import asked, labels_of
 from luthier.prepare.vetting import Limits, taught, through, vet
 from luthier.records import Example
+from luthier.storage.arrays import ArrayWriter
+from luthier.storage.files import disk_errors, fingerprint
 from luthier.tasks import Form
 from luthier.teachers.base import Question, Said, Teacher, Wording, open_teacher
 

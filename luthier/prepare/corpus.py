@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from luthier.files import fingerprint
 from luthier.prepare.formats import DOCUMENTS, Broken, Content, Parsed, Table, format_of, scan
 from luthier.prepare.formats.documents import document_rows
 from luthier.prepare.formats.spool import spooled
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.source import file_identity, open_file
+from luthier.storage.files import fingerprint
 
 FILE = "file"
 """The column that says which document a row is from."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import Problem, UserError, raise_all
-from luthier.files import fingerprint, streamed_fingerprint
 from luthier.prepare.formats import PIECE_ROWS, Parse, Parsed, Table, scan
 from luthier.prepare.formats.spool import spooled
 from luthier.prepare.remote import filled_in
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.source import open_file
-from luthier.urls import scheme_of, without_secrets
+from luthier.storage.files import fingerprint, streamed_fingerprint
+from luthier.texts.urls import scheme_of, without_secrets
 
 if TYPE_CHECKING:
     import sqlalchemy

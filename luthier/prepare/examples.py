@@ -13,10 +13,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter, LineWriter, let_go, span
-from luthier.files import fingerprint
 from luthier.prepare.readers import types_of
 from luthier.records import Example
+from luthier.storage.arrays import ArrayWriter, LineWriter, let_go, span
+from luthier.storage.files import fingerprint
 from luthier.tasks import Form
 
 ID_BYTES = 16

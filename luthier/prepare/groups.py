@@ -10,10 +10,10 @@ from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 from luthier.errors import Problem, nearest
-from luthier.files import fingerprint
 from luthier.prepare.formats import Table
 from luthier.prepare.labels import SKIP, RowError, label_text
 from luthier.settings import Settings
+from luthier.storage.files import fingerprint
 
 
 class SplitSettings(Settings):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.files import fingerprint
 from luthier.prepare.formats import PIECE_ROWS, Table, arrow_table, class_names
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.source import SPLIT_NAMES, Source, Sources, file_identity
+from luthier.storage.files import fingerprint
 
 
 def hub_splits(settings: DataSettings) -> Sources:

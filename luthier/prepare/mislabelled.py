@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from luthier.tfidf import vectoriser
+from luthier.texts.tfidf import vectoriser
 
 BLOCK = 50_000
 """Rows judged together."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.arrays import let_go, taken
 from luthier.prepare.sketches import Sketches, Some
+from luthier.storage.arrays import let_go, taken
 
 MOST = 64
 """Texts under one key that another is compared with, if none of them is its copy."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from luthier.files import fingerprint
 from luthier.prepare.further import WithFurther
 from luthier.prepare.read import Dataset
 from luthier.records import Example
+from luthier.storage.files import fingerprint
 
 
 def plant(data: Dataset, rows: Sequence[tuple[dict[str, Any], int]], what: str) -> Dataset:

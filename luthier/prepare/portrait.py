@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from luthier.finding import Bar, Bars, Block, Curves, Figure, Finding, Series, Table
-from luthier.languages import detector
 from luthier.prepare.examples import Examples
 from luthier.prepare.source import SPLITS
 from luthier.prepare.texts import whole_text
 from luthier.records import Example
 from luthier.tasks import Form
+from luthier.texts.languages import detector
 
 MOST_ROWS = 5000
 MOST_FOR_LANGUAGE = 500

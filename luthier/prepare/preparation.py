@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
 from luthier.errors import Problem, UserError, raise_all
-from luthier.files import fingerprint
 from luthier.prepare import split as splitting
 from luthier.prepare.account import Account, text_of_row
 from luthier.prepare.adding import PREFIX, run_add_steps
@@ -52,6 +50,8 @@ from luthier.prepare.together import dropper, rows_in, run_set_steps
 from luthier.prepare.usable import Cleaned, Reader, clean
 from luthier.prepare.weights import WEIGHT, problems_in_weights, settled, to_mean_one, weigher, weight_facts
 from luthier.records import Example
+from luthier.storage.arrays import ArrayWriter
+from luthier.storage.files import fingerprint
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.arrays import Arrays, ArrayWriter
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.files import code_fingerprint, fingerprint
-from luthier.kept import kept
 from luthier.prepare.account import KeptAside
 from luthier.prepare.adding import with_made
 from luthier.prepare.columns import (
@@ -35,8 +32,11 @@ from luthier.prepare.settings import DataSettings, LabelBins, problems_in
 from luthier.prepare.sources import SPLITS, find_sources, identity_of, python_rows, read_sources
 from luthier.prepare.steps import Context, PrepareSettings
 from luthier.progress import Progress
+from luthier.storage.arrays import Arrays, ArrayWriter
+from luthier.storage.files import code_fingerprint, fingerprint
+from luthier.storage.kept import kept
 from luthier.tasks import TASKS
-from luthier.urls import without_secrets
+from luthier.texts.urls import without_secrets
 
 __all__ = ["UNLABELLED", "DataSettings", "Dataset", "LabelBins", "read_data"]
 

@@ -15,12 +15,12 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from luthier.errors import UserError
-from luthier.files import cache_folder, disk_errors, fingerprint, streamed_fingerprint
 from luthier.prepare.formats import Table, format_of, read_table
 from luthier.prepare.formats.content import FOLDER, temporary_file
 from luthier.prepare.formats.spool import reader_of
 from luthier.prepare.settings import DataSettings
-from luthier.urls import HIDDEN, VARIABLE, scheme_of, without_secrets
+from luthier.storage.files import cache_folder, disk_errors, fingerprint, streamed_fingerprint
+from luthier.texts.urls import HIDDEN, VARIABLE, scheme_of, without_secrets
 
 if TYPE_CHECKING:
     import requests

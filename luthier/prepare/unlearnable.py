@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
 from luthier.errors import UserError
-from luthier.files import fingerprint
 from luthier.prepare.account import Account, JoinedAside, KeptAside
 from luthier.prepare.facts import rows_fingerprint
 from luthier.prepare.read import Dataset
 from luthier.prepare.steps.base import Drop
 from luthier.prepare.texts import whole_text
+from luthier.storage.arrays import ArrayWriter
+from luthier.storage.files import fingerprint
 from luthier.tasks import TASKS
 
 REASON = "nothing to learn"

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from luthier.arrays import ArrayWriter
 from luthier.pieces import pieces
 from luthier.prepare.account import Account
 from luthier.prepare.checks import Splits
@@ -26,6 +25,7 @@ from luthier.prepare.split import Marks
 from luthier.prepare.steps import Context, PrepareSettings
 from luthier.prepare.texts import Fields, whole_text
 from luthier.prepare.weights import Weigh
+from luthier.storage.arrays import ArrayWriter
 
 BATCH = 256
 """Rows that a step gets at once."""

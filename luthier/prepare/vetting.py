@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from luthier.files import fingerprint
 from luthier.prepare.near import copies_of_others, copies_within
 from luthier.prepare.shingles import common_shingles, sample_rows
 from luthier.prepare.sketches import similarities, sketch
 from luthier.prepare.steps.base import Drop
-from luthier.tfidf import vectoriser
+from luthier.storage.files import fingerprint
+from luthier.texts.tfidf import vectoriser
 
 if TYPE_CHECKING:
-    from luthier.arrays import ArrayWriter
+    from luthier.storage.arrays import ArrayWriter
 
 AT_ONCE = 1000
 MOST_ROWS = 20_000

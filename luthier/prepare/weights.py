@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import Problem
-from luthier.files import fingerprint
 from luthier.prepare.labels import SKIP, RowError
 from luthier.prepare.readers import finite_number
+from luthier.storage.files import fingerprint
 
 WEIGHT = "weight"
 """The field. Only the user's column map makes a column one: a column that has this name by chance (of products, say)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import files
 from luthier.errors import UserError
+from luthier.storage import files
 from luthier.tasks import TASKS, Form
 
 FORMAT_FILE = "luthier.json"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from luthier.files import fingerprint
 from luthier.prompts.encoded import Encoded
 from luthier.prompts.format import PromptFormat
 from luthier.records import Example, Row
+from luthier.storage.files import fingerprint
 
 
 def encode_raw(examples: Sequence[Example], tokenizer: Any, prompt_format: PromptFormat) -> list[Encoded]:

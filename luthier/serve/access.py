@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from luthier import files
 from luthier.errors import UserError, nearest
 from luthier.serve.refusals import Refusal
+from luthier.storage import files
 
 PREFIX = "lk-"
 LOOK_EVERY = 1.0

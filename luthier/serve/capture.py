@@ -22,7 +22,7 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.serve.masking import Masking
 from luthier.serve.refusals import Refusal
-from luthier.urls import without_secrets
+from luthier.texts.urls import without_secrets
 
 logger = logging.getLogger("luthier.serve")
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}

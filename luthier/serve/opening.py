@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier import files
 from luthier.engine.serving.adapter_files import METHODS
 from luthier.engine.serving.contract import ServingEngine
 from luthier.engine.serving.engine import Engine
@@ -24,6 +23,7 @@ from luthier.models.save import ADAPTER_CONFIG, load_saved
 from luthier.models.settings import ModelSettings
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.serve.rendering import LABELLED
+from luthier.storage import files
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from luthier.endpoint.replies import Replies
 from luthier.endpoint.settings import ChatEndpoint, Parameter
 from luthier.errors import Problem
-from luthier.label_words import INSTRUCTION, label_question
 from luthier.settings import Settings
+from luthier.texts.label_words import INSTRUCTION, label_question
 
 
 class TeacherEndpoint(ChatEndpoint):

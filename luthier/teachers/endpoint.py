@@ -19,9 +19,9 @@ from luthier.endpoint.client import Alternatives, NotAnswered, Reply, Request, a
 from luthier.endpoint.replies import Replies
 from luthier.endpoint.settings import ChatEndpoint
 from luthier.errors import UserError
-from luthier.files import fingerprint
-from luthier.label_words import NEW_TOKENS, label_of
+from luthier.storage.files import fingerprint
 from luthier.teachers.base import Opinion, Question, Said, Wording
+from luthier.texts.label_words import NEW_TOKENS, label_of
 
 GIVE_UP = 16
 """So many requests in a row without an answer, and nothing more is sent."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.endpoint.replies import Replies
 from luthier.errors import UserError
-from luthier.files import fingerprint
+from luthier.storage.files import fingerprint
 from luthier.teachers.base import Opinion, Question, Said, Wording, opinion_as_json
 
 if TYPE_CHECKING:

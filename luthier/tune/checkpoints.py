@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import files
 from luthier.errors import UserError
+from luthier.storage import files
 
 if TYPE_CHECKING:
     import torch

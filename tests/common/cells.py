@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.combinations import refusals
 from luthier.errors import Problem
 from luthier.models.describe import describe_model
 from luthier.models.tiny import DECODERS, ENCODER_DECODERS, ENCODERS
+from luthier.planning.combinations import refusals
 from luthier.selection import SELECTIONS, Selection
 from luthier.tasks import TASKS, Form
 from luthier.tune.loop import Strand, train

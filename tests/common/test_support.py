@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier.combinations import refusals
 from luthier.errors import Problem, UserError
 from luthier.models.describe import describe_model
 from luthier.models.settings import has_bitsandbytes
-from luthier.planning import prepare
+from luthier.planning.combinations import refusals
+from luthier.planning.planner import prepare
 from luthier.selection import SELECTIONS
 from luthier.tasks import TASKS
 from luthier.tune.objectives import OBJECTIVES

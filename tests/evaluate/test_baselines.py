@@ -22,10 +22,10 @@ from luthier.evaluate.baselines.wording import Shown, conversation
 from luthier.evaluate.costs import Usage, cost_of_thousand
 from luthier.evaluate.lookup import Vectors, bm25, cosine, embed, passages_of
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.label_words import label_of, labels_in
 from luthier.models.network import Network
 from luthier.prompts import PromptFormat, choose_format
 from luthier.records import Example
+from luthier.texts.label_words import label_of, labels_in
 from tests import tiny as make
 
 WORDS = {"no": ("dull", "waste", "lifeless"), "yes": ("warm", "great", "fun"), "maybe": ("thin", "long", "odd")}

@@ -10,7 +10,7 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.evaluate.metrics import bring, metric_named, score
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.records import Prediction
 from tests.tasks.runs import systems, whole_run
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luthier import comparing, shipping
 from luthier.errors import UserError
 from luthier.evaluate.errors import examine as examine_errors
 from luthier.evaluate.examinations import Errors, Evidence, Fairness
 from luthier.evaluate.fairness import bands, examine
 from luthier.evaluate.metrics import METRICS
 from luthier.evaluate.stereotypes import bbq_counts, bbq_scores
-from luthier.files import write_json
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.prompts import PromptFormat
 from luthier.records import Example, Prediction
-from luthier.runs import Run
+from luthier.runs import comparing, shipping
+from luthier.runs.run import Run
+from luthier.storage.files import write_json
 
 LABELS = ["bad", "good"]
 
@@ -144,7 +144,7 @@ def test_what_an_earlier_run_had_right_is_told(tmp_path: Path) -> None:
 
 
 def write_predictions(folder: Path, predictions: Sequence[Any]) -> None:
-    from luthier.files import json_line
+    from luthier.storage.files import json_line
 
     folder.mkdir(exist_ok=True)
     lines = [json_line({"system": "tuned", **vars(each)}) for each in predictions]

@@ -11,7 +11,7 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.evaluate.examinations.judge import Judge, found, verdict
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.records import Prediction
 from tests.servers import ChatReply, chat_server, said
 from tests.tasks.runs import whole_run

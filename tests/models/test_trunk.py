@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier import files
 from luthier.models.settings import TrunkSettings
 from luthier.models.trunk import RECORD, TrunkStore, key_of, stored_trunk
 from luthier.selection import Selection
 from luthier.selection.head import LabelHead
 from luthier.selection.last_layers import LastLayers
+from luthier.storage import files
 from luthier.tasks import Head
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
 from tests import tiny as make

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.prepare.noise import lost_words, read_synonyms, slips, with_synonyms
 from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, DataSettings, read_data

@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.arrays import ArrayWriter, open_arrays
-from luthier.files import fingerprint
 from luthier.prepare.examples import Examples, ExampleWriter
 from luthier.prepare.facts import rows_fingerprint
 from luthier.records import Example
+from luthier.storage.arrays import ArrayWriter, open_arrays
+from luthier.storage.files import fingerprint
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 labels = texts | st.lists(texts, max_size=3).map(tuple)

@@ -20,10 +20,11 @@ import json, os, signal, sys, traceback
 from pathlib import Path
 
 import numpy, sklearn.linear_model, sklearn.feature_extraction.text, cleanlab.filter, ftfy, torch, peft
-import luthier.planning, luthier.tokens, luthier.prepare.report, luthier.prepare.preparation, luthier.models.load
+import luthier.planning.planner, luthier.planning.tokens, luthier.prepare.report, luthier.prepare.preparation
+import luthier.models.load
 import luthier.evaluate.baselines, luthier.data_commands.show, luthier.prepare.vetting, luthier.prepare.mislabelled
 from luthier.cli import main
-from luthier.languages import detector
+from luthier.texts.languages import detector
 from luthier.prepare.steps import STEPS, AddStep, RowStep, SetStep
 
 detector()  # loaded once for all
@@ -54,7 +55,7 @@ def arm(moment):
     elif name == "report":
         luthier.prepare.report.write_lines = at_call(2, luthier.prepare.report.write_lines)
     elif name == "tokens":
-        luthier.tokens.RowWriter.add = at_call(3, luthier.tokens.RowWriter.add)
+        luthier.planning.tokens.RowWriter.add = at_call(3, luthier.planning.tokens.RowWriter.add)
     elif issubclass(step := STEPS[name], RowStep):
         begin = step.begin
         step.begin = lambda self, context: at_call(2, begin(self, context))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from luthier.errors import UserError
-from luthier.files import fingerprint
 from luthier.prepare import mislabelled
 from luthier.prepare.mislabelled import Doubts, find_doubts, judge_one, out_of_fold
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.steps import PrepareSettings
+from luthier.storage.files import fingerprint
 
 WORDS = {
     "fish": ["river", "salmon", "net", "boat", "tide", "scale", "gill", "trout"],
@@ -129,7 +129,7 @@ def test_rows_with_several_labels() -> None:
 def test_no_probability_comes_from_a_model_that_saw_the_row() -> None:
     """Random labels can't be predicted out of fold, though the model could learn them by heart."""
     draw = np.random.default_rng(0)
-    from luthier.tfidf import vectoriser
+    from luthier.texts.tfidf import vectoriser
 
     texts = [" ".join(draw.choice([f"w{n}" for n in range(500)], 12)) for _ in range(400)]
     answers = draw.integers(0, 2, 400)

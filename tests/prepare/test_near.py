@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.arrays import ArrayWriter
 from luthier.prepare.near import Pairs, copies_of_others, copies_within
 from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.prepare.shingles import CHARACTERS_TO, WORDS_FROM, common_shingles
 from luthier.prepare.sketches import Bands, Sketches, similarities, sketch
 from luthier.prepare.steps import PrepareSettings
+from luthier.storage.arrays import ArrayWriter
 
 WORDS = [
     f"{first}{last}" for first in ("ka", "lo", "mi", "sen", "tor", "vu") for last in ("ra", "dil", "mon", "pe", "x")
@@ -206,7 +206,7 @@ def test_the_same_pairs_are_found_when_keys_are_sorted_in_many_pieces(
 
     whole = found()
     monkeypatch.setattr("luthier.prepare.near.AT_ONCE", 200)
-    monkeypatch.setattr("luthier.arrays.AT_ONCE", 5000)
+    monkeypatch.setattr("luthier.storage.arrays.AT_ONCE", 5000)
     assert found() == whole
 
 
@@ -216,7 +216,7 @@ def made_up(rows: int) -> str:
 import tempfile
 from pathlib import Path
 import numpy as np
-from luthier.arrays import ArrayWriter
+from luthier.storage.arrays import ArrayWriter
 from luthier.prepare.near import copies_within
 from luthier.prepare.sketches import Sketches
 def held(what):
@@ -267,7 +267,7 @@ def test_many_alike_take_linear_time_and_what_is_not_compared_is_counted() -> No
 def test_another_process_finds_the_same() -> None:
     """Whatever Python's own hash does there."""
     code = (
-        "from luthier.prepare.sketches import *; from luthier.arrays import ArrayWriter\n"
+        "from luthier.prepare.sketches import *; from luthier.storage.arrays import ArrayWriter\n"
         "found = sketch(['one two three four', 'Ünï ' * 80], 0.8, ArrayWriter(None))\n"
         "print([int(keys.sum()) for keys in found.keys], int(found.shingles.sum()))"
     )

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier import checksums
 from luthier.cli import main
 from luthier.errors import UserError
 from luthier.personal.anonymise import Writer, unnamed
@@ -28,6 +27,7 @@ from luthier.personal.workers import Search
 from luthier.prepare import anonymise_file
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.steps import PrepareSettings
+from luthier.texts import checksums
 
 pytest.importorskip("presidio_analyzer")
 pytest.importorskip("spacy")

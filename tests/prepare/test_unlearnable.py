@@ -11,7 +11,8 @@ import pytest
 
 from luthier.cli import main
 from luthier.errors import UserError
-from luthier.planning import Prepared, prepare
+from luthier.planning.planner import prepare
+from luthier.planning.prepared import Prepared
 from luthier.prepare.report import write_data_report
 
 PAIRS = [{"prompt": f"what is {n}?", "completion": f"it is {n}"} for n in range(40)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from luthier.check_report import check, show
 from luthier.errors import UserError
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.prepare.weights import settled, weight_facts
 

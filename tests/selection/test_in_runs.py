@@ -15,9 +15,11 @@ from luthier.cli import main
 from luthier.errors import UserError
 from luthier.models.describe import describe_model
 from luthier.models.save import go_on_from, save_model
-from luthier.planning import Prepared, prepare
-from luthier.recipe import Recipe
-from luthier.runs import Run
+from luthier.planning.estimates import estimate
+from luthier.planning.planner import prepare
+from luthier.planning.prepared import Prepared
+from luthier.recipe.recipe import Recipe
+from luthier.runs.run import Run
 from luthier.selection import SELECTIONS
 from luthier.selection.adapter import BottleneckAdapter
 from luthier.selection.bias import Bias
@@ -57,7 +59,7 @@ def test_memory_and_time_are_estimated_for_each(name: str, family: str, tiny: Ti
         pytest.skip("refused")
     if name == "tokens":  # words of these rows
         selection = Tokens(add=["film"])
-    needed = prepared(tiny(family), {name: selection.model_dump(mode="json")}, task).estimate()
+    needed = estimate(prepared(tiny(family), {name: selection.model_dump(mode="json")}, task))
     assert needed.training_seconds is not None and needed.training_seconds >= 0
     net = make.network(tiny(family), head)  # type: ignore[arg-type]
     selection.apply(net)

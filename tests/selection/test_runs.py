@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from luthier.errors import Stopped
 from luthier.pipeline import train
-from luthier.planning import prepare
+from luthier.planning import estimates
+from luthier.planning.planner import prepare
 from luthier.progress import Progress
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,19 +79,17 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 @pytest.mark.parametrize("name", SETTINGS)
 def test_check_tells_what_learns(tiny: Callable[..., Path], name: str) -> None:
     prepared = prepare(recipe(tiny("qwen3"), name, "generate"), rows=PAIRS)
-    run_learned = prepared.estimate().learned_parameters
+    run_learned = estimates.estimate(prepared).learned_parameters
     expected = {"prompt": 4 * 32, "prefix": 4 * 3 * 2 * 2 * 8}
     if name in expected:
         assert run_learned == expected[name]
     else:
         lora = prepare(recipe(tiny("qwen3"), "qlora", "generate") | {"selection": {"lora": {"rank": 4}}}, rows=PAIRS)
-        assert run_learned == lora.estimate().learned_parameters
+        assert run_learned == estimates.estimate(lora).learned_parameters
 
 
 def test_moments_of_8_bits_where_32_do_not_fit(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of this process, which others move, is left out; what remains is this run's own."""
-    from luthier import estimates
-
     monkeypatch.setattr(estimates, "fixed_bytes", lambda *_: 0)
     found = {}
 
@@ -98,7 +97,7 @@ def test_moments_of_8_bits_where_32_do_not_fit(tiny: Callable[..., Path], monkey
         monkeypatch.setattr(estimates, "available_memory", lambda _: int(free))
         plain = recipe(tiny("llama"), "prompt", "generate")
         wanted = plain | {"selection": {"full": {}}, "train": plain["train"] | {"optimizer": optimizer}}
-        return prepare(wanted, rows=PAIRS).estimate()
+        return estimates.estimate(prepare(wanted, rows=PAIRS))
 
     least = {kind: estimate(kind, 1e6) for kind in ("adamw", "adamw_8bit")}  # every way of saving is tried
     moments = 8 - 2 - 2 * 4 / 256
@@ -112,8 +111,7 @@ def test_moments_of_8_bits_where_32_do_not_fit(tiny: Callable[..., Path], monkey
 
 
 def test_a_gpus_run_is_offloaded_last_and_where_the_machine_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier import estimates
-    from luthier.recipe import TrainSettings
+    from luthier.recipe.recipe import TrainSettings
 
     monkeypatch.setattr(estimates, "available_memory", lambda _: 10**9)
 
@@ -143,13 +141,11 @@ def test_a_run_with_moments_of_8_bits_is_resumed(tiny: Callable[..., Path], tmp_
 
 
 def test_check_counts_fewer_bits(tiny: Callable[..., Path]) -> None:
-    from luthier.estimates import weight_bytes
-
     held = {}
     for selection in ({"lora": {}}, {"qlora": {"bits": 8}}, {"qlora": {}}, {"qlora": {"double_quantisation": False}}):
         prepared = prepare(recipe(tiny("llama"), "qlora", "generate") | {"selection": selection}, rows=PAIRS)
-        assert prepared.estimate().peak_bytes > 0
-        held[str(selection)] = weight_bytes(prepared, torch.bfloat16)
+        assert estimates.estimate(prepared).peak_bytes > 0
+        held[str(selection)] = estimates.weight_bytes(prepared, torch.bfloat16)
     linear = 3 * (4 * 32 * 32 + 3 * 32 * 64)
     (all_plain, none), (outside, in_8), (_, in_4), (_, in_4_single) = held.values()
     assert none == 0 and all_plain - outside == 2 * linear

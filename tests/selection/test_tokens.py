@@ -18,9 +18,9 @@ from luthier.errors import UserError
 from luthier.models.load import add_tokens, load_tokenizer
 from luthier.models.save import load_saved, save_merged, save_model
 from luthier.models.settings import ModelSettings
-from luthier.planning import prepare
-from luthier.recipe import RecipeError
-from luthier.runs import Run
+from luthier.planning.planner import prepare
+from luthier.recipe.recipe import RecipeError
+from luthier.runs.run import Run
 from luthier.selection import Selection
 from luthier.selection.lora import Lora
 from luthier.selection.tokens import Tokens, token_layers

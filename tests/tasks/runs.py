@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import pipeline
-from luthier.runs import Run
+from luthier.runs.run import Run
 
 WORDS = "the film was a warm funny dull plot cast acting shines two hours of waste".split()  # noqa: SIM905
 

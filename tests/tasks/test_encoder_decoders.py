@@ -19,7 +19,7 @@ from luthier.errors import UserError
 from luthier.evaluate.predict import predict
 from luthier.models.network import Network
 from luthier.models.save import save_model
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.prompts import PromptFormat, prompt_row, stop_ids, tokenise
 from luthier.records import Example
 from luthier.selection.lora import Lora

@@ -19,8 +19,8 @@ from luthier.evaluate.predict import predict
 from luthier.models.network import Network
 from luthier.prepare.read import read_data
 from luthier.prompts import tokenise
+from luthier.recipe.scaffold import Answers, write_recipe
 from luthier.records import Example
-from luthier.scaffold import Answers, write_recipe
 from tests import tiny as make
 from tests.tasks.runs import sentence, systems, whole_run
 

@@ -23,9 +23,9 @@ from luthier.evaluate.metrics.numbers import ranks
 from luthier.evaluate.significance import resampled_sums
 from luthier.evaluate.verdict import SystemResult, build_verdict
 from luthier.prepare.read import read_data
+from luthier.recipe.scaffold import Answers, write_recipe
 from luthier.records import Prediction
-from luthier.runs import Run
-from luthier.scaffold import Answers, write_recipe
+from luthier.runs.run import Run
 from luthier.tune.objectives import OBJECTIVES
 from tests import tiny as make
 from tests.tasks.runs import sentence, systems, whole_run

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from seqeval.scheme import IOB2
 
 from luthier.chat import Conversation
-from luthier.combinations import can_learn
 from luthier.engine.generate import Sampling
 from luthier.errors import UserError
 from luthier.evaluate.baselines import BASELINES, Asked
@@ -25,13 +24,14 @@ from luthier.evaluate.metrics import METRICS, score, type_table
 from luthier.evaluate.predict import predict
 from luthier.evaluate.significance import resampled_sums
 from luthier.models.describe import describe_model
+from luthier.planning.combinations import can_learn
 from luthier.prepare.read import read_data
 from luthier.prepare.settings import DataSettings
 from luthier.prompts import tokenise
 from luthier.prompts.tagged import words_of_tokens
+from luthier.recipe.scaffold import Answers, write_recipe
 from luthier.records import Example, Prediction
-from luthier.runs import Run
-from luthier.scaffold import Answers, write_recipe
+from luthier.runs.run import Run
 from luthier.tune.objectives import OBJECTIVES
 from tests import tiny as make
 from tests.tasks.runs import sentence, systems, whole_run

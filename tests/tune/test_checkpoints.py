@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier import files
 from luthier.errors import UserError
 from luthier.models.network import Network
+from luthier.storage import files
 from luthier.tune.checkpoints import FACTS, STATE, WEIGHTS, Checkpoints
 from luthier.tune.optimizers import Kind, Optimizer, OptimizerSettings
 from tests import tiny as make

@@ -17,11 +17,11 @@ from luthier.batches import BatchPlan
 from luthier.engine.classify import class_probabilities
 from luthier.engine.embed import embeddings
 from luthier.errors import UserError
-from luthier.files import read_json, read_json_lines
 from luthier.models.load import label_layer
 from luthier.models.logistic import fit_label_layer
 from luthier.models.network import Network
 from luthier.prompts import prompt_row
+from luthier.storage.files import read_json, read_json_lines
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
 

@@ -21,11 +21,11 @@ import luthier
 from luthier.batches import BatchPlan, PoissonPlan, collate
 from luthier.cli import main
 from luthier.errors import Stopped, UserError
-from luthier.files import read_json
 from luthier.models.network import Network
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.progress import Progress
 from luthier.records import Row
+from luthier.storage.files import read_json
 from luthier.tune.loop import Strand, train
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
@@ -270,7 +270,7 @@ def test_objectives_that_mix_rows_are_refused_from_the_recipe(
     class Mixing(OBJECTIVES["classify"]):  # type: ignore[misc]
         by_example: ClassVar[bool] = False
 
-    monkeypatch.setattr("luthier.recipe.Recipe.chosen_objective", Mixing())
+    monkeypatch.setattr("luthier.recipe.recipe.Recipe.chosen_objective", Mixing())
     with pytest.raises(UserError, match="looks at several rows at once") as caught:
         prepare(recipe(tmp_path, tiny))
     assert "use objective: classify" in str(caught.value)

@@ -12,7 +12,7 @@ import torch
 
 from luthier.batches import BatchPlan
 from luthier.errors import UserError
-from luthier.planning import prepare
+from luthier.planning.planner import prepare
 from luthier.rewards import exact_answer, final_number, find_reward
 from luthier.tune.loop import Strand, train
 from luthier.tune.objectives import OBJECTIVES, Context, Objective

@@ -14,9 +14,9 @@ import luthier
 from luthier.batches import BatchPlan
 from luthier.engine.classify import class_probabilities
 from luthier.errors import UserError
-from luthier.files import read_json_lines
 from luthier.models.network import Network
 from luthier.records import Row
+from luthier.storage.files import read_json_lines
 from luthier.tune.objectives import OBJECTIVES, Context, Learner
 from tests import tiny as make
 
@@ -130,7 +130,7 @@ def test_a_run_says_that_it_learned_from_no_unlabelled_row(
 def test_texts_of_the_data_are_left_out(
     tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from luthier.planning import prepare
+    from luthier.planning.planner import prepare
     from luthier.progress import Progress
 
     said: list[str] = []

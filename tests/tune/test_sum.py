@@ -13,11 +13,11 @@ import torch
 import luthier
 from luthier.batches import collate
 from luthier.errors import UserError
-from luthier.files import read_json
 from luthier.models.network import Network
-from luthier.planning import prepare
-from luthier.recipe import RecipeError, read_recipe
+from luthier.planning.planner import prepare
+from luthier.recipe.recipe import RecipeError, read_recipe
 from luthier.records import Batch
+from luthier.storage.files import read_json
 from luthier.tasks import Form
 from luthier.tune.objectives import OBJECTIVES, Context
 from tests import tiny as make

@@ -14,9 +14,9 @@ from torch.nn import functional
 import luthier
 from luthier.batches import collate
 from luthier.errors import UserError
-from luthier.files import read_json_lines
 from luthier.kernels import cross_entropy
 from luthier.records import Row
+from luthier.storage.files import read_json_lines
 from luthier.tune.objectives import OBJECTIVES, Learner
 from tests import tiny as make
 from tests.common.teaching_references import scores

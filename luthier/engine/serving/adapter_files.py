@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from luthier import files
 from luthier.engine.serving.request import RefusedError
 from luthier.errors import UserError
 from luthier.kernels.mixed import MixedLinear
@@ -26,6 +25,7 @@ from luthier.models.network import Network
 from luthier.models.save import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from luthier.prompts import FORMAT_FILE, PromptFormat
 from luthier.selection.base import ADAPTER_PREFIX
+from luthier.storage import files
 
 Method = Literal["lora", "dora", "prefix", "prompt"]
 FLOATS = ("F32", "F16", "BF16")

@@ -2,9 +2,9 @@
 
 In: the training split. Out: answers to the test rows, with probabilities for labels.
 
-What it is made of (figures in LOG.md): the vectors of `luthier.tfidf`; C = 10 was best or within half a point of it on
-every set tried. One-vs-rest in liblinear's dual form (Fan et al. 2008, JMLR 9) fits in seconds where the multinomial
-loss takes half a minute.
+What it is made of (figures in LOG.md): the vectors of `luthier.texts.tfidf`; C = 10 was best or within half a point of
+it on every set tried. One-vs-rest in liblinear's dual form (Fan et al. 2008, JMLR 9) fits in seconds where the
+multinomial loss takes half a minute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import question
 from luthier.evaluate.predict import Advance, label_answer, label_loss
 from luthier.records import Example, Prediction
-from luthier.tfidf import vectoriser
+from luthier.texts.tfidf import vectoriser
 
 MOST_ROWS = 100_000
 MOST_CHARACTERS = 20_000_000

@@ -12,8 +12,8 @@ from luthier.evaluate.baselines.shots import balanced
 from luthier.evaluate.baselines.wording import Shown, conversation, question
 from luthier.evaluate.costs import Usage
 from luthier.evaluate.predict import Advance
-from luthier.label_words import NEW_TOKENS, label_of, labels_in
 from luthier.records import Example, Prediction
+from luthier.texts.label_words import NEW_TOKENS, label_of, labels_in
 
 WHERE = "evaluate.endpoint"
 

@@ -14,7 +14,7 @@ from luthier.evaluate.baselines.base import Answered, Asked
 from luthier.evaluate.costs import usage_of
 from luthier.evaluate.predict import Advance, predict
 from luthier.prompts import PromptFormat
-from luthier.runs import Run
+from luthier.runs.run import Run
 
 WHERE = "evaluate.previous"
 

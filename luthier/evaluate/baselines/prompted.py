@@ -16,9 +16,9 @@ from luthier.evaluate.baselines.base import Answered, Asked, labelled
 from luthier.evaluate.baselines.wording import Shown, conversation
 from luthier.evaluate.costs import Usage, usage_of
 from luthier.evaluate.predict import Advance, further, predict, preference, worth_of_answers
-from luthier.label_words import NEW_TOKENS, labels_in
 from luthier.prompts import PromptFormat, Turns, choose_template, prompt_row, stop_ids, tokenise
 from luthier.records import Comparison, Example, Prediction, Row
+from luthier.texts.label_words import NEW_TOKENS, labels_in
 
 JOINTS = 8
 """Tokens that texts may come to when put together, beyond those that each has alone."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluate.baselines.base import Asked
-from luthier.label_words import INSTRUCTION, INSTRUCTION_SEVERAL, label_question
 from luthier.records import Example
+from luthier.texts.label_words import INSTRUCTION, INSTRUCTION_SEVERAL, label_question
 
 PASSAGES = "These passages may help:"
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from luthier.canaries import FORMS as CANARY_FORMS
 from luthier.errors import Problem
 from luthier.evaluate.examinations.base import Evidence, Examination
 from luthier.evaluate.examinations.forgetting import WRITTEN
 from luthier.finding import Finding
 from luthier.tasks import Form
+from luthier.texts.canaries import FORMS as CANARY_FORMS
 
 
 class Memorisation(Examination):

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import IO, Any, TextIO
 
-from luthier.archives import LEAST_CAP, MOST_TIMES
 from luthier.errors import UserError
-from luthier.files import cache_folder, disk_errors
 from luthier.prepare.formats.table import Broken
+from luthier.storage.archives import LEAST_CAP, MOST_TIMES
+from luthier.storage.files import cache_folder, disk_errors
 
 PIECE = 2**20
 """Bytes read at once."""

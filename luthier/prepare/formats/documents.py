@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from luthier.archives import MOST_TIMES
 from luthier.errors import Problem, UserError
 from luthier.prepare.formats.content import LONGEST, MARKS, Content, refuse_other_encodings
 from luthier.prepare.formats.spool import spooled
 from luthier.prepare.formats.table import Broken, Parsed, Table, scan
 from luthier.prepare.formats.text import paragraphs
 from luthier.prepare.labels import SKIP
+from luthier.storage.archives import MOST_TIMES
 
 EXTRA = "pip install 'luthier[documents]'"
 LARGEST = 4 * LONGEST

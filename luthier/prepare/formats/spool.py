@@ -12,9 +12,9 @@ import os
 from collections.abc import Mapping
 from typing import IO, Any
 
-from luthier.files import cache_folder, disk_errors
 from luthier.prepare.formats.content import FOLDER, PIECE, temporary_file
 from luthier.prepare.formats.table import Broken, Parse, Parsed
+from luthier.storage.files import cache_folder, disk_errors
 
 
 class Reading(io.RawIOBase):

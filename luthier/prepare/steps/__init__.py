@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier.errors import Problem
-from luthier.files import fingerprint
 from luthier.prepare.groups import SplitSettings
 from luthier.prepare.steps.anonymise import Anonymise
 from luthier.prepare.steps.augment import Augment
@@ -18,6 +17,7 @@ from luthier.prepare.steps.labels import Labels
 from luthier.prepare.steps.target import Target
 from luthier.prepare.steps.weigh import Weigh
 from luthier.settings import Settings
+from luthier.storage.files import fingerprint
 from luthier.tasks import Form
 
 STEPS: dict[str, type[Step]] = {

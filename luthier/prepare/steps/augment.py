@@ -178,7 +178,7 @@ class Augment(AddStep):
         return []
 
     def outside(self, base: Path) -> str:
-        from luthier.files import file_fingerprint
+        from luthier.storage.files import file_fingerprint
 
         parts = []
         if self.synonyms is not None:

@@ -96,8 +96,8 @@ class Search:
     def run(self, advance: Callable[[int], Any]) -> None:
         import numpy as np
 
-        from luthier.arrays import ArrayWriter
-        from luthier.kept import NO_ROOM
+        from luthier.storage.arrays import ArrayWriter
+        from luthier.storage.kept import NO_ROOM
 
         try:
             with tempfile.TemporaryDirectory(prefix="luthier-near-") as folder, ArrayWriter(Path(folder)) as writer:

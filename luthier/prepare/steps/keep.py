@@ -17,11 +17,11 @@ from typing import ClassVar, NamedTuple
 from pydantic import Field
 
 from luthier.errors import Problem, nearest
-from luthier.languages import NAMES, classifier
 from luthier.prepare.steps.base import Context, Drop, Fields, RowResult, RowStep
 from luthier.prepare.texts import whole_text
 from luthier.settings import Settings
 from luthier.tasks import Form
+from luthier.texts.languages import NAMES, classifier
 
 WORD = re.compile(r"\S+")
 TOO_SHORT_TO_TELL = 20

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.errors import Problem
-from luthier.files import fingerprint
 from luthier.finding import Block, Figure, Finding, Table
 from luthier.prepare.steps.base import Drop, Outcome, RowSet, SetStep
+from luthier.storage.files import fingerprint
 from luthier.tasks import Form
 
 SHOWN = 20

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import Field
 
 from luthier.errors import Problem, UserError
-from luthier.files import fingerprint
 from luthier.finding import Block, Figure, Finding, Table
 from luthier.prepare.steps.base import Outcome, RowSet, SetStep
+from luthier.storage.files import fingerprint
 from luthier.tasks import Form
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from luthier import files
 from luthier.errors import Problem, UserError
 from luthier.records import Row
 from luthier.rewards import BUILT_IN, find_reward
+from luthier.storage import files
 from luthier.tasks import Form, Head
 from luthier.tune.objectives.base import Context, Known, Learner, Objective
 

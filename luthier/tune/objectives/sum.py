@@ -23,8 +23,8 @@ from pydantic import Field, create_model
 
 from luthier.choice import Choice, choice
 from luthier.errors import Problem, at
-from luthier.files import fingerprint
 from luthier.records import Batch, Comparison, Loss, Row
+from luthier.storage.files import fingerprint
 from luthier.tasks import Form
 from luthier.tune.objectives.base import Context, Known, Learner, MoreData, Objective
 

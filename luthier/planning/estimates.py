@@ -1,0 +1,315 @@
+"""What a run needs, told before it starts: memory and time, and how a step is cut so that it fits.
+
+In: model facts, rows, recipe. Out: estimates in bytes and seconds, and an error when the memory is not there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from luthier.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.models.describe import ModelFacts
+    from luthier.planning.prepared import Prepared
+    from luthier.planning.probe import BlockCost
+    from luthier.recipe.recipe import Recipe, TrainSettings
+    from luthier.records import Row
+    from luthier.tune.optimizers import Kind
+
+MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
+"""Tokens run at once when the recipe names no number: more is no faster there (LOG.md)."""
+LEAST_TOKENS = 256
+LOADED_SHARE = 1.4
+"""Memory that weights take once loaded, in their own size: laying layers end to end leaves gaps behind (LOG.md)."""
+SCATTERED_SHARE = 1.5
+"""Memory that activations take, in their own size: blocks of changing sizes leave gaps between them (LOG.md)."""
+SCORES_BYTES = 3 * 64 * 2**20
+"""Scores over the vocabulary, their gradient, and what comes and goes beside them."""
+PROBED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Before any weight is loaded; `check` prints it, `train` refuses to start on too little memory."""
+
+    peak_bytes: int
+    available_bytes: int | None
+    training_seconds: float | None
+    """None where the weights alone do not fit."""
+    learned_parameters: int
+    micro_batch_tokens: int
+    """Tokens that run at once: the recipe's number, or one that fits."""
+    checkpoint_activations: bool
+    """Whether blocks keep only their input for the backward pass, because keeping more does not fit."""
+    optimizer: Kind
+    """The recipe's, or 8 bits because 32 do not fit."""
+    offload: bool
+    """Whether the optimizer's part is held in the machine's memory, because the GPU's does not suffice."""
+
+
+class Way(NamedTuple):
+    """How a step is gone about."""
+
+    tokens: int
+    """At once."""
+    checkpointed: bool
+    """Whether blocks are computed again in the backward pass."""
+    optimizer: Kind
+    offload: bool
+
+
+def estimate(prepared: Prepared) -> Estimate:
+    """Peak memory and training time, measured on two blocks of the model's shape and multiplied out.
+
+    Weights count once in their dtype; what learns also has a gradient in 32 bits, two AdamW moments in 32 or 8, and a
+    32-bit master where weights are 16-bit. What does not fit is first cut into smaller micro-batches, then computed
+    again in the backward pass, then has moments of 8 bits, and beside a GPU all that the optimizer needs is held in the
+    machine's memory at last, which is slowest. All but the moments of 8 bits leave the result as it is.
+    """
+    from luthier.models.load import choose_device, choose_dtype
+    from luthier.planning.probe import block_cost, learned_a_block
+
+    recipe, facts, plan = prepared.recipe, prepared.facts, prepared.plan
+    selection, head = recipe.chosen_selection, recipe.chosen_objective.head
+    device = choose_device(recipe.model)
+    dtype = choose_dtype(recipe.model, device)
+    steps = [plan.rows_of(number) for number in range(1, min(PROBED_STEPS, plan.steps) + 1)]
+    lengths = [prepared.rows.lengths[step].tolist() for step in steps]
+    longest = int(prepared.rows.lengths.max())
+    if recipe.privacy is not None:  # examples run one at a time
+        lengths = [[longest]]
+    free = available_memory(device)
+    layers, outside = selection.backward_layers(facts), selection.learned_outside_blocks(facts)
+    counted = outside + layers * learned_a_block(prepared.found.folder, selection, head)
+    weights = weight_bytes(prepared, dtype)
+    budgets = token_budgets(recipe, device, longest)
+    ways = ways_of(recipe.train, device, budgets, counted)
+    least = sum(weights) + learning_bytes(counted, dtype, ways[-1])
+    if free is not None and least > free:  # there is nothing to measure
+        return estimate_of(ways[-1]._replace(tokens=budgets[0]), least, free, None, counted)
+    at_once = within(max(lengths, key=sum), budgets[0])
+    cost = block_cost(prepared.found.folder, selection, head, at_once, device, dtype, recipe.model.kernels)
+    learned = learned_parameters(facts, cost, layers, outside)
+    fixed = fixed_bytes(recipe, facts, cost, device, weights)
+    if recipe.privacy is not None:
+        fixed += 4 * learned  # sums of clipped gradients, beside one example's
+
+    def peak(way: Way) -> int:
+        kept = cost.kept_bytes * layers
+        if way.checkpointed:
+            kept = cost.checkpointed_bytes * layers + cost.kept_bytes
+        growing = int(way.tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
+        return fixed + learning_bytes(learned, dtype, way) + growing
+
+    fitting = (w for w in ways if free is None or peak(w._replace(tokens=max(w.tokens, longest))) <= 0.9 * free)
+    way = next(fitting, ways[-1])
+    most = max(sum(within(step, way.tokens)) for step in lengths)
+    seconds = training_seconds(prepared, cost, layers, learned, way, device, dtype)
+    return estimate_of(way, peak(way._replace(tokens=most)), free, seconds, learned)
+
+
+def estimate_of(way: Way, peak: int, free: int | None, seconds: float | None, learned: int) -> Estimate:
+    return Estimate(
+        peak_bytes=peak,
+        available_bytes=free,
+        training_seconds=seconds,
+        learned_parameters=learned,
+        micro_batch_tokens=way.tokens,
+        checkpoint_activations=way.checkpointed,
+        optimizer=way.optimizer,
+        offload=way.offload,
+    )
+
+
+def token_budgets(recipe: Recipe, device: str, longest: int) -> list[int]:
+    """Numbers of tokens that may run at once, falling: the recipe's, or those that are worth a try."""
+    if recipe.privacy is not None:  # examples run one at a time
+        return [longest]
+    if recipe.train.micro_batch_tokens:
+        return [recipe.train.micro_batch_tokens]
+    most = MICRO_BATCH_TOKENS[device]
+    return [most >> halvings for halvings in range(6) if not halvings or most >> halvings >= LEAST_TOKENS]
+
+
+def ways_of(settings: TrainSettings, device: str, budgets: Sequence[int], learned: int) -> list[Way]:
+    """Every way that the recipe allows and the machine's memory too, the one to be preferred first; `budgets` are
+    numbers of tokens, falling."""
+    setting, beside = settings.checkpoint_activations, settings.offload_optimizer
+    again = [False, True] if setting == "auto" else [setting == "always"]
+    kinds: list[Kind] = ["adamw", "adamw_8bit"] if settings.optimizer == "auto" else [settings.optimizer]
+    offloads = [False, True] if beside == "auto" else [beside == "always"]
+    ways = [
+        Way(tokens, checkpointed, kind, offload)
+        for offload in (offloads if device == "cuda" else [False])
+        for kind in kinds
+        for checkpointed in again
+        for tokens in budgets
+    ]
+    there = available_memory("cpu")
+    possible = [way for way in ways if not way.offload or there is None or host_bytes(learned, way) <= 0.9 * there]
+    return possible or [way._replace(offload=False) for way in ways]
+
+
+def within(lengths: Sequence[int], budget: int) -> list[int]:
+    """The lengths of the rows that run at once: the longest first, as many as the budget holds, at least one."""
+    taken: list[int] = []
+    share = sum(lengths) / max(1, -(-sum(lengths) // budget))
+    for length in sorted(lengths, reverse=True):
+        if taken and (sum(taken) >= share or sum(taken) + length > budget):
+            break
+        taken.append(length)
+    return taken
+
+
+def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int, outside: int) -> int:
+    """All that learns in the blocks, and outside them; with full tuning all there is."""
+    return facts.parameters if cost.everything_learns else cost.learned * backward_layers + outside
+
+
+def weight_bytes(prepared: Prepared, dtype: torch.dtype) -> tuple[int, int]:
+    """Of the weights in the model's dtype, and of those that the selection holds in fewer bits."""
+    from luthier.planning.probe import linear_a_block
+
+    recipe, facts = prepared.recipe, prepared.facts
+    quantisation = recipe.chosen_selection.quantisation
+    if quantisation is None:
+        return facts.parameters * dtype.itemsize, 0
+    quantised = min(
+        facts.parameters, facts.layers * linear_a_block(prepared.found.folder, recipe.chosen_objective.head)
+    )
+    return (facts.parameters - quantised) * dtype.itemsize, int(quantised * quantisation.bytes_a_weight)
+
+
+def fixed_bytes(
+    recipe: Recipe,
+    facts: ModelFacts,
+    cost: BlockCost,
+    device: str,
+    weights: tuple[int, int],
+) -> int:
+    """What does not grow with the batch or with what learns: this process as it is, weights, scores."""
+    import psutil
+
+    own = 0 if device == "cuda" else int(psutil.Process().memory_info().rss)
+    loaded = int(weights[0] * LOADED_SHARE) + weights[1]
+    scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
+    if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
+        scores += 2 * facts.vocabulary * facts.hidden_size * 4
+    return own + loaded + scores
+
+
+def learning_bytes(learned: int, dtype: torch.dtype, way: Way) -> int:
+    """On the model's device: gradients in 32 bits, two AdamW moments, and 32-bit masters where weights are 16-bit."""
+    if way.offload:
+        return 0
+    return host_bytes(learned, way) - (4 * learned if dtype.itemsize == 4 else 0)
+
+
+def host_bytes(learned: int, way: Way) -> int:
+    """In the machine's memory, where the optimizer's part is held there: gradients, moments, masters."""
+    from luthier.kernels.adamw_8bit import BLOCK
+
+    moments = 8 if way.optimizer == "adamw" else 2 + 2 * 4 / BLOCK
+    return int(learned * (4 + moments + 4))
+
+
+def training_seconds(
+    prepared: Prepared,
+    cost: BlockCost,
+    backward_layers: int,
+    learned: int,
+    way: Way,
+    device: str,
+    dtype: torch.dtype,
+) -> float:
+    """All steps of the plan: blocks, the scores of tokens that carry loss, and the optimizer."""
+    facts, recipe, plan = prepared.facts, prepared.recipe, prepared.plan
+    trained_rows = min(plan.steps * plan.batch_size, round(plan.rows * plan.steps / plan.steps_per_epoch))
+    mean_tokens = float(prepared.rows.lengths.mean())
+    frozen = facts.layers - backward_layers
+    times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
+    a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if way.checkpointed else 0))
+    a_token += frozen * cost.forward_seconds * times_frozen
+    beside = sum(mixed.plan.batch_size * float(mixed.tokenised["train"].rows.lengths.mean()) for mixed in prepared.mix)
+    seconds = (trained_rows * mean_tokens + plan.steps * beside) * a_token
+    if recipe.chosen_objective.head == "language":
+        share = loss_share(prepared.rows)
+        products = 3 if cost.everything_learns else 2
+        flops = 2 * products * facts.vocabulary * facts.hidden_size
+        seconds += trained_rows * mean_tokens * share * flops / matrix_rate(device, dtype)
+    return seconds + plan.steps * learned * seconds_a_parameter(device, way)
+
+
+def loss_share(rows: Sequence[Row]) -> float:
+    """Share of tokens that carry loss, of the first rows."""
+    some = [rows[index] for index in range(min(200, len(rows)))]
+    carrying = sum(sum(weight > 0 for weight in row.token_streams["weight"]) for row in some)
+    return carrying / max(1, sum(len(row.tokens) for row in some))
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a square matrix product on this machine, measured now (under a second)."""
+    import torch
+
+    size = 1024 if device == "cpu" else 4096
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = a @ a
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        b = a @ a
+        if device != "cpu":
+            b[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def seconds_a_parameter(device: str, way: Way) -> float:
+    """Of an AdamW step with clipping, measured on a million parameters."""
+    import torch
+
+    from luthier.kernels.adamw_8bit import AdamW8Bit
+
+    place = "cpu" if way.offload else device
+    weight = torch.zeros(1 << 20, device=place, requires_grad=True)
+    there = torch.ones_like(weight, device=device)
+    if way.optimizer == "adamw_8bit":
+        moving: torch.optim.Optimizer = AdamW8Bit([weight], 1e-3, (0.9, 0.999), 1e-8)
+    else:
+        moving = torch.optim.AdamW([weight], fused=place in ("cpu", "cuda"))
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        weight.grad = there.to(place)
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        moving.step()
+        weight.detach().to(device)[0].item()
+        best = min(best, time.perf_counter() - started)
+    return best / weight.numel()
+
+
+def available_memory(device: str) -> int | None:
+    """Bytes that this process may have in all: what it has, and what is free on the device."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+
+
+def refuse_too_little_memory(needed: Estimate) -> None:
+    """Raise `UserError` when the estimate is above what is free."""
+    if needed.available_bytes is not None and needed.peak_bytes > needed.available_bytes:
+        raise UserError(
+            f"this run needs about {needed.peak_bytes / 2**30:.1f} GiB of memory and "
+            f"{needed.available_bytes / 2**30:.1f} GiB is free",
+            mend="lower train.micro_batch_tokens or train.max_length, use selection: lora, or a smaller model "
+            "(--ignore-memory starts it all the same)",
+        )

@@ -1,0 +1,1 @@
+"""A run's folder, runs beside each other, and a run given out."""

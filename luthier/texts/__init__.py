@@ -1,0 +1,1 @@
+"""What stages know about texts: languages, URLs, TF-IDF vectors, checksums, words of labels, planted secrets."""
