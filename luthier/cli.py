@@ -406,7 +406,7 @@ def run_merge(arguments: argparse.Namespace) -> int | None:
 
 
 def run_schema(arguments: argparse.Namespace) -> int | None:
-    from luthier.recipe.recipe import schema
+    from luthier.recipe.schema import schema
 
     print(json.dumps(schema(), indent=2, ensure_ascii=False))
     return None

@@ -23,7 +23,7 @@ from luthier.planning.prepared import Prepared
 from luthier.prepare.report import write_data_report
 from luthier.progress import Progress
 from luthier.recipe import yaml_reader
-from luthier.recipe.recipe import read_recipe
+from luthier.recipe.reading import read_recipe
 from luthier.runs.run import (
     MANIFEST,
     RESOLVED,

@@ -23,7 +23,8 @@ import pytest
 from luthier import cli
 from luthier.recipe import reference as recipe_reference
 from luthier.recipe import yaml_reader
-from luthier.recipe.recipe import Recipe, read_recipe
+from luthier.recipe.reading import read_recipe
+from luthier.recipe.recipe import Recipe
 from tests.serve.servers import process
 
 ROOT = Path(__file__).parent.parent

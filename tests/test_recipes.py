@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.recipe.recipe import read_recipe
+from luthier.recipe.reading import read_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 

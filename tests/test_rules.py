@@ -50,7 +50,7 @@ def test_the_ground_floor_imports_no_stage() -> None:
 def test_imports_are_quick() -> None:
     """`luthier --help` must answer in well under a second, and reading a recipe must need no weights."""
     heavy = ("torch", "transformers", "datasets", "sklearn", "pyarrow")
-    code = f"import sys, luthier, luthier.recipe.recipe, luthier.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, luthier, luthier.recipe.reading, luthier.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

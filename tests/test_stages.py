@@ -13,7 +13,7 @@ import torch
 import luthier
 from luthier import pipeline
 from luthier.errors import Stopped, UserError
-from luthier.recipe.recipe import RecipeError, read_recipe
+from luthier.recipe.reading import RecipeError, read_recipe
 from luthier.runs.run import Run
 from luthier.storage.files import read_json
 

@@ -24,7 +24,8 @@ from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.sources import SPLITS, Tables, find_sources, read_sources
 from luthier.prepare.split import positions
 from luthier.progress import Progress
-from luthier.recipe.recipe import Recipe, read_recipe
+from luthier.recipe.reading import read_recipe
+from luthier.recipe.recipe import Recipe
 from luthier.records import Example
 from luthier.storage.files import whole_file
 from luthier.tasks import TASKS

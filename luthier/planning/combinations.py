@@ -12,7 +12,8 @@ from luthier.errors import Problem
 from luthier.models.describe import ModelFacts
 from luthier.models.find import FoundModel
 from luthier.models.heads import ADVICE, HEADS, article, made
-from luthier.recipe.recipe import Recipe, Source
+from luthier.recipe.recipe import Recipe
+from luthier.recipe.source import Source
 from luthier.selection import SELECTIONS, Selection
 from luthier.tasks import TASKS, Head
 from luthier.tune.objectives import OBJECTIVES, Objective

@@ -21,7 +21,8 @@ from luthier.prepare.read import UNLABELLED, Dataset, DataSettings, read_data
 from luthier.prepare.steps import PrepareSettings
 from luthier.prepare.texts import answer, asked
 from luthier.progress import Progress
-from luthier.recipe.recipe import Recipe, Source
+from luthier.recipe.recipe import Recipe
+from luthier.recipe.source import Source
 from luthier.records import Example
 from luthier.tasks import TASKS
 

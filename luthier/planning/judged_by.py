@@ -16,7 +16,8 @@ from luthier.models.describe import ModelFacts
 from luthier.models.heads import made
 from luthier.planning.judged_against import check_sections
 from luthier.prepare.read import Dataset
-from luthier.recipe.recipe import Recipe, Source
+from luthier.recipe.recipe import Recipe
+from luthier.recipe.source import Source
 from luthier.tasks import TASKS, metric_task
 
 

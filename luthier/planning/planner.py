@@ -29,7 +29,9 @@ from luthier.prepare.sources import is_fetched
 from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
 from luthier.prompts import choose_format
-from luthier.recipe.recipe import Recipe, RecipeError, Source, read_recipe
+from luthier.recipe.reading import RecipeError, read_recipe
+from luthier.recipe.recipe import Recipe
+from luthier.recipe.source import Source
 from luthier.records import Example, Row
 from luthier.storage.stored_rows import StoredRows
 from luthier.tasks import TASKS

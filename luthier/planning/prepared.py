@@ -15,7 +15,8 @@ from luthier.planning.mixing import Mixed
 from luthier.planning.tokens import TokenisedSplit
 from luthier.prepare.read import Dataset
 from luthier.prompts import PromptFormat
-from luthier.recipe.recipe import Recipe, Source
+from luthier.recipe.recipe import Recipe
+from luthier.recipe.source import Source
 from luthier.records import Example
 from luthier.storage import files
 from luthier.storage.stored_rows import StoredRows

@@ -15,7 +15,9 @@ from pydantic.fields import FieldInfo
 
 from luthier.evaluate.baselines import BASELINES
 from luthier.evaluate.metrics import METRICS, MULTI_LABEL, Metric
-from luthier.recipe.recipe import ALIASES, Recipe, schema
+from luthier.recipe.aliases import ALIASES
+from luthier.recipe.recipe import Recipe
+from luthier.recipe.schema import schema
 from luthier.selection import SELECTIONS
 from luthier.settings import Settings
 from luthier.tasks import TASKS

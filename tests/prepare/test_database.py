@@ -14,7 +14,7 @@ import pytest
 from luthier.errors import UserError
 from luthier.prepare.database import Query
 from luthier.prepare.read import Dataset, DataSettings, read_data
-from luthier.recipe.recipe import read_recipe
+from luthier.recipe.reading import read_recipe
 from tests.prepare import postgres
 from tests.servers import closed_port
 

@@ -10,7 +10,10 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.recipe import yaml_reader
-from luthier.recipe.recipe import ALIASES, RecipeError, _fields_at, read_recipe, schema
+from luthier.recipe.aliases import ALIASES
+from luthier.recipe.reading import RecipeError, read_recipe
+from luthier.recipe.schema import schema
+from luthier.recipe.sections import fields_at
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 THREE = "model: some/model\ndata: reviews.csv\ntask: classify\n"
@@ -104,8 +107,8 @@ def test_names_of_other_tools_are_taken_and_noted(tmp_path: Path) -> None:
 def test_every_alias_leads_to_a_setting_and_hides_none() -> None:
     for alias, path in ALIASES.items():
         *section, key = path.split(".")
-        assert key in _fields_at(section), f"{alias} leads to {path}, which is no setting"
-        assert alias not in _fields_at([]), f"{alias} is a section"
+        assert key in fields_at(section), f"{alias} leads to {path}, which is no setting"
+        assert alias not in fields_at([]), f"{alias} is a section"
 
 
 def test_aliases_are_left_alone_where_the_user_names_things(tmp_path: Path) -> None:

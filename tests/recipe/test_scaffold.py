@@ -12,7 +12,7 @@ import pytest
 
 from luthier.cli import main
 from luthier.errors import UserError
-from luthier.recipe.recipe import read_recipe
+from luthier.recipe.reading import read_recipe
 from luthier.recipe.scaffold import DEFAULT_MODEL, Answers, write_recipe
 
 

@@ -19,7 +19,7 @@ from luthier.models.load import add_tokens, load_tokenizer
 from luthier.models.save import load_saved, save_merged, save_model
 from luthier.models.settings import ModelSettings
 from luthier.planning.planner import prepare
-from luthier.recipe.recipe import RecipeError
+from luthier.recipe.reading import RecipeError
 from luthier.runs.run import Run
 from luthier.selection import Selection
 from luthier.selection.lora import Lora

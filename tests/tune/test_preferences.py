@@ -14,7 +14,7 @@ from luthier.batches import BatchPlan, collate
 from luthier.engine.likelihood import Answers, answers
 from luthier.models.describe import describe_model
 from luthier.models.network import Network
-from luthier.recipe.recipe import RecipeError, read_recipe
+from luthier.recipe.reading import RecipeError, read_recipe
 from luthier.records import Row
 from luthier.selection import SELECTIONS
 from luthier.tune.loop import Strand, train

@@ -15,7 +15,7 @@ from luthier.batches import collate
 from luthier.errors import UserError
 from luthier.models.network import Network
 from luthier.planning.planner import prepare
-from luthier.recipe.recipe import RecipeError, read_recipe
+from luthier.recipe.reading import RecipeError, read_recipe
 from luthier.records import Batch
 from luthier.storage.files import read_json
 from luthier.tasks import Form

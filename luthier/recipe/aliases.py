@@ -1,0 +1,104 @@
+"""The names that people bring from other tools, and what each is called here.
+
+In: a recipe as written. Out: the same with our names, a note for each, and problems where one setting is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.errors import Problem
+from luthier.recipe.sections import fields_at
+from luthier.recipe.source import Source, get, put
+
+ALIASES = {
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "model_name": "model.path",
+    "torch_dtype": "model.dtype",
+    "dataset": "data.source",
+    "datasets": "data.source",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "n_epochs": "train.epochs",
+    "lr": "train.learning_rate",
+    "learning_rate": "train.learning_rate",
+    "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "batch_size": "train.batch_size",
+    "train_batch_size": "train.batch_size",
+    "cutoff_len": "train.max_length",
+    "max_seq_length": "train.max_length",
+    "max_seq_len": "train.max_length",
+    "sequence_len": "train.max_length",
+    "max_length": "train.max_length",
+    "lr_scheduler": "train.schedule",
+    "lr_scheduler_type": "train.schedule",
+    "warmup_ratio": "train.warmup_ratio",
+    "weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.max_gradient_norm",
+    "neftune_noise_alpha": "train.neftune_alpha",
+    "optim": "train.optimizer",
+    "adam_beta1": "train.beta1",
+    "adam_beta2": "train.beta2",
+    "val_set_size": "data.validation_fraction",
+    "val_size": "data.validation_fraction",
+    "test_size": "data.test_fraction",
+    "lora_r": "selection.lora.rank",
+    "lora_rank": "selection.lora.rank",
+    "lora_alpha": "selection.lora.alpha",
+    "lora_dropout": "selection.lora.dropout",
+    "lora_target_modules": "selection.lora.targets",
+    "lora_target": "selection.lora.targets",
+    "use_rslora": "selection.lora.rslora",
+    "use_dora": "selection.lora.dora",
+    "loraplus_lr_ratio": "selection.lora.plus",
+    "r": "selection.lora.rank",
+    "target_modules": "selection.lora.targets",
+    "label_smoothing_factor": "objective.classify.label_smoothing",
+}
+"""Names people bring from Hugging Face, Axolotl and LLaMA-Factory, and ours. Looked up only where a key is unknown."""
+SPLIT_BATCH = ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def apply_aliases(source: Source) -> list[Problem]:
+    """Move keys known from other tools to where they live here, and note it; keys in their place are left alone.
+
+    Looked for at the top, under `train` (other tools keep everything together), and in the section that the key
+    belongs to. Returns a problem for each setting that is there under two names.
+    """
+    problems = []
+    for path in list(paths(source.values)):
+        alias = ALIASES.get(str(path[-1]))
+        section = fields_at(path[:-1])
+        if alias is None or not section or path[-1] in section:
+            continue
+        keys = alias.split(".")
+        if len(path) > 1 and path[0] not in ("train", keys[0]):
+            continue
+        parent = get(source.values, path[:-1]) if len(path) > 1 else source.values
+        value = parent.pop(path[-1])
+        shown = ".".join(map(str, path))
+        short = keys in (["model", "path"], ["data", "source"]) and isinstance(source.values.get(keys[0]), str)
+        if short or get(source.values, keys) is not None:
+            what = f"'{shown}' and '{keys[0] if short else alias}' are the same setting"
+            problems.append(Problem(what, source.place(path), f"remove '{shown}'"))
+            continue
+        if keys[0] in ("model", "data") and isinstance(source.values.get(keys[0]), str):
+            source.values[keys[0]] = {"path" if keys[0] == "model" else "source": source.values[keys[0]]}
+        if isinstance(source.values.get(keys[0]), str):
+            source.values[keys[0]] = {source.values[keys[0]]: {}}
+        put(source.values, keys, value)
+        source.lines[tuple(keys)] = source.lines.get(path, 0) or source.lines.get(path[:1], 1)
+        source.notes.append(f"{shown} is called {alias} here")
+    return problems
+
+
+def paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in tree.items():
+        found.append((*above, key))
+        if isinstance(value, Mapping):
+            found += paths(value, (*above, key))
+    return found
