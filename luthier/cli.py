@@ -73,11 +73,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(parsed, "overrides")]
     if stray:
         options = [word for word in parsed.options if word.startswith("--")]
-        hint = nearest(stray[0].partition("=")[0], options) if stray[0].startswith("-") else ""
+        hint = as_setting(stray) if hasattr(parsed, "overrides") else ""
+        if not hint and stray[0].startswith("-"):
+            hint = nearest(stray[0].partition("=")[0], options)
+            if hint.startswith("use ") and hasattr(parsed, "overrides"):
+                hint += "; settings are written without dashes, such as train.epochs=3"
         raise UserError(f"unknown argument '{stray[0]}'", mend=hint or f"see: luthier {given[0]} --help")
     if rest:
         parsed.overrides += rest
     return parsed
+
+
+def as_setting(words: Sequence[str]) -> str:
+    """How `--learning-rate 1e-4`, as other tools take it, is written here; empty where no setting is called so."""
+    from luthier.recipe.aliases import setting_called
+
+    option, equals, value = words[0].partition("=")
+    name = setting_called(option.lstrip("-").replace("-", "_")) if option.startswith("--") else None
+    if name is None:
+        return ""
+    value = value if equals else words[1] if len(words) > 1 else "..."
+    return f"settings are written without dashes: {name}={value}"
 
 
 def build_parser() -> argparse.ArgumentParser:

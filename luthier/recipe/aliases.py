@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.errors import Problem
-from luthier.recipe.sections import fields_at
+from luthier.recipe.sections import every_key, fields_at
 from luthier.recipe.source import Source, get, put
 
 ALIASES = {
@@ -60,6 +60,12 @@ ALIASES = {
 }
 """Names people bring from Hugging Face, Axolotl and LLaMA-Factory, and ours. Looked up only where a key is unknown."""
 SPLIT_BATCH = ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def setting_called(name: str) -> str | None:
+    """The dotted key of a setting, by its last part or by another tool's name; None where there is none."""
+    keys = [".".join(key) for key in every_key() if key[-1] == name]
+    return min(keys, key=lambda key: key.count("."), default=ALIASES.get(name))
 
 
 def apply_aliases(source: Source) -> list[Problem]:
