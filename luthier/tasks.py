@@ -1,7 +1,7 @@
 """What a `task:` stands for: how its examples look, and the objective, metrics and baselines that go with it.
 
 A new task is one row here; a new form of examples is also a row in the tables of each stage that looks inside examples:
-`prepare/columns.py` (from columns), `prompts/tokenise.py` (to tokens), `evaluate/predict.py` (to answers).
+`prepare/columns/fields.py` (from columns), `prompts/tokenise.py` (to tokens), `evaluate/predict.py` (to answers).
 """
 
 from __future__ import annotations

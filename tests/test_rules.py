@@ -77,12 +77,12 @@ def test_every_form_of_examples_is_in_every_table() -> None:
     from luthier.evaluate.baselines import BASELINES
     from luthier.evaluate.metrics import DEFAULT_METRICS
     from luthier.evaluate.mistakes import WORST
+    from luthier.evaluate.pages.uses import USES
     from luthier.evaluate.predict import PREDICTORS
-    from luthier.evaluate.uses import USES
-    from luthier.prepare.columns import CONVENTIONS
-    from luthier.prepare.detect import GUESSERS
+    from luthier.prepare.columns.detect import GUESSERS
+    from luthier.prepare.columns.fields import CONVENTIONS
+    from luthier.prepare.columns.readers import READERS
     from luthier.prepare.examples import EXAMPLES
-    from luthier.prepare.readers import READERS
     from luthier.prompts.tokenise import FORMS
     from luthier.tasks import TASKS
 

@@ -32,8 +32,8 @@ def texts(file: str) -> Iterator[str]:
 def luthier(originals: str, queries: str) -> Found:
     import numpy as np
 
-    from luthier.prepare.near import copies_of_others
-    from luthier.prepare.sketches import sketch
+    from luthier.prepare.copies.near import copies_of_others
+    from luthier.prepare.copies.sketches import sketch
     from luthier.storage.arrays import ArrayWriter
 
     def both() -> Iterator[str]:
@@ -51,8 +51,8 @@ def luthier(originals: str, queries: str) -> Found:
 def growth(originals: str, queries: str) -> Found:
     import numpy as np
 
-    from luthier.prepare.near import copies_within
-    from luthier.prepare.sketches import sketch
+    from luthier.prepare.copies.near import copies_within
+    from luthier.prepare.copies.sketches import sketch
     from luthier.storage.arrays import ArrayWriter
 
     with tempfile.TemporaryDirectory() as folder, ArrayWriter(Path(folder)) as writer:

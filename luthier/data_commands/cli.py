@@ -107,7 +107,7 @@ def source_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run_detect(arguments: argparse.Namespace) -> int | None:
-    from luthier.prepare.detect import detect, said, sample
+    from luthier.prepare.columns.detect import detect, said, sample
 
     table = sample(arguments.source)
     found = detect(table, arguments.task)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import UserError, nearest
+from luthier.prepare.copies.near import Pairs, copies_within
+from luthier.prepare.copies.shingles import SAMPLE, common_shingles
+from luthier.prepare.copies.sketches import sketch
 from luthier.prepare.formats import Table, bad_rows
-from luthier.prepare.near import Pairs, copies_within
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.shingles import SAMPLE, common_shingles
-from luthier.prepare.sketches import sketch
-from luthier.prepare.sources import find_sources, read_sources
+from luthier.prepare.sources.opening import find_sources, read_sources
 from luthier.prepare.steps.deduplicate import STRONGEST_FIRST
 from luthier.progress import Progress
 from luthier.storage.arrays import ArrayWriter

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import UserError
-from luthier.prepare.columns import find_columns
-from luthier.prepare.detect import detect, sample
+from luthier.prepare.columns.detect import detect, sample
+from luthier.prepare.columns.fields import find_columns
 from luthier.prepare.examples import EXAMPLES
-from luthier.prepare.groups import group_of
 from luthier.prepare.read import Dataset, read_data
-from luthier.prepare.sources import SPLITS, Tables, find_sources, read_sources
-from luthier.prepare.split import positions
+from luthier.prepare.sources.opening import SPLITS, Tables, find_sources, read_sources
+from luthier.prepare.splits.groups import group_of
+from luthier.prepare.splits.split import positions
 from luthier.progress import Progress
 from luthier.recipe.reading import read_recipe
 from luthier.recipe.recipe import Recipe

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, TextIO
 from luthier.endpoint.replies import Replies
 from luthier.errors import UserError, raise_all
 from luthier.pieces import pieces
-from luthier.prepare.columns import UNLABELLED, find_columns, row_reader
+from luthier.prepare.columns.fields import UNLABELLED, find_columns, row_reader
+from luthier.prepare.columns.labels import RowError, label_text
 from luthier.prepare.formats import Table
-from luthier.prepare.labels import RowError, label_text
 from luthier.prepare.read import read_data
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.sources import find_sources, read_sources
+from luthier.prepare.sources.opening import find_sources, read_sources
 from luthier.progress import Progress
 from luthier.storage.files import json_line, whole_file
 from luthier.teachers.base import Opinion, Teacher, TeacherSettings, Wording, open_teacher

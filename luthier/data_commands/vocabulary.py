@@ -11,7 +11,7 @@ from pathlib import Path
 
 from luthier.data_commands.files import ReadData, read_for
 from luthier.errors import UserError
-from luthier.evaluate.packs import OWN, read_pack
+from luthier.evaluate.forgetting.packs import OWN, read_pack
 from luthier.finding import Finding, Table
 from luthier.models.find import find_model
 from luthier.models.load import load_tokenizer

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.evaluate.attacks import share
-from luthier.evaluate.change import drop, not_sure_of_none
 from luthier.evaluate.examinations.base import Evidence
 from luthier.evaluate.examinations.safety import Safety
-from luthier.evaluate.packs import SHIPPED
-from luthier.evaluate.probing import answers_to
+from luthier.evaluate.forgetting.change import drop, not_sure_of_none
+from luthier.evaluate.forgetting.packs import SHIPPED
+from luthier.evaluate.forgetting.probing import answers_to
+from luthier.evaluate.memorisation.attacks import share
 from luthier.finding import Block, Figure, Finding, Passage, Passages, Table
 from luthier.functions import find_function
 

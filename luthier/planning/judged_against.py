@@ -15,7 +15,7 @@ import numpy as np
 from luthier.errors import Problem, UserError, nearest
 from luthier.models.find import find_model
 from luthier.planning.more_data import SPLIT, WHOLE, place
-from luthier.prepare.contained import holding
+from luthier.prepare.copies.contained import holding
 from luthier.prepare.examples import Examples
 from luthier.prepare.read import UNLABELLED, Dataset, DataSettings, read_data
 from luthier.prepare.steps import PrepareSettings

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import Problem, UserError
-from luthier.prepare.columns import UNLABELLED
+from luthier.prepare.columns.fields import UNLABELLED
 from luthier.prepare.examples import Examples
 from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.prepare.steps import PrepareSettings

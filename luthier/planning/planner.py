@@ -22,10 +22,10 @@ from luthier.planning.mixing import prepare_mix, read_mix
 from luthier.planning.more_data import more_rows, read_more
 from luthier.planning.prepared import Prepared
 from luthier.planning.tokens import TokenisedSplit, tokenised_data, tokenised_splits
-from luthier.prepare.planted import plant
 from luthier.prepare.read import Dataset, read_data
 from luthier.prepare.slices import unique_slices
-from luthier.prepare.sources import is_fetched
+from luthier.prepare.sources.opening import is_fetched
+from luthier.prepare.splits.planted import plant
 from luthier.prepare.weights import WEIGHT
 from luthier.progress import Progress
 from luthier.prompts import choose_format

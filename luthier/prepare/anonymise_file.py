@@ -24,7 +24,7 @@ from luthier.personal.settings import AnonymiseSettings, problems_in
 from luthier.personal.workers import Search
 from luthier.prepare.formats import Table, bad_rows, format_of
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.sources import find_sources, read_sources
+from luthier.prepare.sources.opening import find_sources, read_sources
 from luthier.progress import Progress
 from luthier.storage.files import append_json_line, disk_errors, whole_file
 from luthier.text_table import columns as in_columns

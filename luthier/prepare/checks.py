@@ -10,8 +10,8 @@ import numpy as np
 from luthier.errors import Problem, nearest
 from luthier.prepare.formats import Bad, bad_rows
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.sources import SPLITS
-from luthier.prepare.split import Marks
+from luthier.prepare.sources.opening import SPLITS
+from luthier.prepare.splits.split import Marks
 from luthier.prepare.steps.base import Drop
 from luthier.records import Example
 

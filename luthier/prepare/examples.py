@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from luthier.prepare.readers import types_of
+from luthier.prepare.columns.readers import types_of
 from luthier.records import Example
 from luthier.storage.arrays import ArrayWriter, LineWriter, let_go, span
 from luthier.storage.files import fingerprint

@@ -34,7 +34,7 @@ import numpy as np
 
 from luthier.prepare.formats import Table
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.split import Marks
+from luthier.prepare.splits.split import Marks
 
 
 def table_facts(table: Table) -> dict[str, Any]:

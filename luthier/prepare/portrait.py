@@ -14,7 +14,7 @@ import numpy as np
 
 from luthier.finding import Bar, Bars, Block, Curves, Figure, Finding, Series, Table
 from luthier.prepare.examples import Examples
-from luthier.prepare.source import SPLITS
+from luthier.prepare.sources.source import SPLITS
 from luthier.prepare.texts import whole_text
 from luthier.records import Example
 from luthier.tasks import Form

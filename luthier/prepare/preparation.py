@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import Problem, UserError, raise_all
-from luthier.prepare import split as splitting
 from luthier.prepare.account import Account, text_of_row
-from luthier.prepare.adding import PREFIX, run_add_steps
 from luthier.prepare.checks import (
     Splits,
     class_problems,
@@ -25,7 +23,7 @@ from luthier.prepare.checks import (
     subset_problems,
     type_problems,
 )
-from luthier.prepare.columns import (
+from luthier.prepare.columns.fields import (
     IN_WORDS,
     LISTS,
     NUMBERED,
@@ -36,15 +34,17 @@ from luthier.prepare.columns import (
     prefer_label_names,
     row_reader,
 )
-from luthier.prepare.divide import make_splits
+from luthier.prepare.columns.readers import READERS, stray_tags, tag_names
 from luthier.prepare.examples import Examples
 from luthier.prepare.facts import describe, spread, table_facts, warnings
 from luthier.prepare.formats import Bad, bad_rows
-from luthier.prepare.groups import group_reader, missing_columns, moment_reader
-from luthier.prepare.readers import READERS, stray_tags, tag_names
+from luthier.prepare.made_up.adding import PREFIX, run_add_steps
 from luthier.prepare.settings import DataSettings
 from luthier.prepare.slices import missing_slices, slicer
-from luthier.prepare.sources import SPLITS, Tables
+from luthier.prepare.sources.opening import SPLITS, Tables
+from luthier.prepare.splits import split as splitting
+from luthier.prepare.splits.divide import make_splits
+from luthier.prepare.splits.groups import group_reader, missing_columns, moment_reader
 from luthier.prepare.steps import Context, Drop, PrepareSettings
 from luthier.prepare.together import dropper, rows_in, run_set_steps
 from luthier.prepare.usable import Cleaned, Reader, clean

@@ -18,18 +18,18 @@ import numpy as np
 
 from luthier.errors import Problem, UserError, nearest, raise_all
 from luthier.prepare.account import KeptAside
-from luthier.prepare.adding import with_made
-from luthier.prepare.columns import (
+from luthier.prepare.columns.fields import (
     UNLABELLED,
     is_labelled,
 )
+from luthier.prepare.columns.readers import LABEL_SETTINGS
 from luthier.prepare.examples import Examples
 from luthier.prepare.facts import rows_fingerprint
-from luthier.prepare.groups import problems_in_split
+from luthier.prepare.made_up.adding import with_made
 from luthier.prepare.preparation import Wanted, write_data
-from luthier.prepare.readers import LABEL_SETTINGS
 from luthier.prepare.settings import DataSettings, LabelBins, problems_in
-from luthier.prepare.sources import SPLITS, find_sources, identity_of, python_rows, read_sources
+from luthier.prepare.sources.opening import SPLITS, find_sources, identity_of, python_rows, read_sources
+from luthier.prepare.splits.groups import problems_in_split
 from luthier.prepare.steps import Context, PrepareSettings
 from luthier.progress import Progress
 from luthier.storage.arrays import Arrays, ArrayWriter

@@ -13,7 +13,7 @@ from typing import Any
 from luthier.page.render import placed, render
 from luthier.prepare.portrait import portrait
 from luthier.prepare.read import Dataset
-from luthier.prepare.source import SPLITS
+from luthier.prepare.sources.source import SPLITS
 from luthier.storage.files import json_line, write_json, write_lines, write_text
 from luthier.tasks import TASKS
 

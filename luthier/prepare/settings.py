@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.errors import Problem
-from luthier.prepare.labels import label_text
+from luthier.prepare.columns.labels import label_text
 from luthier.settings import Settings
 
 Split = Literal["train", "validation", "test"]

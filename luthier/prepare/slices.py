@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from luthier.errors import Problem, nearest
+from luthier.prepare.columns.labels import label_text
 from luthier.prepare.formats import Table
-from luthier.prepare.labels import label_text
 from luthier.records import NOT_GIVEN, Example
 
 WHERE = "evaluate.fairness.slices"

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, UserError, raise_all
-from luthier.prepare.columns import UNLABELLED, find_columns, row_reader
-from luthier.prepare.detect import sample
+from luthier.prepare.columns.detect import sample
+from luthier.prepare.columns.fields import UNLABELLED, find_columns, row_reader
+from luthier.prepare.columns.labels import RowError
+from luthier.prepare.columns.readers import READERS
 from luthier.prepare.formats import Table
-from luthier.prepare.labels import RowError
-from luthier.prepare.readers import READERS
 from luthier.prepare.settings import DataSettings
-from luthier.prepare.sources import find_sources, identity_of, read_sources
+from luthier.prepare.sources.opening import find_sources, identity_of, read_sources
 from luthier.prepare.texts import whole_text
 from luthier.tasks import TASKS, Form
 

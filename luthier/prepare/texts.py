@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from luthier.prepare.readers import types_of
+from luthier.prepare.columns.readers import types_of
 from luthier.tasks import Form
 
 Fields = Mapping[str, Any]

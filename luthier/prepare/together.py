@@ -12,7 +12,7 @@ import numpy as np
 from luthier.prepare.account import Account, StepAccount
 from luthier.prepare.checks import Read, Splits
 from luthier.prepare.examples import Examples
-from luthier.prepare.split import Marks
+from luthier.prepare.splits.split import Marks
 from luthier.prepare.steps import Context, Drop, PrepareSettings, RowSet
 from luthier.prepare.texts import whole_text
 from luthier.tasks import Form

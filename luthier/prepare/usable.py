@@ -16,12 +16,12 @@ import numpy as np
 from luthier.pieces import pieces
 from luthier.prepare.account import Account
 from luthier.prepare.checks import Splits
+from luthier.prepare.columns.labels import RowError
 from luthier.prepare.examples import AT_ONCE, EXAMPLES, ID_BYTES, ExampleWriter
 from luthier.prepare.formats import Table
-from luthier.prepare.labels import RowError
 from luthier.prepare.slices import Slices
-from luthier.prepare.sources import Tables
-from luthier.prepare.split import Marks
+from luthier.prepare.sources.opening import Tables
+from luthier.prepare.splits.split import Marks
 from luthier.prepare.steps import Context, PrepareSettings
 from luthier.prepare.texts import Fields, whole_text
 from luthier.prepare.weights import Weigh

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import Problem
-from luthier.prepare.labels import SKIP, RowError
-from luthier.prepare.readers import finite_number
+from luthier.prepare.columns.labels import SKIP, RowError
+from luthier.prepare.columns.readers import finite_number
 from luthier.storage.files import fingerprint
 
 WEIGHT = "weight"

@@ -15,8 +15,8 @@ import yaml
 
 from luthier.errors import UserError, nearest
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.prepare.columns import find_columns
-from luthier.prepare.detect import Ask, detect, said, sample
+from luthier.prepare.columns.detect import Ask, detect, said, sample
+from luthier.prepare.columns.fields import find_columns
 from luthier.prepare.settings import DataSettings
 from luthier.recipe.recipe import TrainSettings
 from luthier.selection import SELECTIONS

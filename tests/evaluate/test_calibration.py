@@ -21,9 +21,9 @@ from luthier.chat import Conversation
 from luthier.engine.classify import class_scores
 from luthier.engine.generate import GREEDY
 from luthier.errors import UserError
+from luthier.evaluate.calibration.reliability import calibration_error, handovers, risk_curve
+from luthier.evaluate.calibration.scaling import fit, fit_calibration, log_loss, rising
 from luthier.evaluate.metrics.base import Array
-from luthier.evaluate.reliability import calibration_error, handovers, risk_curve
-from luthier.evaluate.scaling import fit, fit_calibration, log_loss, rising
 from luthier.evaluate.significance import wilson
 from luthier.models.calibration import FILE, Calibration, Scaling, sigmoid, softmax
 from luthier.models.save import load_saved

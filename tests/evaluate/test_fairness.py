@@ -14,9 +14,9 @@ import pytest
 from luthier.errors import UserError
 from luthier.evaluate.errors import examine as examine_errors
 from luthier.evaluate.examinations import Errors, Evidence, Fairness
-from luthier.evaluate.fairness import bands, examine
+from luthier.evaluate.fairness.examine import bands, examine
+from luthier.evaluate.fairness.stereotypes import bbq_counts, bbq_scores
 from luthier.evaluate.metrics import METRICS
-from luthier.evaluate.stereotypes import bbq_counts, bbq_scores
 from luthier.planning.planner import prepare
 from luthier.prompts import PromptFormat
 from luthier.records import Example, Prediction

@@ -14,12 +14,12 @@ import torch
 
 from luthier import pipeline
 from luthier.errors import UserError
-from luthier.evaluate.change import drop, mean_drop, not_sure_of_none
-from luthier.evaluate.checkers import keeps, misfit
 from luthier.evaluate.examinations.forgetting import Forgetting
-from luthier.evaluate.forgotten import compare, describe
-from luthier.evaluate.packs import Probe, read_pack, read_packs
-from luthier.evaluate.probing import Outcome, ask, query_of
+from luthier.evaluate.forgetting.change import drop, mean_drop, not_sure_of_none
+from luthier.evaluate.forgetting.checkers import keeps, misfit
+from luthier.evaluate.forgetting.forgotten import compare, describe
+from luthier.evaluate.forgetting.packs import Probe, read_pack, read_packs
+from luthier.evaluate.forgetting.probing import Outcome, ask, query_of
 from luthier.models.network import Network
 from tests import tiny as make
 from tests.tasks.runs import sentence, whole_run

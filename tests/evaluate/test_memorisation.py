@@ -15,12 +15,12 @@ from sklearn.metrics import roc_auc_score
 
 from luthier.engine.continuations import Scores
 from luthier.engine.generate import generate
-from luthier.evaluate.attacks import exposure, least_likely, membership_auc, share, share_gap, written_out
 from luthier.evaluate.examinations.memorisation import Memorisation
-from luthier.evaluate.memorised import rank, text_of
+from luthier.evaluate.memorisation.attacks import exposure, least_likely, membership_auc, share, share_gap, written_out
+from luthier.evaluate.memorisation.memorised import rank, text_of
 from luthier.evaluate.personal import personal_data
 from luthier.planning.planner import prepare
-from luthier.prepare.further import WithFurther
+from luthier.prepare.splits.further import WithFurther
 from luthier.texts.canaries import fields_of, make_canaries, other_secrets
 from tests import tiny as make
 from tests.tasks.runs import sentence, whole_run

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from luthier.evaluate.card import CardData, render_card, write_card
 from luthier.evaluate.gate import judge_gate
-from luthier.evaluate.report import ReportData, render_report, write_report
+from luthier.evaluate.pages.card import CardData, render_card, write_card
+from luthier.evaluate.pages.report import ReportData, render_report, write_report
 from luthier.evaluate.verdict import SystemResult, build_verdict
 from luthier.page.charts import labelled, smoothed, thinned, ticks
 from luthier.records import Prediction

@@ -8,10 +8,10 @@ import pytest
 from fairlearn.metrics import MetricFrame, demographic_parity_difference, equalized_odds_difference
 from sklearn.metrics import accuracy_score, f1_score
 
+from luthier.evaluate.fairness.slices import Dimension, Gap, compare_slices, parity_and_odds
 from luthier.evaluate.metrics import METRICS
 from luthier.evaluate.metrics.labels import count_labels
 from luthier.evaluate.significance import wilson
-from luthier.evaluate.slices import Dimension, Gap, compare_slices, parity_and_odds
 from luthier.records import Prediction
 
 ACCURACY = METRICS["accuracy"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluate.people import MEN, WOMEN
-from luthier.evaluate.swaps import swapped
+from luthier.evaluate.fairness.people import MEN, WOMEN
+from luthier.evaluate.fairness.swaps import swapped
 
 PAIRS = [
     ("He gave her the keys, and she thanked him.", "She gave him the keys, and he thanked her."),

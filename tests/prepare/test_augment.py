@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from luthier.errors import UserError
 from luthier.planning.planner import prepare
-from luthier.prepare.noise import lost_words, read_synonyms, slips, with_synonyms
-from luthier.prepare.planted import plant
+from luthier.prepare.copies.sketches import similarities
+from luthier.prepare.made_up.noise import lost_words, read_synonyms, slips, with_synonyms
 from luthier.prepare.read import Dataset, DataSettings, read_data
 from luthier.prepare.report import data_report, summary
-from luthier.prepare.sketches import similarities
+from luthier.prepare.splits.planted import plant
 from luthier.prepare.steps import PrepareSettings
 from luthier.records import Example
 from tests.servers import ChatReply, chat_server, said

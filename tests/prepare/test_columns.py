@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
-from luthier.prepare.labels import label_text
+from luthier.prepare.columns.labels import label_text
 from luthier.prepare.read import Dataset, DataSettings, read_data
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.prepare.contained import holding
+from luthier.prepare.copies.contained import holding
 
 ROWS = [
     ("How many legs has a spider?", "Eight."),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
-from luthier.prepare.database import Query
 from luthier.prepare.read import Dataset, DataSettings, read_data
+from luthier.prepare.sources.database import Query
 from luthier.recipe.reading import read_recipe
 from tests.prepare import postgres
 from tests.servers import closed_port

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
-from luthier.prepare.detect import detect, said, sample
+from luthier.prepare.columns.detect import detect, said, sample
 from luthier.prepare.formats import Table
 from luthier.prepare.read import DataSettings, read_data
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
-from luthier.prepare.groups import moment_of
-from luthier.prepare.labels import RowError
+from luthier.prepare.columns.labels import RowError
 from luthier.prepare.read import Dataset, DataSettings, read_data
+from luthier.prepare.splits.groups import moment_of
 from luthier.prepare.steps import PrepareSettings
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy, sklearn.linear_model, sklearn.feature_extraction.text, cleanlab.filter, ftfy, torch, peft
 import luthier.planning.planner, luthier.planning.tokens, luthier.prepare.report, luthier.prepare.preparation
 import luthier.models.load
-import luthier.evaluate.baselines, luthier.data_commands.show, luthier.prepare.vetting, luthier.prepare.mislabelled
+import luthier.evaluate.baselines, luthier.data_commands.show, luthier.prepare.made_up.vetting
+import luthier.prepare.mislabelled
 from luthier.cli import main
 from luthier.texts.languages import detector
 from luthier.prepare.steps import STEPS, AddStep, RowStep, SetStep

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.prepare.near import Pairs, copies_of_others, copies_within
+from luthier.prepare.copies.near import Pairs, copies_of_others, copies_within
+from luthier.prepare.copies.shingles import CHARACTERS_TO, WORDS_FROM, common_shingles
+from luthier.prepare.copies.sketches import Bands, Sketches, similarities, sketch
 from luthier.prepare.read import Dataset, DataSettings, read_data
-from luthier.prepare.shingles import CHARACTERS_TO, WORDS_FROM, common_shingles
-from luthier.prepare.sketches import Bands, Sketches, similarities, sketch
 from luthier.prepare.steps import PrepareSettings
 from luthier.storage.arrays import ArrayWriter
 
@@ -205,7 +205,7 @@ def test_the_same_pairs_are_found_when_keys_are_sorted_in_many_pieces(
         ]
 
     whole = found()
-    monkeypatch.setattr("luthier.prepare.near.AT_ONCE", 200)
+    monkeypatch.setattr("luthier.prepare.copies.near.AT_ONCE", 200)
     monkeypatch.setattr("luthier.storage.arrays.AT_ONCE", 5000)
     assert found() == whole
 
@@ -217,8 +217,8 @@ import tempfile
 from pathlib import Path
 import numpy as np
 from luthier.storage.arrays import ArrayWriter
-from luthier.prepare.near import copies_within
-from luthier.prepare.sketches import Sketches
+from luthier.prepare.copies.near import copies_within
+from luthier.prepare.copies.sketches import Sketches
 def held(what):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what))
 draw = np.random.default_rng(0)
@@ -267,7 +267,7 @@ def test_many_alike_take_linear_time_and_what_is_not_compared_is_counted() -> No
 def test_another_process_finds_the_same() -> None:
     """Whatever Python's own hash does there."""
     code = (
-        "from luthier.prepare.sketches import *; from luthier.storage.arrays import ArrayWriter\n"
+        "from luthier.prepare.copies.sketches import *; from luthier.storage.arrays import ArrayWriter\n"
         "found = sketch(['one two three four', 'Ünï ' * 80], 0.8, ArrayWriter(None))\n"
         "print([int(keys.sum()) for keys in found.keys], int(found.shingles.sum()))"
     )

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
-from luthier.prepare import remote
 from luthier.prepare.read import Dataset, DataSettings, read_data
+from luthier.prepare.sources import remote
 from tests.servers import Answer, closed_port, serving
 
 ROWS = [{"text": f"film number {n}", "label": "ab"[n % 2]} for n in range(400)]

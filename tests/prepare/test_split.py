@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
-from luthier.prepare import split as splitting
-from luthier.prepare.split import Marks, positions
+from luthier.prepare.splits import split as splitting
+from luthier.prepare.splits.split import Marks, positions
 from luthier.storage.files import fingerprint
 
 FRACTIONS = {"test": 0.1, "validation": 0.2}

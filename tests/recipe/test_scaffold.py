@@ -158,7 +158,7 @@ def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_long_file_is_read_at_its_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.prepare.detect.SAMPLE_BYTES", 1000)
+    monkeypatch.setattr("luthier.prepare.columns.detect.SAMPLE_BYTES", 1000)
     assert recipe_for(reviews()).data.columns == {"text": "review", "label": "stars"}
 
 

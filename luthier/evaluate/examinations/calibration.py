@@ -18,7 +18,7 @@ from luthier.records import Prediction
 from luthier.tasks import Form
 
 if TYPE_CHECKING:
-    from luthier.evaluate.reliability import Error
+    from luthier.evaluate.calibration.reliability import Error
     from luthier.models.calibration import Calibration as Fitted
 
 FEWEST = 40
@@ -88,8 +88,8 @@ class Calibration(Examination):
         self, evidence: Evidence, predictions: Sequence[Prediction], several: bool
     ) -> dict[str, tuple[Figure, Error | None]]:
         """Calibration error, log loss and Brier score with their intervals."""
+        from luthier.evaluate.calibration.reliability import calibration_error
         from luthier.evaluate.metrics import METRICS
-        from luthier.evaluate.reliability import calibration_error
         from luthier.evaluate.significance import percentiles, resampled_sums
 
         confidence, right = confidences(predictions, evidence.labels, several)
@@ -194,7 +194,7 @@ def diagram(before: Measured, after: Measured, scaled: bool) -> Curves:
 
 def handing_over(predictions: Sequence[Prediction]) -> list[Block]:
     """Whom to answer: the table by threshold, and the curve over all of them."""
-    from luthier.evaluate.reliability import handovers, risk_curve
+    from luthier.evaluate.calibration.reliability import handovers, risk_curve
 
     confidence, right = confidences(predictions, (), several=False)
     rows = [

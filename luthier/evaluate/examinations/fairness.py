@@ -15,7 +15,7 @@ from pydantic import Field
 
 from luthier.errors import Problem
 from luthier.evaluate.examinations.base import Evidence, Examination
-from luthier.evaluate.probe_files import probe_problem
+from luthier.evaluate.fairness.probe_files import probe_problem
 from luthier.finding import Finding
 from luthier.tasks import Form
 
@@ -67,7 +67,7 @@ class Fairness(Examination):
         return min(self.swapped_rows, len(evidence.test)) if evidence.prompt_format.form in SWAPPED else 0
 
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
-        from luthier.evaluate.fairness import examine
+        from luthier.evaluate.fairness.examine import examine
 
         return examine(self, evidence, advance)
 

@@ -18,7 +18,7 @@ from luthier.finding import Finding
 from luthier.tasks import Form
 
 if TYPE_CHECKING:
-    from luthier.evaluate.packs import Probe
+    from luthier.evaluate.forgetting.packs import Probe
 
 OWN = "luthier"
 
@@ -41,7 +41,7 @@ class Forgetting(Examination):
         return ("forgetting", "forgetting(*)", "bits_per_byte_rise(*)") if form in WRITTEN else ()
 
     def misfits(self, form: Form, base: Path) -> list[Problem]:
-        from luthier.evaluate.packs import read_packs
+        from luthier.evaluate.forgetting.packs import read_packs
 
         try:
             read_packs(self.packs, base, self.probes)
@@ -55,15 +55,15 @@ class Forgetting(Examination):
         return 2 * sum(len(probes) for probes in self.skills(evidence).values())
 
     def skills(self, evidence: Evidence) -> dict[str, list[Probe]]:
-        from luthier.evaluate.packs import read_packs
+        from luthier.evaluate.forgetting.packs import read_packs
 
         return read_packs(self.packs, evidence.base_path, self.probes)
 
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
         if reason := why_not(evidence):
             return Finding(f"Forgetting was not measured: {reason}.")
-        from luthier.evaluate.forgotten import compare, describe
-        from luthier.evaluate.probing import ask
+        from luthier.evaluate.forgetting.forgotten import compare, describe
+        from luthier.evaluate.forgetting.probing import ask
 
         skills = self.skills(evidence)
         done = 0

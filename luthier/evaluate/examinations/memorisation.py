@@ -57,6 +57,6 @@ class Memorisation(Examination):
         return 2 * self.sample + self.canaries
 
     def examine(self, evidence: Evidence, advance: Callable[[int], Any]) -> Finding:
-        from luthier.evaluate.memorised import examine
+        from luthier.evaluate.memorisation.memorised import examine
 
         return examine(self, evidence, advance)

@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 from luthier.errors import Problem, UserError
+from luthier.prepare.columns.labels import SKIP
 from luthier.prepare.formats.content import LONGEST, MARKS, Content, refuse_other_encodings
 from luthier.prepare.formats.spool import spooled
 from luthier.prepare.formats.table import Broken, Parsed, Table, scan
 from luthier.prepare.formats.text import paragraphs
-from luthier.prepare.labels import SKIP
 from luthier.storage.archives import MOST_TIMES
 
 EXTRA = "pip install 'luthier[documents]'"

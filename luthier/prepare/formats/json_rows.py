@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, TextIO
 
 from luthier.errors import UserError
+from luthier.prepare.columns.labels import kind
 from luthier.prepare.formats.content import LONGEST, PIECE, Content
 from luthier.prepare.formats.table import Broken, Parsed, Table, as_object, scan
-from luthier.prepare.labels import kind
 
 NEAR_END = 16
 """Characters before the end of what was read where a mistake may be that more text would mend."""

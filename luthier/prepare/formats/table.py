@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from luthier.errors import Problem
-from luthier.prepare.labels import SKIP, kind
+from luthier.prepare.columns.labels import SKIP, kind
 
 PIECE_ROWS = 1000
 """Rows held at once."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier.errors import Problem
-from luthier.prepare.groups import SplitSettings
+from luthier.prepare.splits.groups import SplitSettings
 from luthier.prepare.steps.anonymise import Anonymise
 from luthier.prepare.steps.augment import Augment
 from luthier.prepare.steps.base import AddStep, Context, Drop, Outcome, RowResult, RowSet, RowStep, SetStep, Step

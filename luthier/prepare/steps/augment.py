@@ -162,7 +162,7 @@ class Augment(AddStep):
         return problems + self.problems_in_synonyms(base)
 
     def problems_in_synonyms(self, base: Path) -> list[Problem]:
-        from luthier.prepare.noise import read_synonyms
+        from luthier.prepare.made_up.noise import read_synonyms
 
         if self.synonyms is None:
             return []
@@ -188,6 +188,6 @@ class Augment(AddStep):
         return " ".join(parts)
 
     def add(self, rows: RowSet, write: Any, reject: Any, advance: Callable[[int], Any]) -> Finding:
-        from luthier.prepare.augmenting import Augmenting
+        from luthier.prepare.made_up.augmenting import Augmenting
 
         return Augmenting(self, rows, write, reject, advance).run()

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from luthier.finding import Finding
+    from luthier.prepare.copies.near import Agree, Pairs
     from luthier.prepare.examples import Examples
-    from luthier.prepare.near import Agree, Pairs
 
 STRONGEST_FIRST = ("test", "validation", "train")
 AT_ONCE = 1000
@@ -111,9 +111,9 @@ class Search:
     def look(self, writer: Any, advance: Callable[[int], Any]) -> None:
         import numpy as np
 
-        from luthier.prepare.near import copies_of_others, copies_within
-        from luthier.prepare.shingles import common_shingles, sample_rows
-        from luthier.prepare.sketches import sketch
+        from luthier.prepare.copies.near import copies_of_others, copies_within
+        from luthier.prepare.copies.shingles import common_shingles, sample_rows
+        from luthier.prepare.copies.sketches import sketch
 
         sample = (asked(self.form, self.all[row].fields) for row in sample_rows(len(self.all)).tolist())
         common = common_shingles(sample)
@@ -153,7 +153,7 @@ class Search:
     def answers_agree(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         import numpy as np
 
-        from luthier.prepare.sketches import similarities
+        from luthier.prepare.copies.sketches import similarities
 
         out = [np.empty(0, bool)]
         for start in range(0, len(ones), AT_ONCE):

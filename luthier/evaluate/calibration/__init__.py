@@ -1,0 +1,1 @@
+"""Whether probabilities come true, and what makes them."""

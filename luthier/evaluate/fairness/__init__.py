@@ -1,0 +1,1 @@
+"""Whom the model treats worse: slices, swapped genders, stereotypes."""

@@ -1,0 +1,1 @@
+"""The verdict for people to read: a page, a model card, lines in the terminal."""

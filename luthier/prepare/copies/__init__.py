@@ -1,0 +1,1 @@
+"""Near copies of a text: found in flat memory, each pair checked."""

@@ -1,0 +1,1 @@
+"""Where rows come from: files, folders of documents, URLs, databases, the hub."""
