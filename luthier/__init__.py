@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from luthier.errors import UserError
     from luthier.pipeline import train
     from luthier.rate_finder import find_learning_rate
+    from luthier.runs.merging import merge
     from luthier.runs.run import Run
 
-__all__ = ["Run", "UserError", "__version__", "check", "find_learning_rate", "train"]
+__all__ = ["Run", "UserError", "__version__", "check", "find_learning_rate", "merge", "train"]
 
 # No name here may be that of a folder below (evaluate, prepare): importing the folder would take the name over.
 HOMES = {
@@ -24,6 +25,7 @@ HOMES = {
     "UserError": "luthier.errors",
     "check": "luthier.check_report",
     "find_learning_rate": "luthier.rate_finder",
+    "merge": "luthier.runs.merging",
     "train": "luthier.pipeline",
 }
 

@@ -171,9 +171,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", metavar="FOLDER", help="folder to write (default: shipped/NAME)")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
-    sub = command("merge", run_merge, "Write a run's model as plain weights for from_pretrained.")
-    sub.add_argument("run", help="run folder")
+    sub = command("merge", run_merge, "Write runs' models as plain weights for from_pretrained.")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several of one base model become one model")
     sub.add_argument("out", help="folder to write")
+    sub.add_argument(
+        "--weights",
+        type=weights,
+        metavar="0.7,0.3",
+        help="what each run counts (default: all as much, together 1); below 0, unlearn: --weights=1,-0.5",
+    )
 
     add_serve_commands(command, commands)
     add_data_commands(commands)
@@ -415,10 +421,16 @@ def run_ship(arguments: argparse.Namespace) -> int | None:
 
 
 def run_merge(arguments: argparse.Namespace) -> int | None:
-    from luthier import pipeline, terminal
+    from luthier import terminal
+    from luthier.runs.merging import merge
 
-    print(f"written: {pipeline.merge(arguments.run, arguments.out, terminal.watcher())}")
+    print(f"written: {merge(arguments.runs, arguments.out, arguments.weights, terminal.watcher())}")
     return None
+
+
+def weights(text: str) -> list[float]:
+    """Numbers between commas. Raises `ValueError` where one is none, which argparse tells."""
+    return [float(number) for number in text.split(",")]
 
 
 def run_schema(arguments: argparse.Namespace) -> int | None:

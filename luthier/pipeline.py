@@ -259,26 +259,3 @@ def made_from_rows(run: Run) -> bool:
 
 def overridden_data(overrides: Sequence[str]) -> bool:
     return any(override.startswith(("data.source=", "data.splits")) for override in overrides)
-
-
-def merge(run: Path | str, folder: Path | str, progress: Progress | None = None) -> Path:
-    """Write the run's model as plain weights that `from_pretrained` loads. Returns the folder.
-
-    Raises:
-        UserError: the folder exists, the run has no model, or one whose tuning can't be folded in.
-    """
-    from luthier.models.save import save_merged
-    from luthier.selection import SELECTIONS
-
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError("already exists", where=str(folder), mend="name a new folder")
-    tuned = Run.open(run)
-    ((name, settings),) = tuned.resolved["selection"].items()
-    SELECTIONS[name].model_validate(settings).check_mergeable()  # before weights are loaded
-    saved = tuned.load()
-    said = len(saved.network.notes)
-    save_merged(saved.network, saved.selection, saved.prompt_format, folder)
-    for note in saved.network.notes[said:]:
-        (progress or Progress()).say(f"note: {note}")
-    return folder

@@ -95,9 +95,9 @@ class Run:
 
     def merge(self, folder: Path | str) -> Path:
         """Write the model as plain weights that `from_pretrained` loads. Returns the folder."""
-        from luthier import pipeline
+        from luthier.runs.merging import merge
 
-        return pipeline.merge(self.folder, folder)
+        return merge([self.folder], folder)
 
     def update_manifest(self, **changes: Any) -> None:
         files.write_json(self.folder / MANIFEST, self.manifest | changes)
