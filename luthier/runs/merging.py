@@ -5,6 +5,7 @@ In: run folders, and what each counts. Out: a folder that `from_pretrained` load
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +84,8 @@ def check_together(runs: Sequence[Run], weights: Sequence[float]) -> None:
     if len(weights) != len(runs):
         what = f"{len(runs)} runs have {len(weights)} weights"
         raise UserError(what, where="weights", mend="give one for each run, in the same order: 0.7,0.3")
+    if not all(map(math.isfinite, weights)):
+        raise UserError("a weight is no finite number", where="weights", mend="write numbers such as 0.7,0.3")
     about = [files.read_json(run.model_folder / FORMAT_FILE) for run in runs]
     problems = []
     for run, its in zip(runs, about, strict=True):
@@ -96,7 +99,7 @@ def check_together(runs: Sequence[Run], weights: Sequence[float]) -> None:
             if its[name] != about[0][name]:
                 mend = "to tune on top of a run instead, merge it alone and name that folder under model"
                 problems.append(Problem(f"it and {first} {told}", where, mend))
-    if about[0]["new_parameters"] and sum(weights) <= 0:
+    if about[0]["head"] != "language" and sum(weights) <= 0:
         what = f"the weights add up to {sum(weights):g}, and label heads have no mean by those"
         problems.append(Problem(what, "weights", "let them add up to more than 0"))
     raise_all(problems)

@@ -131,6 +131,7 @@ def test_what_can_be_no_one_model_is_refused_before_weights_are_loaded(
         return str(told.value)
 
     assert "2 runs have 3 weights" in refused([writer, writer], [1, 2, 3])
+    assert "no finite number" in refused([writer, writer], [1, float("nan")])
     assert "answer in other ways" in refused([writer, labeler])
     assert "another base model" in refused([writer, elsewhere])
     assert "add up to 0" in refused([labeler, labeler], [1, -1])
