@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from luthier import pipeline
 from luthier.errors import UserError
 from luthier.evaluate.examinations.forgetting import Forgetting
 from luthier.evaluate.forgetting.change import drop, mean_drop, not_sure_of_none
@@ -209,7 +208,7 @@ def test_a_reckless_rate_is_caught_and_none_is_not(tiny: Callable[..., Path], tm
         train={"epochs": 6, "learning_rate": 3e-3, "max_length": 64},
         evaluate={"forgetting": None},
     )
-    learned = pipeline.merge(first.folder, tmp_path / "learned")
+    learned = first.merge(tmp_path / "learned")
     other = [
         {"text": " ".join(["zebra", "quartz", "vex", "jump"][(n + k) % 4] for k in range(4 + n % 7))}
         for n in range(120)

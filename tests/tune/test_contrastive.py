@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
-from luthier import pipeline
 from luthier.batches import BatchPlan
 from luthier.engine.classify import class_probabilities
 from luthier.engine.embed import embeddings
@@ -140,7 +139,7 @@ def test_merged_it_is_an_encoder_and_a_head_that_its_page_explains(tiny: Callabl
     from transformers import AutoModel
 
     run = luthier.train(recipe(tiny("bert"), {"lora": {"rank": 4}}), rows=ROWS, out=tmp_path / "run")
-    folder = str(pipeline.merge(run.folder, tmp_path / "merged"))
+    folder = str(run.merge(tmp_path / "merged"))
     page = (tmp_path / "merged" / "README.md").read_text()
     assert "AutoModelForSequenceClassification` would make a new head" in page
     saved = run.load()
