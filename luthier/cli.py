@@ -72,11 +72,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed, rest = parser.parse_known_args(given)
     stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(parsed, "overrides")]
     if stray:
+        takes_settings = hasattr(parsed, "overrides")
         options = [word for word in parsed.options if word.startswith("--")]
-        hint = as_setting(stray) if hasattr(parsed, "overrides") else ""
+        hint = as_setting(stray) if takes_settings else ""
         if not hint and stray[0].startswith("-"):
             hint = nearest(stray[0].partition("=")[0], options)
-            if hint.startswith("use ") and hasattr(parsed, "overrides"):
+            if hint.startswith("use ") and takes_settings:
                 hint += "; settings are written without dashes, such as train.epochs=3"
         raise UserError(f"unknown argument '{stray[0]}'", mend=hint or f"see: luthier {given[0]} --help")
     if rest:
@@ -92,7 +93,8 @@ def as_setting(words: Sequence[str]) -> str:
     name = setting_called(option.lstrip("-").replace("-", "_")) if option.startswith("--") else None
     if name is None:
         return ""
-    value = value if equals else words[1] if len(words) > 1 else "..."
+    if not equals:
+        value = words[1] if len(words) > 1 and not words[1].startswith("--") else "..."
     return f"settings are written without dashes: {name}={value}"
 
 

@@ -228,9 +228,7 @@ def evaluate(
     """
     progress = progress or Progress()
     opened = Run.open(run)
-    if not (opened.model_folder / "luthier.json").exists():
-        mend = f"finish it: luthier train --resume {opened.folder}"
-        raise UserError("has no tuned model yet", where=str(opened.folder), mend=mend)
+    opened.check_tuned()
     for override in overrides:
         section = override.partition(".")[0]
         if section != "evaluate" and not section.startswith("ship_if") and not (section == "data" and out is not None):

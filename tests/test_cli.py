@@ -113,6 +113,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "r.yaml", "--num-train-epochs", "3"], "mend: settings are written without dashes: train.epochs=3"),
         (["train", "r.yaml", "--lora_r=8"], "mend: settings are written without dashes: selection.lora.rank=8"),
         (["check", "r.yaml", "--seed", "1"], "mend: settings are written without dashes: seed=1"),
+        (["train", "r.yaml", "--epochs", "--lr", "3"], "mend: settings are written without dashes: train.epochs=..."),
         (["train", "r.yaml", "--epoch=1"], "; settings are written without dashes, such as train.epochs=3"),
         (["runs", "--jsn"], "unknown argument '--jsn'\n    mend: did you mean '--json'?"),
         (["chat", "run", "--seed", "x"], "invalid int value: 'x'"),

@@ -77,14 +77,8 @@ def save_model(
         )
 
 
-def save_merged(network: Network, selection: Selection, prompt_format: PromptFormat, folder: Path) -> None:
-    """Fold the adapter in and write plain weights that `from_pretrained` loads. The network stays merged."""
-    selection.merge(network)
-    save_plain(network, prompt_format, folder)
-
-
 def save_plain(network: Network, prompt_format: PromptFormat, folder: Path) -> None:
-    """Write the plain weights of a merged network."""
+    """Write the plain weights of a merged network, as `from_pretrained` loads them."""
     with files.whole_folder(folder) as temporary:
         network.model.save_pretrained(temporary)
         _save_beside(network, prompt_format, temporary)

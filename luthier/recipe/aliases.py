@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.errors import Problem
+from luthier.recipe.recipe import SHORT_FORMS
 from luthier.recipe.sections import every_key, fields_at
 from luthier.recipe.source import Source, get, put
 
@@ -68,6 +69,13 @@ def setting_called(name: str) -> str | None:
     return min(keys, key=lambda key: key.count("."), default=ALIASES.get(name))
 
 
+def spell_out(source: Source, section: str) -> None:
+    """Where a section is a text that is short for one of its settings, write that out, so that others can stand beside
+    it."""
+    if section in SHORT_FORMS and isinstance(source.values.get(section), str):
+        source.values[section] = {SHORT_FORMS[section]: source.values[section]}
+
+
 def apply_aliases(source: Source) -> list[Problem]:
     """Move keys known from other tools to where they live here, and note it; keys in their place are left alone.
 
@@ -86,13 +94,12 @@ def apply_aliases(source: Source) -> list[Problem]:
         parent = get(source.values, path[:-1]) if len(path) > 1 else source.values
         value = parent.pop(path[-1])
         shown = ".".join(map(str, path))
-        short = keys in (["model", "path"], ["data", "source"]) and isinstance(source.values.get(keys[0]), str)
+        short = SHORT_FORMS.get(keys[0]) == keys[-1] and isinstance(source.values.get(keys[0]), str)
         if short or get(source.values, keys) is not None:
             what = f"'{shown}' and '{keys[0] if short else alias}' are the same setting"
             problems.append(Problem(what, source.place(path), f"remove '{shown}'"))
             continue
-        if keys[0] in ("model", "data") and isinstance(source.values.get(keys[0]), str):
-            source.values[keys[0]] = {"path" if keys[0] == "model" else "source": source.values[keys[0]]}
+        spell_out(source, keys[0])
         if isinstance(source.values.get(keys[0]), str):
             source.values[keys[0]] = {source.values[keys[0]]: {}}
         put(source.values, keys, value)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from luthier.errors import Problem, UserError
 from luthier.evaluate.conditions import syntax_problem
 from luthier.recipe import yaml_reader
-from luthier.recipe.aliases import ALIASES, apply_aliases
+from luthier.recipe.aliases import ALIASES, apply_aliases, spell_out
 from luthier.recipe.problems import details_of, problem_of
 from luthier.recipe.recipe import Recipe
 from luthier.recipe.source import Source, get, put
@@ -109,8 +109,8 @@ def lay_over(source: Source, override: str) -> None:
     keys = path.split(".")
     source.overridden.add(tuple(keys))
     value, _ = yaml_reader.read_text(text, f"command line, {path}")
-    if keys[0] in ("model", "data") and len(keys) > 1 and isinstance(source.values.get(keys[0]), str):
-        source.values[keys[0]] = {"path" if keys[0] == "model" else "source": source.values[keys[0]]}
+    if len(keys) > 1:
+        spell_out(source, keys[0])
     if keys[0] in ("selection", "objective") and len(keys) > 1:
         inner = source.values.get(keys[0])
         inner = {inner: {}} if isinstance(inner, str) else dict(inner or {})

@@ -30,6 +30,9 @@ from luthier.tune.privacy import PrivacySettings
 from luthier.tune.rates import RateSettings
 from luthier.tune.schedules import ScheduleSettings
 
+SHORT_FORMS = {"model": "path", "data": "source"}
+"""Sections that may be a text, and the setting that the text then is."""
+
 
 class TrainSettings(
     BatchSettings,
@@ -136,7 +139,7 @@ class Recipe(Settings):
         if isinstance(value, Mapping):
             # A section whose every line is commented out reads as null, and means its defaults.
             value = {key: section for key, section in value.items() if section is not None}
-            for key, inner in (("model", "path"), ("data", "source")):
+            for key, inner in SHORT_FORMS.items():
                 if isinstance(value.get(key), str):
                     value[key] = {inner: value[key]}
         return value

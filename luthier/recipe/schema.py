@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.recipe.recipe import Recipe
+from luthier.recipe.recipe import SHORT_FORMS, Recipe
 from luthier.selection import SELECTIONS
 from luthier.tune.objectives import OBJECTIVES
 
@@ -14,7 +14,7 @@ def schema() -> dict[str, Any]:
     tree = Recipe.model_json_schema()
     for key, info in Recipe.model_fields.items():  # left out by pydantic where the section's class says the same
         tree["properties"][key]["description"] = info.description or ""
-    for key, inner in (("model", "path"), ("data", "source")):
+    for key, inner in SHORT_FORMS.items():
         described = tree["properties"][key]["description"]
         reference = tree["properties"][key].get("$ref") or tree["properties"][key]["allOf"][0]["$ref"]
         tree["properties"][key] = {

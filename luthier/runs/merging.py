@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from luthier.models.save import Saved
 
 ALIKE = {
-    "head": "answer in other ways",
-    "labels": "have other labels",
-    "multi_label": "count labels otherwise: one for a text, or several",
-    "scale": "give numbers on other scales",
+    "head": "answers in another way than",
+    "labels": "has other labels than",
+    "multi_label": "has one label for a text where there are several, or several where there is one, unlike",
+    "scale": "gives numbers on another scale than",
 }
 """What of a model's prompt format several runs must share, and what is said where they do not."""
 
@@ -59,6 +59,7 @@ def merge(
         raise UserError("already exists", where=str(folder), mend="name a new folder")
     tuned = [Run.open(run) for run in runs]
     for run in tuned:
+        run.check_tuned()
         selection_of(run).check_mergeable()  # before weights are loaded
     if len(tuned) > 1 or weights is not None:
         counts = [1 / len(tuned)] * len(tuned) if weights is None else list(weights)
@@ -98,7 +99,7 @@ def check_together(runs: Sequence[Run], weights: Sequence[float]) -> None:
         for name, told in ALIKE.items():
             if its[name] != about[0][name]:
                 mend = "to tune on top of a run instead, merge it alone and name that folder under model"
-                problems.append(Problem(f"it and {first} {told}", where, mend))
+                problems.append(Problem(f"{told} {first}", where, mend))
     if about[0]["head"] != "language" and sum(weights) <= 0:
         what = f"the weights add up to {sum(weights):g}, and label heads have no mean by those"
         problems.append(Problem(what, "weights", "let them add up to more than 0"))

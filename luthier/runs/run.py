@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
+from luthier.prompts.format import FORMAT_FILE
 from luthier.storage import files
 from luthier.texts.urls import without_secrets
 from luthier.version import __version__
@@ -76,6 +77,12 @@ class Run:
     @property
     def model_folder(self) -> Path:
         return self.folder / "model"
+
+    def check_tuned(self) -> None:
+        """Raise `UserError` where no model was saved yet."""
+        if not (self.model_folder / FORMAT_FILE).exists():
+            mend = f"finish it: luthier train --resume {self.folder}"
+            raise UserError("has no tuned model yet", where=str(self.folder), mend=mend)
 
     @property
     def report(self) -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from luthier.errors import UserError
 from luthier.models.load import load_network
 from luthier.models.network import Network
-from luthier.models.save import ADAPTER_WEIGHTS, load_saved, save_merged, save_model
+from luthier.models.save import ADAPTER_WEIGHTS, load_saved, save_model, save_plain
 from luthier.models.settings import ModelSettings
 from luthier.selection import Selection
 from luthier.selection.lora import Lora
@@ -89,7 +89,8 @@ def test_merged_weights_load_in_transformers(
     chosen = make.small(selection)
     net = tuned(tiny(family), head, chosen)
     ours = logits(net.model, net)
-    save_merged(net, chosen, make.prompt_format(net), tmp_path / "merged")
+    chosen.merge(net)
+    save_plain(net, make.prompt_format(net), tmp_path / "merged")
     model = auto(head).from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert_same(ours, logits(model, net))
     if head == "classes":
@@ -129,7 +130,8 @@ def test_a_new_head_is_the_same_for_the_same_seed(tiny: Callable[..., Path]) -> 
 def test_a_head_that_the_files_hold_is_kept_and_learns(tiny: Callable[..., Path], tmp_path: Path) -> None:
     selection = make.small("full")
     net = tuned(tiny("bert"), "classes", selection)
-    save_merged(net, selection, make.prompt_format(net), tmp_path / "classifier")
+    selection.merge(net)
+    save_plain(net, make.prompt_format(net), tmp_path / "classifier")
     again = make.network(tmp_path / "classifier", "classes")
     assert torch.equal(again.model.classifier.weight, net.model.classifier.weight)
     adapter = make.small("lora")

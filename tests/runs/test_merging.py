@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_runs_that_learned_in_other_ways_are_one_model_with_the_mean_of_their_he
         torch.testing.assert_close(value, (each[0][name] + each[1][name]) / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_goes_on_top_of_another(tuned: Tuned, tmp_path: Path) -> None:
+def test_a_run_goes_on_top_of_another(tuned: Tuned, tiny: Callable[..., Path], tmp_path: Path) -> None:
     """Adapters are stacked by naming the merged folder as the next recipe's model."""
     below = tuned().merge(tmp_path / "below")
     on_top = luthier.train(
@@ -112,8 +113,10 @@ def test_a_run_goes_on_top_of_another(tuned: Tuned, tmp_path: Path) -> None:
         out=tmp_path / "run",
     )
     network = on_top.load().network
-    with_below = load_file(below / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
-    torch.testing.assert_close(network.base_state()["model.layers.0.self_attn.q_proj.weight"], with_below)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    with_below, bare = weights(below)[name], weights(tiny("llama"))[name]
+    assert not torch.equal(with_below, bare)
+    torch.testing.assert_close(network.base_state()[name], with_below)
 
 
 def test_what_can_be_no_one_model_is_refused_before_weights_are_loaded(
@@ -132,13 +135,20 @@ def test_what_can_be_no_one_model_is_refused_before_weights_are_loaded(
 
     assert "2 runs have 3 weights" in refused([writer, writer], [1, 2, 3])
     assert "no finite number" in refused([writer, writer], [1, float("nan")])
-    assert "answer in other ways" in refused([writer, labeler])
+    assert "answers in another way than" in refused([writer, labeler])
     assert "another base model" in refused([writer, elsewhere])
     assert "add up to 0" in refused([labeler, labeler], [1, -1])
     assert "can't be folded" in refused([writer, beside])
     assert "tokens of its own" in refused([writer, longer])
     assert main(["merge", str(writer.folder), str(writer.folder), str(out), "--weights", "1,x"]) == 2
     assert "--weights" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_told_how_to_finish(tuned: Tuned, tmp_path: Path) -> None:
+    whole, stopped = tuned(), tmp_path / "stopped"
+    shutil.copytree(whole.folder, stopped, ignore=shutil.ignore_patterns("model"))
+    with pytest.raises(UserError, match="has no tuned model yet"):
+        merge([whole.folder, stopped], tmp_path / "merged")
 
 
 def test_the_command_takes_several(tuned: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from luthier.errors import UserError
 from luthier.models.load import load_network
 from luthier.models.network import Network
 from luthier.models.quantise import dequantised_weight, parameter_count, quantised_layers
-from luthier.models.save import load_saved, save_merged, save_model
+from luthier.models.save import load_saved, save_model, save_plain
 from luthier.models.settings import ModelSettings, Quantisation
 from luthier.selection.lora import Lora
 from luthier.selection.qlora import QLora
@@ -187,7 +187,8 @@ def test_merging_turns_the_base_back_first(
     adapted = make.output(net, make.rows(net))
     saved = load_saved(tmp_path / "model", FP32)
     assert saved.network.quantisation == Quantisation(bits, True)
-    save_merged(saved.network, selection, make.prompt_format(net), tmp_path / "merged")
+    selection.merge(saved.network)
+    save_plain(saved.network, make.prompt_format(net), tmp_path / "merged")
     assert f"{bits}-bit base was turned back" in saved.network.notes[-1]
     kind = transformers.AutoModelForSequenceClassification if head == "classes" else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()

@@ -16,7 +16,7 @@ import transformers
 from luthier.cli import main
 from luthier.errors import UserError
 from luthier.models.load import add_tokens, load_tokenizer
-from luthier.models.save import load_saved, save_merged, save_model
+from luthier.models.save import load_saved, save_model, save_plain
 from luthier.models.settings import ModelSettings
 from luthier.planning.planner import prepare
 from luthier.recipe.reading import RecipeError
@@ -97,7 +97,8 @@ def test_with_lora_both_learn_save_switch_off_and_merge(family: str, head: Any, 
     save_model(net, selection, make.prompt_format(net), tmp_path / "model")
     saved = load_saved(tmp_path / "model", ModelSettings(path="", dtype="float32", device="cpu"))
     assert torch.equal(make.output(saved.network, rows), tuned)
-    save_merged(net, selection, make.prompt_format(net), tmp_path / "merged")
+    selection.merge(net)
+    save_plain(net, make.prompt_format(net), tmp_path / "merged")
     assert not wrapped_layers(net)
     kind = transformers.AutoModelForCausalLM if head == "language" else transformers.AutoModelForSequenceClassification
     model = kind.from_pretrained(tmp_path / "merged", dtype=torch.float32)

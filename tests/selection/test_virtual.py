@@ -15,7 +15,7 @@ from luthier.engine.generate import choose, generate
 from luthier.errors import UserError
 from luthier.models.load import load_network
 from luthier.models.network import Network
-from luthier.models.save import save_merged, save_model
+from luthier.models.save import save_model, save_plain
 from luthier.models.settings import ModelSettings
 from luthier.models.tiny import WINDOW
 from luthier.selection.base import Selection
@@ -177,7 +177,8 @@ def test_merging_is_refused_and_nothing_is_written(tiny: Callable[..., Path], tm
     net = make.network(tiny("llama"), "language")
     selection.apply(net)
     with pytest.raises(UserError, match="can't be folded into plain weights") as caught:
-        save_merged(net, selection, make.prompt_format(net), tmp_path / "merged")
+        selection.merge(net)
+        save_plain(net, make.prompt_format(net), tmp_path / "merged")
     assert "selection: lora" in str(caught.value) and not (tmp_path / "merged").exists()
 
 
