@@ -554,18 +554,29 @@ struct Ahead {
     const char* take() { return pieces && taken < pieces->size() ? (*pieces)[taken++] : nullptr; }
 };
 
-// x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. `next` is the panel that will be
-// needed after this one: it is fetched on the way where this one has come from memory already. Lanes FIRST.. of a panel.
-template <int ROWS, int LANES, int FIRST, class T, class W, class N>
-inline void multiply_lanes(const float* x, const W* panel, const N* next, const T* bias, T* out, int64_t out_row,
-                           int64_t inputs, int64_t columns, const char* fetch) {
+// The panel that a thread will need after this one, fetched evenly over all passes through this one: all at once would keep
+// the numbers that a pass waits for from coming.
+struct Next {
+    const char* at;
+    int64_t step;  // bytes for each input
+    const char* take(int64_t inputs) {
+        const char* taken = at;
+        if (at) at += inputs * step;
+        return taken;
+    }
+};
+
+// x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. Lanes FIRST.. of a panel.
+template <int ROWS, int LANES, int FIRST, class T, class W>
+inline void multiply_lanes(const float* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
+                           int64_t inputs, int64_t columns, Ahead& ahead) {
+    const char *after = next.take(inputs), *fetch = ahead.take();
     Lane sums[ROWS][LANES] = {};
     for (int64_t i = 0; i < inputs; ++i) {
         Lane weights[LANES];
         weights[0] = paired<FIRST>(panel + i * PANEL);
         if constexpr (LANES == 2) weights[1] = paired<1>(panel + i * PANEL);
-        if (next) __builtin_prefetch(next + i * PANEL + FIRST * LANE, 0, 2);
-        if (next && LANES == 2 && LANE * sizeof(N) == LINE) __builtin_prefetch(next + i * PANEL + LANE, 0, 2);
+        if (after) __builtin_prefetch(after + i * next.step, 0, 2);
         if (fetch) __builtin_prefetch(fetch + i * (LINE / STEPS), 0, 2);
         for (int n = 0; n < ROWS; ++n)
             for (int l = 0; l < LANES; ++l) sums[n][l] += x[i * ROWS + n] * weights[l];
@@ -583,14 +594,14 @@ inline void multiply_lanes(const float* x, const W* panel, const N* next, const 
         }
 }
 
-template <int ROWS, class T, class W, class N>
-inline void multiply_panel(const float* x, const W* panel, const N* next, const T* bias, T* out, int64_t out_row,
+template <int ROWS, class T, class W>
+inline void multiply_panel(const float* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
                            int64_t inputs, int64_t columns, Ahead& ahead) {
     if constexpr (2 * ROWS <= SUMS) {
-        multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, inputs, columns, ahead.take());
+        multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, inputs, columns, ahead);
     } else {
-        multiply_lanes<ROWS, 1, 0>(x, panel, next, bias, out, out_row, inputs, columns, ahead.take());
-        multiply_lanes<ROWS, 1, 1>(x, panel, next, bias, out, out_row, inputs, columns, ahead.take());
+        multiply_lanes<ROWS, 1, 0>(x, panel, next, bias, out, out_row, inputs, columns, ahead);
+        multiply_lanes<ROWS, 1, 1>(x, panel, next, bias, out, out_row, inputs, columns, ahead);
     }
 }
 
@@ -600,33 +611,24 @@ void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bia
     static thread_local std::vector<float> room;
     if (room.size() < static_cast<size_t>(rows * inputs)) room.resize(static_cast<size_t>(rows * inputs));
     float* turned = room.data();
+    int64_t passes = 0;
     in_blocks(rows, [&](auto size, int64_t row) {
         constexpr int ROWS = decltype(size)::value;
+        passes += 2 * ROWS <= SUMS ? 1 : 2;
         for (int n = 0; n < ROWS; ++n)
             for (int64_t i = 0; i < inputs; ++i)
                 turned[row * inputs + i * ROWS + n] = load(x + (row + n) * x_row + i);
     });
-    share.each((outputs + PANEL - 1) / PANEL, [&](int64_t p, int64_t next) {
-        const W *panel = panels + p * inputs * PANEL, *after = next < 0 ? nullptr : panels + next * inputs * PANEL;
+    int64_t step = (PANEL * static_cast<int64_t>(sizeof(W)) + passes - 1) / passes;
+    share.each((outputs + PANEL - 1) / PANEL, [&](int64_t p, int64_t after) {
+        const W* panel = panels + p * inputs * PANEL;
         int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
-        auto multiply = [&](auto* from) {
-            in_blocks(rows, [&](auto size, int64_t row) {
-                multiply_panel<decltype(size)::value>(turned + row * inputs, from, row == TILE ? after : nullptr,
-                                                      bias ? bias + column : nullptr, out + row * out_row + column,
-                                                      out_row, inputs, columns, ahead);
-            });
-        };
-        if (sizeof(W) == sizeof(float) || rows <= TILE) {
-            multiply(panel);
-            return;
-        }
-        static thread_local std::vector<float> floats;  // made once where several blocks of rows read them
-        if (floats.size() < static_cast<size_t>(inputs * PANEL)) floats.resize(static_cast<size_t>(inputs * PANEL));
-        for (int64_t i = 0; i < inputs * PANEL; i += PANEL) {
-            *reinterpret_cast<Lane*>(floats.data() + i) = paired<0>(panel + i);
-            *reinterpret_cast<Lane*>(floats.data() + i + LANE) = paired<1>(panel + i);
-        }
-        multiply(static_cast<const float*>(floats.data()));
+        bool ready = after < 0 || passes == 1;  // a single pass reads as quickly as memory gives
+        Next next{ready ? nullptr : reinterpret_cast<const char*>(panels + after * inputs * PANEL), step};
+        in_blocks(rows, [&](auto size, int64_t row) {
+            multiply_panel<decltype(size)::value>(turned + row * inputs, panel, next, bias ? bias + column : nullptr,
+                                                  out + row * out_row + column, out_row, inputs, columns, ahead);
+        });
     });
 }
 

@@ -45,7 +45,11 @@ class Drawn:
 
 def next_tokens(logits_SV: torch.Tensor, drawings: Sequence[Drawing]) -> list[Drawn | None]:
     """A token of each row; None where its scores are no numbers. `logits_SV` is in float32 and may be written to."""
-    best_S, likeliest_S = logits_SV.max(dim=1)
+    if logits_SV.device.type == "cpu":
+        likeliest_S = torch.from_numpy(logits_SV.numpy().argmax(axis=1))  # ten times as quick as torch's
+    else:
+        likeliest_S = logits_SV.argmax(dim=1)
+    best_S = logits_SV.gather(1, likeliest_S[:, None])[:, 0]
     best, likeliest = best_S.isfinite().tolist(), likeliest_S.tolist()  # the largest of several is no number if one is
     return [
         draw_one(logits_SV[row], likeliest[row], drawing) if best[row] else None for row, drawing in enumerate(drawings)

@@ -7,6 +7,7 @@ new request joins at the next step, a finished one leaves at once (continuous ba
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
@@ -122,6 +123,8 @@ class Engine:
         count = max(1, settings.memory_tokens // PAGE)
         self.memory = PageMemory.empty(layers, count, key_heads, width, network.dtype, network.device)
         self.pool = PagePool(count)
+        self.longest = min(network.window or count * PAGE, count * PAGE)
+        """Tokens that a prompt and its answer may have together."""
         name, _ = network.blocks()
         self.mixer, linear = mix_in(network.model, (f"{name}.",))
         dtype = network.dtype if settings.adapter_dtype == "auto" else getattr(torch, settings.adapter_dtype)
@@ -143,6 +146,7 @@ class Engine:
     # From any thread
 
     def start(self) -> None:
+        gc.freeze()  # all that is there now stays: looking through it for what can go would hold up a step
         self.adapters.start()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -159,6 +163,7 @@ class Engine:
             self._thread.join()
             self._thread = None
         self.adapters.stop()
+        gc.unfreeze()
 
     def submit(self, request: Request, listen: Callable[[Piece | End], None]) -> Ticket:
         """Have an answer written. Raises `RefusedError` where it can't be taken."""
@@ -223,13 +228,13 @@ class Engine:
         if len(self.waiting) + self._arrived.qsize() >= self.settings.max_waiting:
             what = f"{self.settings.max_waiting} requests wait already"
             raise RefusedError("busy", what, BUSY_SECONDS)
-        length, window = len(ticket.request.prompt), self.network.window
+        length = len(ticket.request.prompt)
         if not length:
             raise RefusedError("too_long", "the prompt is empty")
-        most = self.pool.count * PAGE if window is None else min(window, self.pool.count * PAGE)
-        if len(ticket.tokens) + (ticket.kind == "write") > most:
+        if len(ticket.tokens) + (ticket.kind == "write") > self.longest:
             own = f" beside {ticket.virtual:,} of the adapter" if ticket.virtual else ""
-            what = f"the prompt is {length:,} tokens and at most {most - ticket.virtual:,} fit{own}, answer included"
+            room = self.longest - ticket.virtual
+            what = f"the prompt is {length:,} tokens and at most {room:,} fit{own}, answer included"
             raise RefusedError("too_long", what)
 
     def _send(self, ticket: Ticket) -> Ticket:
@@ -482,10 +487,9 @@ class Engine:
             told = (Token(drawn.token),)
         if text or told:
             ticket.listen(Piece(text, told))
-        longest = min(self.network.window or self.pool.count * PAGE, self.pool.count * PAGE)
         if writer.stopped or (drawing.grammar is not None and drawing.grammar.ended):
             self._end(ticket, "stop")
-        elif ticket.written >= request.max_new_tokens or len(ticket.tokens) >= longest:
+        elif ticket.written >= request.max_new_tokens or len(ticket.tokens) >= self.longest:
             self._end(ticket, "length")
 
     def _token(self, drawn: Drawn) -> Token:
