@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,25 +47,50 @@ class Loaded:
     size: int
 
 
-@dataclass
-class Cursor:
-    """Where the next part of an adapter begins, in bytes from the arena's start."""
-
-    at: int
-
-    def take(self, numbers: int, dtype: torch.dtype) -> int:
-        place, self.at = self.at, self.at + rounded(numbers * dtype.itemsize)
-        return place
+MOVE = np.dtype([(n, np.int64) for n in ("from", "kind", "to", "rows", "columns", "turned")] + [("scale", np.float64)])
+"""`Move` of serving.cpp: a matrix of the file, and where it goes."""
 
 
 @dataclass(frozen=True)
-class Spot:
-    """Where a layer's matrices lie, in bytes from the arena's start."""
+class Layout:
+    """Where an adapter's parts go, in bytes from where it begins: found once, so that loading it is little more than
+    copying."""
 
-    down: int
-    up: int
-    ratio: int | None
-    """None without DoRA."""
+    table_4M: np.ndarray
+    """Of each of the model's layers: where down, up and ratio go (-1 without DoRA), and the rank (0 without a pair)."""
+    moves: np.ndarray
+    """The matrices down and up of each layer of the plan, in turn, as `MOVE`."""
+    virtual: int
+    head: int
+    size: int
+
+    @classmethod
+    def of(cls, plan: AdapterPlan, model_layers: int, dtype: torch.dtype, virtual_dtype: torch.dtype) -> Layout:
+        end = 0
+
+        def take(numbers: int, dtype: torch.dtype) -> int:
+            nonlocal end
+            place, end = end, end + rounded(numbers * dtype.itemsize)
+            return place
+
+        moves: list[tuple[int | float, ...]] = []
+        table_4M = np.zeros((4, model_layers), np.int64)
+        for layer in plan.layers:
+            down, up = (take(layer.rank * width, dtype) for width in (layer.inputs, layer.outputs))
+            ratio = take(layer.outputs, torch.float32) if layer.magnitude else -1
+            table_4M[:, layer.number] = down, up, ratio, layer.rank
+            for name, to, turned, scale in (("lora_A", down, 0, 1.0), ("lora_B", up, 1, layer.scale)):
+                place = plan.places[layer.names[name]]
+                moves.append((place.start, FLOATS.index(place.kind), to, *place.shape, turned, scale))
+        virtual = take(math.prod(plan.virtual), virtual_dtype)
+        head = take(math.prod(plan.places[head_name(plan)].shape) if plan.labels else 0, torch.float32)
+        return cls(table_4M, np.array(moves, MOVE), virtual, head, end)
+
+
+def head_name(plan: AdapterPlan) -> str:
+    """What the file calls its label head."""
+    (name,) = (name for name in plan.places if name.endswith(HEAD_TENSOR))
+    return name
 
 
 class AdapterLoader:
@@ -74,35 +99,33 @@ class AdapterLoader:
     def __init__(self, network: Network, layers: Mapping[str, MixedLinear], arena: Arena, dtype: torch.dtype) -> None:
         self.network, self.layers, self.arena, self.dtype = network, layers, arena, dtype
 
-    def load(self, plan: AdapterPlan, start: int, size: int) -> Loaded:
+    def layout(self, plan: AdapterPlan) -> Layout:
+        return Layout.of(plan, len(self.layers), self.dtype, self.network.dtype)
+
+    def load(self, plan: AdapterPlan, layout: Layout, start: int) -> Loaded:
         """Into the stretch that was taken for it. Raises `RefusedError` where its file is not as it was, or holds what
         is no number."""
-        reader, free = AdapterReader(plan), Cursor(start)
-        row = self._read_layers(reader, free) if plan.layers else None
-        virtual = self._read_virtual(reader, free) if plan.virtual[0] else None
-        head_CD = self._read_head(reader, free) if plan.labels else None
-        return Loaded(row, virtual, head_CD, start, size)
+        reader = AdapterReader(plan)
+        row = self._read_layers(reader, layout, start) if plan.layers else None
+        virtual = self._read_virtual(reader, start + layout.virtual) if plan.virtual[0] else None
+        head_CD = self._read(reader, head_name(plan), start + layout.head, torch.float32) if plan.labels else None
+        return Loaded(row, virtual, head_CD, start, layout.size)
 
-    def _read_layers(self, reader: AdapterReader, free: Cursor) -> RowAdapter:
-        moves: list[Move] = []
-        spots: dict[int, Spot] = {}
-        for layer in reader.plan.layers:
-            down, up = (free.take(layer.rank * width, self.dtype) for width in (layer.inputs, layer.outputs))
-            moves.append(Move(layer.names["lora_A"], down))
-            moves.append(Move(layer.names["lora_B"], up, layer.scale, turned=True))
-            spots[layer.number] = Spot(down, up, free.take(layer.outputs, torch.float32) if layer.magnitude else None)
-        reader.place(moves, self.arena, self.dtype)
-        pairs = partial(self._pairs, reader.plan, spots)
+    def _read_layers(self, reader: AdapterReader, layout: Layout, start: int) -> RowAdapter:
+        pairs = partial(self._pairs, reader.plan, layout, start)
+        if native.fits(self.arena.tensor(0, (0,), self.dtype)):
+            reader.place(layout.moves, self.arena, start, self.dtype)
+        else:
+            reader.copy(pairs())
         if any(layer.magnitude for layer in reader.plan.layers):
             self._stretch(reader, pairs())
-        start, table_4M = self.arena.buffer.data_ptr(), np.zeros((4, len(self.layers)), np.int64)
-        for layer in reader.plan.layers:
-            spot = spots[layer.number]
-            ratio = 0 if spot.ratio is None else start + spot.ratio
-            table_4M[:, layer.number] = start + spot.down, start + spot.up, ratio, layer.rank
+        table_4M, address = layout.table_4M.copy(), self.arena.buffer.data_ptr() + start
+        there, stretched = table_4M[3] > 0, table_4M[2] > 0
+        table_4M[:2, there] += address
+        table_4M[2] = np.where(stretched, table_4M[2] + address, 0)
         return RowAdapter(table_4M, self.dtype, pairs)
 
-    def _stretch(self, reader: AdapterReader, pairs: dict[int, Pair]) -> None:
+    def _stretch(self, reader: AdapterReader, pairs: Mapping[int, Pair]) -> None:
         """What DoRA multiplies outputs by, beside the matrices and in them."""
         by_number = {layer.number: layer for layer in self.layers.values()}
         for layer in reader.plan.layers:
@@ -111,46 +134,24 @@ class AdapterLoader:
                 pair.ratio.copy_(reader.ratio(layer, by_number[layer.number]))
                 pair.up.mul_(pair.ratio)
 
-    def _read_virtual(self, reader: AdapterReader, free: Cursor) -> torch.Tensor:
-        shape, dtype = reader.plan.virtual, self.network.dtype
-        place = free.take(math.prod(shape), dtype)
-        reader.place([Move(VIRTUAL_TENSOR, place)], self.arena, dtype)
-        virtual = self.arena.tensor(place, shape, dtype)
+    def _read_virtual(self, reader: AdapterReader, place: int) -> torch.Tensor:
+        virtual = self._read(reader, VIRTUAL_TENSOR, place, self.network.dtype)
         return virtual.view(-1, *prefix_shape(self.network)) if reader.plan.method == "prefix" else virtual
 
-    def _read_head(self, reader: AdapterReader, free: Cursor) -> torch.Tensor:
-        (name,) = (name for name in reader.plan.places if name.endswith(HEAD_TENSOR))
-        values_CD = reader.values(name)
-        place = free.take(values_CD.numel(), torch.float32)
-        head_CD = self.arena.tensor(place, tuple(values_CD.shape), torch.float32)
-        return head_CD.copy_(values_CD)
+    def _read(self, reader: AdapterReader, name: str, place: int, dtype: torch.dtype) -> torch.Tensor:
+        return self.arena.tensor(place, reader.plan.places[name].shape, dtype).copy_(reader.values(name))
 
-    def _pairs(self, plan: AdapterPlan, spots: dict[int, Spot]) -> dict[int, Pair]:
+    def _pairs(self, plan: AdapterPlan, layout: Layout, start: int) -> dict[int, Pair]:
         """The matrices as tensors, by layer."""
         found = {}
         for layer in plan.layers:
-            spot = spots[layer.number]
+            down, up, ratio = (start + int(place) for place in layout.table_4M[:3, layer.number])
             found[layer.number] = Pair(
-                self.arena.tensor(spot.down, (layer.rank, layer.inputs), self.dtype),
-                self.arena.tensor(spot.up, (layer.rank, layer.outputs), self.dtype),
-                None if spot.ratio is None else self.arena.tensor(spot.ratio, (layer.outputs,), torch.float32),
+                self.arena.tensor(down, (layer.rank, layer.inputs), self.dtype),
+                self.arena.tensor(up, (layer.rank, layer.outputs), self.dtype),
+                self.arena.tensor(ratio, (layer.outputs,), torch.float32) if layer.magnitude else None,
             )
         return found
-
-
-@dataclass(frozen=True)
-class Move:
-    """A matrix of the file, and where it goes."""
-
-    name: str
-    to: int
-    """Bytes from the arena's start."""
-    scale: float = 1.0
-    turned: bool = False
-
-
-MOVE = np.dtype([(n, np.int64) for n in ("from", "kind", "to", "rows", "columns", "turned")] + [("scale", np.float64)])
-"""`Move` of serving.cpp."""
 
 
 class AdapterReader:
@@ -174,27 +175,24 @@ class AdapterReader:
             raise no_numbers(self.plan, name)
         return values
 
-    def place(self, moves: Sequence[Move], arena: Arena, dtype: torch.dtype) -> None:
+    def copy(self, pairs: Mapping[int, Pair]) -> None:
+        """The plain version of `place`."""
+        for layer in self.plan.layers:
+            pairs[layer.number].down.copy_(self.values(layer.names["lora_A"]))
+            pairs[layer.number].up.copy_((self.values(layer.names["lora_B"]) * layer.scale).T)
+
+    def place(self, moves: np.ndarray, arena: Arena, start: int, dtype: torch.dtype) -> None:
         """Matrices, each times its scale and turned where asked, into the arena. Raises `RefusedError` where one holds
         what is no number."""
-        if not native.fits(arena.tensor(0, (0,), dtype)):
-            for move in moves:
-                values = self.values(move.name) * move.scale
-                values = values.T if move.turned else values
-                arena.tensor(move.to, tuple(values.shape), dtype).copy_(values)
-            return
-        start, places = arena.buffer.data_ptr(), (self.plan.places[move.name] for move in moves)
-        rows = [
-            (place.start, FLOATS.index(place.kind), start + move.to, *place.shape, move.turned, move.scale)
-            for place, move in zip(places, moves, strict=True)
-        ]
-        table = np.array(rows, MOVE)
+        table = moves.copy()
+        table["to"] += arena.buffer.data_ptr() + start
         # The team that computes the steps does it between two of them: a thread beside it would take the processor from
         # one of its threads, for which all others wait.
         file, where = self.bytes.ctypes.data, table.ctypes.data
-        wrong = native.call("place_matrices", dtype, native.team(), file, where, len(moves))
+        wrong = native.call("place_matrices", dtype, native.team(), file, where, len(table))
         if wrong:
-            raise no_numbers(self.plan, moves[wrong - 1].name)
+            layer, part = self.plan.layers[(wrong - 1) // 2], ("lora_A", "lora_B")[(wrong - 1) % 2]
+            raise no_numbers(self.plan, layer.names[part])
 
     def ratio(self, layer: LayerPlan, linear: MixedLinear) -> torch.Tensor:
         """What DoRA multiplies the frozen output by: the learned length of each output's weights by that of the sum

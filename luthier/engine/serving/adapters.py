@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from luthier.engine.serving.adapter_files import AdapterPlan, look_at
-from luthier.engine.serving.adapter_loading import AdapterLoader, Loaded
-from luthier.engine.serving.arena import Arena, rounded
+from luthier.engine.serving.adapter_loading import AdapterLoader, Layout, Loaded
+from luthier.engine.serving.arena import Arena
 from luthier.engine.serving.request import AdapterFacts, RefusedError
 from luthier.errors import nearest
 from luthier.kernels.mixed import MixedLinear
@@ -34,7 +34,7 @@ class Entry:
 
     name: str
     plan: AdapterPlan
-    size: int
+    layout: Layout
     origin: bytes
     """Tells its keys and values from those of every other adapter that there ever was."""
     loaded: Loaded | None = None
@@ -93,22 +93,16 @@ class Adapters:
             if name in self.entries:
                 raise RefusedError("taken", f"an adapter is called {name!r} already; remove it, or use another name")
         plan = look_at(Path(folder), self.layers, self.network)
-        size = sum(self._layer_bytes(layer.rank, layer.inputs, layer.outputs) for layer in plan.layers)
-        size += sum(rounded(4 * layer.outputs) for layer in plan.layers if layer.magnitude)
-        size += rounded(plan.virtual[0] * plan.virtual[1] * self.network.dtype.itemsize)
-        size += rounded(4 * plan.labels * self.network.model.config.get_text_config().hidden_size)
-        if size > self.arena.size:
-            what = f"adapter {name} needs {size:,} bytes and all adapters together may have {self.arena.size:,}"
+        layout = self._loader.layout(plan)
+        if layout.size > self.arena.size:
+            what = f"adapter {name} needs {layout.size:,} bytes and all adapters together may have {self.arena.size:,}"
             raise RefusedError("over_budget", what)
         with self._lock:
             if name in self.entries:
                 raise RefusedError("taken", f"an adapter is called {name!r} already; remove it, or use another name")
             self._made += 1
-            self.entries[name] = Entry(name, plan, size, self._made.to_bytes(8, "big"))
+            self.entries[name] = Entry(name, plan, layout, self._made.to_bytes(8, "big"))
             return self._facts(self.entries[name])
-
-    def _layer_bytes(self, rank: int, inputs: int, outputs: int) -> int:
-        return rounded(rank * inputs * self.dtype.itemsize) + rounded(rank * outputs * self.dtype.itemsize)
 
     def remove(self, name: str) -> None:
         """Forget it; answers that use it go on to their end. Raises `RefusedError`."""
@@ -165,7 +159,7 @@ class Adapters:
             plan.method,
             plan.rank,
             len(plan.layers),
-            entry.size,
+            entry.layout.size,
             plan.labels == 0,
             entry.loaded is not None,
             entry.pinned,
@@ -208,7 +202,7 @@ class Adapters:
 
     def start(self) -> None:
         if not self.arena.used:
-            self.arena.touch(sum(entry.size for entry in self.entries.values()))
+            self.arena.touch(sum(entry.layout.size for entry in self.entries.values()))
         self._thread = threading.Thread(target=self._load_all, name="adapters", daemon=True)
         self._thread.start()
 
@@ -267,10 +261,10 @@ class Adapters:
         if start is None:
             return  # it is asked for again when a running answer has ended
         try:
-            loaded = self._loader.load(entry.plan, start, entry.size)
+            loaded = self._loader.load(entry.plan, entry.layout, start)
         except BaseException:
             with self._lock:
-                self.arena.give(start, entry.size)
+                self.arena.give(start, entry.layout.size)
             raise
         with self._lock:
             entry.loaded = loaded
@@ -280,7 +274,7 @@ class Adapters:
     def _make_room(self, entry: Entry) -> int | None:
         """Where it may lie, once others have left; None where what stays leaves no room."""
         with self._lock:
-            while (start := self.arena.take(entry.size)) is None:
+            while (start := self.arena.take(entry.layout.size)) is None:
                 idle = [e for e in self.entries.values() if e.loaded is not None and not e.users and not e.pinned]
                 if not idle and any(e.users for e in (*self.entries.values(), *self._leaving)):
                     return None
