@@ -55,6 +55,7 @@ def train_once(prepared: Any, selection: Any, rows: list[Any], epochs: int, rate
 
 def main() -> None:
     from luthier.planning.planner import prepare
+    from luthier.selection.head import LabelHead
     from luthier.selection.last_layers import LastLayers
     from luthier.selection.lora import Lora
 
@@ -64,38 +65,34 @@ def main() -> None:
     options = parser.parse_args()
     prepared = prepare(RECIPE)
     rows = prepared.rows[: options.rows]
-    top, lora = LastLayers(layers=options.layers), Lora()
-    seconds: dict[str, list[float]] = {name: [] for name in ("lora", "stored", "computed", "trials", "lora trials")}
+    few = {f"top {options.layers} blocks": LastLayers(layers=options.layers), "head": LabelHead()}
+    lora: list[float] = []
+    ratios: dict[str, dict[str, list[float]]] = {name: {} for name in few}
     gap = 0.0
     for _ in range(options.repeats):
-        with fresh_home():
-            seconds["lora"].append(train_once(prepared, lora, rows, options.epochs, 1e-4, False)["seconds"])
-            computed = train_once(prepared, top, rows, options.epochs, 1e-4, False)
-            stored = train_once(prepared, top, rows, options.epochs, 1e-4, True)
-        seconds["computed"].append(computed["seconds"])
-        seconds["stored"].append(stored["seconds"])
-        gap = max(gap, *(abs(a - b) for a, b in zip(computed["losses"], stored["losses"], strict=True)))
-        with fresh_home():
-            trials = [train_once(prepared, top, rows, options.epochs, r, True) for r in RATES[: options.trials]]
-        seconds["trials"].append(sum(trial["seconds"] for trial in trials))
-        seconds["lora trials"].append(seconds["lora"][-1] * options.trials)
-    middle = {name: median(values) for name, values in seconds.items()}
-    table = [["what", "seconds", "LoRA on all layers takes"]]
-    table += [
-        [f"top {options.layers} blocks, {options.epochs} epochs, trunk stored", f"{middle['stored']:.1f}",
-         f"{middle['lora'] / middle['stored']:.2f} times as long"],
-        ["the same, trunk computed each time", f"{middle['computed']:.1f}",
-         f"{middle['lora'] / middle['computed']:.2f} times as long"],
-        [f"{options.trials} trials of it, trunk stored once", f"{middle['trials']:.1f}",
-         f"{middle['lora trials'] / middle['trials']:.2f} times as long"],
-    ]  # fmt: skip
+        lora.append(train_once(prepared, Lora(), rows, options.epochs, 1e-4, False)["seconds"])
+        for name, selection in few.items():
+            with fresh_home():
+                computed = train_once(prepared, selection, rows, options.epochs, 1e-4, False)
+                stored = train_once(prepared, selection, rows, options.epochs, 1e-4, True)
+            with fresh_home():
+                trials = [
+                    train_once(prepared, selection, rows, options.epochs, r, True) for r in RATES[: options.trials]
+                ]
+            gap = max(gap, *(abs(a - b) for a, b in zip(computed["losses"], stored["losses"], strict=True)))
+            for way, seconds in (
+                ("computed each time", computed["seconds"]),
+                ("stored", stored["seconds"]),
+                (f"{options.trials} trials, stored once", sum(trial["seconds"] for trial in trials) / options.trials),
+            ):
+                ratios[name].setdefault(way, []).append(lora[-1] / seconds)
+    middle = {name: {way: median(found) for way, found in ways.items()} for name, ways in ratios.items()}
+    print(f"LoRA on all layers, {options.epochs} epochs of {len(rows)} rows: {median(lora):.1f} s")
+    table = [["what learns", "the trunk is", "LoRA on all layers takes"]]
+    table += [[name, way, f"{ratio:.2f} times as long"] for name, ways in middle.items() for way, ratio in ways.items()]
     print(columns(table))
-    found = {
-        "stored_trunk_vs_lora": middle["lora"] / middle["stored"],
-        "search_vs_lora": middle["lora trials"] / middle["trials"],
-        "largest_loss_gap": gap,
-    }
-    print(json.dumps({name: round(value, 7) for name, value in found.items()}))
+    found = {f"{name}, {way}": round(ratio, 2) for name, ways in middle.items() for way, ratio in ways.items()}
+    print(json.dumps({"lora_over": found, "largest_loss_gap": gap}))
 
 
 class fresh_home:  # noqa: N801
