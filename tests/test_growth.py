@@ -19,6 +19,7 @@ from luthier.errors import UserError
 from luthier.planning.estimates import estimate
 from luthier.planning.planner import prepare
 from luthier.planning.prepared import Prepared
+from luthier.prepare.examples import Examples
 from luthier.progress import Progress
 from luthier.records import Example, Row
 
@@ -170,6 +171,19 @@ def test_two_processes_may_start_at_once(folder: Path, tiny: Callable[..., Path]
         assert process.exitcode == 0
     expected = prepare(recipe(tiny("llama"), folder / "rows.jsonl")).fingerprint
     assert {(folder / f"said-{n}").read_text() for n in range(2)} == {expected}
+
+
+def test_a_second_start_reads_hardly_any_example(
+    folder: Path, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All test rows were read at every start: half a minute and four gigabytes where there are ten million rows."""
+    write(folder / "rows.jsonl", map(review, range(3000)))
+    prepare(recipe(tiny("llama"), folder / "rows.jsonl"))
+    read: list[int] = []
+    read_one = Examples._read
+    monkeypatch.setattr(Examples, "_read", lambda examples, row: read.append(row) or read_one(examples, row))
+    estimate(prepare(recipe(tiny("llama"), folder / "rows.jsonl")))
+    assert len(read) < 10
 
 
 @pytest.mark.parametrize(("make", "task"), [(review, "classify"), (question, "generate")])

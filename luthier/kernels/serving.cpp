@@ -544,6 +544,7 @@ int64_t place_matrices(const char* file, const Move* moves, int64_t count, Share
 // panel streams through once for every `ROWS` rows, whose sums stay in registers.
 constexpr int64_t PANEL = 2 * LANE;
 constexpr size_t LINE = 64;  // bytes that memory hands over at once
+constexpr int64_t CACHE = 1 << 18;  // bytes of rows that are multiplied while they stay in a processor's own cache
 
 // What a thread will read after a product, in pieces that one part of the product can fetch on its way: a line for every
 // `STEPS` inputs. The product computes and the adapters' way from memory is long, so the two go on side by side.
@@ -635,12 +636,18 @@ void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bia
 template <class T>
 void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bias, T* out, int64_t out_row, int64_t rows,
                      int64_t inputs, int64_t outputs, int64_t halves, Share share, Ahead ahead = {}) {
-    if (halves)
-        multiply_panels_of(x, x_row, static_cast<const bfloat16*>(panels), bias, out, out_row, rows, inputs, outputs,
-                           share, ahead);
-    else
-        multiply_panels_of(x, x_row, static_cast<const float*>(panels), bias, out, out_row, rows, inputs, outputs,
-                           share, ahead);
+    // As many rows at once as stay in a processor's own cache while all panels pass.
+    int64_t most = std::max<int64_t>(4 * TILE, CACHE / (inputs * static_cast<int64_t>(sizeof(float))) / TILE * TILE);
+    for (int64_t first = 0; first < rows; first += most) {
+        int64_t count = std::min(most, rows - first);
+        auto multiply = [&](auto* weights) {
+            multiply_panels_of(x + first * x_row, x_row, weights, bias, out + first * out_row, out_row, count, inputs,
+                               outputs, share, first + count < rows ? Ahead{} : ahead);
+        };
+        if (first) share.barrier();
+        if (halves) multiply(static_cast<const bfloat16*>(panels));
+        else multiply(static_cast<const float*>(panels));
+    }
 }
 
 // The blocks of a decoder as Llama has them, in float: norm, queries with keys and values, rotary positions, attention over
