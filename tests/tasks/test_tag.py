@@ -158,7 +158,9 @@ ROWS = [tagged(n) for n in range(150)]
 def run(request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp(request.param)
     few_words = {"deduplicate": None}  # sentences of a dozen different words are near copies of each other
-    return whole_run(folder, tiny(request.param), "tag", ROWS, prepare=few_words, train={"epochs": 8}, selection="full")
+    return whole_run(
+        folder, tiny(request.param), "tag", ROWS, prepare=few_words, train={"epochs": 20}, selection="full"
+    )
 
 
 def test_a_whole_run(run: Run) -> None:
