@@ -1,7 +1,8 @@
 """How start-up grows with rows: seconds and peak memory of everything before the first step, first and second time.
 
 In: `--rows N` (1 thousand, 10 thousand, ... up to N). Out: a table, and last one JSON line. Rows are made-up reviews,
-the model is a tiny one made on the spot, every measurement is a process of its own with a cache of its own.
+the model is a tiny one made on the spot, every measurement is a process of its own with a cache of its own. Beside it
+what importing torch and the model's own code takes by itself, also in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+LIBRARIES = "import torch; import transformers.models.llama.modeling_llama"
 WORDS = """
 the a this that film plot acting cast scene story music ending is was feels seems warm funny dull slow bright thin great
 lifeless long short clever odd and but yet so very rather quite hardly with without of in by for from
@@ -57,9 +59,21 @@ def measure(model: str, data: str) -> dict[str, Any]:
 
 def in_its_own_process(model: Path, data: Path, home: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.growth", "--measure", str(model), str(data)]
-    environment = {**os.environ, "LUTHIER_HOME": str(home)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=surroundings(home), stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def libraries_alone(home: Path) -> float:
+    """Seconds of a process that only imports."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", LIBRARIES], env=surroundings(home), check=True)
+    return time.perf_counter() - started
+
+
+def surroundings(home: Path) -> dict[str, str]:
+    """Environment variables of a measured process: a cache of its own, and byte code kept, as it is by default."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "LUTHIER_HOME": str(home)}
 
 
 def compare(rows: int, words: tuple[int, int], folder: Path, model: Path) -> dict[str, Any]:
@@ -69,12 +83,14 @@ def compare(rows: int, words: tuple[int, int], folder: Path, model: Path) -> dic
     write_reviews(data, rows, *words)
     first, second = (in_its_own_process(model, data, home) for _ in range(2))
     assert first["fingerprint"] == second["fingerprint"]
+    libraries = libraries_alone(home)
     kept = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
     found = {
         "rows": rows,
         "data_mib": data.stat().st_size / 2**20,
         "first_seconds": first["seconds"],
         "second_seconds": second["seconds"],
+        "libraries_seconds": libraries,
         "first_peak_mib": first["peak_mib"],
         "second_peak_mib": second["peak_mib"],
         "kept_mib": kept / 2**20,

@@ -61,8 +61,9 @@ def middles(signed: bool, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=2)
 def tables(signed: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the compiled function looks codes up in (`Levels` of native.cpp): levels, borders, and how many borders lie
-    below all numbers that have the same sign, exponent and first 8 bits, from 2^-25 to 1 (at most one lies among such).
+    """What the compiled function looks codes up in (`Levels` of training.cpp): levels, borders, and how many borders
+    lie below all numbers that have the same sign, exponent and first 8 bits, from 2^-25 to 1 (at most one lies among
+    such).
     """
     here = torch.device("cpu")
     borders = middles(signed, here)

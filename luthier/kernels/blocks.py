@@ -109,7 +109,9 @@ def multiply_panels(x_NI: torch.Tensor, panels: torch.Tensor, outputs: int) -> t
 def can_run(model: Any) -> bool:
     """Whether this model's blocks are of the one kind, in float32 on the processor, with a compiler at hand."""
     first = next(model.parameters())
-    if model.config.model_type not in FAMILIES or not native.fits(first) or first.dtype != torch.float32:
+    if model.config.model_type not in FAMILIES or first.dtype != torch.float32:
+        return False
+    if not native.fits(first, source="serving.cpp"):
         return False
     for layer in model.base_model.layers:
         linear = [getattr(layer.self_attn, name) for name in MODULES[:4]] + [

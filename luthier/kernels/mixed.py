@@ -102,7 +102,7 @@ class Mixer:
             return out
         x_NI, out_NO = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
         biases = [layer.base.bias for layer in layers]
-        if not native.fits(x_NI, out_NO) or any(bias is not None for bias in biases):
+        if not native.fits(x_NI, out_NO, source="serving.cpp") or any(bias is not None for bias in biases):
             self.add_plain(x_NI, out_NO, layers)
             return out
         mix = self.struct(layers[0].number)

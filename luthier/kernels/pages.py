@@ -123,7 +123,7 @@ def attention_over_pages(
     """[N, H, D]: each new token attends to its own sequence up to itself."""
     assert packing.memory is not None
     keys, values = packing.memory.keys[layer], packing.memory.values[layer]
-    if not native.fits(query_NHD, key_NKD, value_NKD, keys):
+    if not native.fits(query_NHD, key_NKD, value_NKD, keys, source="serving.cpp"):
         return attention_over_pages_plain(query_NHD, key_NKD, value_NKD, packing, how, layer)
     count, query_heads, width = query_NHD.shape
     key_heads = key_NKD.shape[1]

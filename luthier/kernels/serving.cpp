@@ -829,8 +829,10 @@ inline void in_parallel(Work work) {
         return 0;                                                                                                      \
     }
 
-EXPORT(float, float32)
+#ifdef OF_BFLOAT16
 EXPORT(bfloat16, bfloat16)
+#else
+EXPORT(float, float32)
 
 extern "C" void* make_team_float32(int64_t size) { return new Team(size); }
 
@@ -847,3 +849,4 @@ extern "C" void multiply_panels_float32(void* team, const float* x, int64_t x_ro
         multiply_panels(x, x_row, panels, no_bias, out, out_row, rows, inputs, outputs, halves, {id, own.size, &own});
     });
 }
+#endif

@@ -15,7 +15,7 @@ from luthier.evaluate.conditions import conditions
 from luthier.models.describe import ModelFacts
 from luthier.models.heads import made
 from luthier.planning.judged_against import check_sections
-from luthier.prepare.read import Dataset
+from luthier.prepare.read import Dataset, without_collection
 from luthier.recipe.recipe import Recipe
 from luthier.recipe.source import Source
 from luthier.tasks import TASKS, metric_task
@@ -23,7 +23,8 @@ from luthier.tasks import TASKS, metric_task
 
 def check_evaluation(recipe: Recipe, source: Source, base: Path) -> list[Problem]:
     """Metrics, baselines and examinations that are not known or do not fit."""
-    from luthier.evaluate.baselines import BASELINES
+    with without_collection():  # the first to need torch
+        from luthier.evaluate.baselines import BASELINES
 
     form = TASKS[recipe.task].form
     problems = check_metrics(recipe, source, base)

@@ -73,7 +73,8 @@ class Dataset:
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Rows make no reference cycles, and looking for some among millions takes a third of the time."""
+    """Neither rows nor imported modules leave reference cycles behind: looking for some takes a third of the time of
+    millions of rows, and an eighth of that of importing torch."""
     was_on = gc.isenabled()
     gc.disable()
     try:

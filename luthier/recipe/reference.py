@@ -68,7 +68,7 @@ def section_of(annotation: Any) -> type[Settings] | None:
 
 
 def about(kind: type[Settings]) -> str:
-    return " ".join((kind.__doc__ or "").split())
+    return one_line(kind.__doc__ or "")
 
 
 # ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,14 +85,14 @@ def settings_table(prefix: str, kind: type[Settings], described: Mapping[str, An
         return "It has no settings."
     properties = (described or kind.model_json_schema())["properties"]
     rows = [
-        [f"`{prefix}{name}`", type_words(properties[name]), default_words(info), about_field(info)]
+        [f"`{prefix}{name}`", type_words(properties[name]), default_words(info), one_line(kind.about(name))]
         for name, info in kind.model_fields.items()
     ]
     return table(["Key", "Type", "Default", "What it is"], rows)
 
 
-def about_field(info: FieldInfo) -> str:
-    return " ".join((info.description or "").split())
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def type_words(described: Mapping[str, Any]) -> str:

@@ -125,7 +125,7 @@ def offered(section: str, indent: str) -> list[str]:
     lines = []
     for key, value in shown.items():
         info = kind.model_fields[key]
-        about = re.split(r"\. |; | \(|: |, where", (info.description or "").replace("\n", " "))[0].rstrip(".")
+        about = re.split(r"\. |; | \(|: |, where", kind.about(key).replace("\n", " "))[0].rstrip(".")
         lines.append(commented(f"{indent}{key}: {info.default if value is ... else number(value)}", about))
     return lines
 

@@ -12,8 +12,8 @@ from luthier.tune.objectives import OBJECTIVES
 def schema() -> dict[str, Any]:
     """JSON schema of the recipe, for editors: completion, types, descriptions."""
     tree = Recipe.model_json_schema()
-    for key, info in Recipe.model_fields.items():  # left out by pydantic where the section's class says the same
-        tree["properties"][key]["description"] = info.description or ""
+    for key in Recipe.model_fields:  # left out by pydantic where the section's class says the same
+        tree["properties"][key]["description"] = Recipe.about(key)
     for key, inner in SHORT_FORMS.items():
         described = tree["properties"][key]["description"]
         reference = tree["properties"][key].get("$ref") or tree["properties"][key]["allOf"][0]["$ref"]

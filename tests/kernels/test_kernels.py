@@ -52,11 +52,12 @@ def compare(fast: Function, plain: Function, inputs: list[torch.Tensor], dtype: 
         assert_close(our.grad, their.grad, 2 * TOLERANCE[dtype], f"gradient of input {place}")
 
 
-def test_the_library_is_there() -> None:
+@pytest.mark.parametrize("source", native.SIGNATURES)
+def test_the_library_is_there(source: native.Source) -> None:
     """Where there is a compiler there is a library; without one the rest here compares plain with plain."""
-    if native.why_not() == "this machine has no C++ compiler":
+    if native.why_not(source) == "this machine has no C++ compiler":
         pytest.skip("this machine has no C++ compiler, so the kernels themselves are not tested")
-    assert native.why_not() is None
+    assert native.why_not(source) is None
 
 
 @many

@@ -31,7 +31,9 @@ from tests import tiny as tinies
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 many = settings(max_examples=30, deadline=None)
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no compiled functions: {native.why_not()}")
+pytestmark = pytest.mark.skipif(
+    native.why_not("serving.cpp") is not None, reason=f"no compiled functions: {native.why_not('serving.cpp')}"
+)
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:

@@ -113,7 +113,7 @@ class AdapterLoader:
 
     def _read_layers(self, reader: AdapterReader, layout: Layout, start: int) -> RowAdapter:
         pairs = partial(self._pairs, reader.plan, layout, start)
-        if native.fits(self.arena.tensor(0, (0,), self.dtype)):
+        if native.fits(self.arena.tensor(0, (0,), self.dtype), source="serving.cpp"):
             reader.place(layout.moves, self.arena, start, self.dtype)
         else:
             reader.copy(pairs())

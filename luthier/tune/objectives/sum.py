@@ -176,12 +176,11 @@ def _of_kinds(kind: type[Sum], kinds: tuple[type[Objective], ...], form: Form) -
 def sum_of(table: Mapping[str, type[Objective]]) -> type[Sum]:
     """The settings of a sum whose parts are rows of this table."""
     part = choice("Part", table, "One objective of a sum, and what it counts.", Part)
-    field = Sum.model_fields["parts"]
     made = create_model(
         "Sum",
         __base__=Sum,
         __doc__=Sum.__doc__,
-        parts=(list[part], Field(min_length=2, description=field.description)),  # type: ignore[valid-type]
+        parts=(list[part], Field(min_length=2)),  # type: ignore[valid-type]
     )
     made.table = dict(table)
     return made

@@ -409,15 +409,6 @@ void adamw_8bit(float* weight, const float* gradient, uint8_t* mean_codes, float
 
 }  // namespace
 
-extern "C" void adamw_8bit_float32(float* weight, const float* gradient, uint8_t* mean_codes, float* mean_scales,
-                                   uint8_t* root_codes, float* root_scales, const float* mean_levels,
-                                   const float* mean_borders, const uint8_t* mean_below, const float* root_levels,
-                                   const float* root_borders, const uint8_t* root_below, int64_t count, float step_size,
-                                   float decay, float beta1, float beta2, float epsilon, float corrected, float divide) {
-    adamw_8bit(weight, gradient, mean_codes, mean_scales, root_codes, root_scales,
-               {mean_levels, mean_borders, mean_below}, {root_levels, root_borders, root_below}, count, step_size, decay, beta1, beta2, epsilon, corrected, divide);
-}
-
 #define EXPORT(TYPE, SUFFIX)                                                                                           \
     extern "C" void rms_norm_##SUFFIX(const TYPE* x, const TYPE* weight, TYPE* out, float* scale, int64_t rows,        \
                                       int64_t width, float epsilon, float offset) {                                    \
@@ -482,5 +473,17 @@ extern "C" void adamw_8bit_float32(float* weight, const float* gradient, uint8_t
                                  causal, window, share, seed);                                                         \
     }
 
-EXPORT(float, float32)
+#ifdef OF_BFLOAT16
 EXPORT(bfloat16, bfloat16)
+#else
+EXPORT(float, float32)
+
+extern "C" void adamw_8bit_float32(float* weight, const float* gradient, uint8_t* mean_codes, float* mean_scales,
+                                   uint8_t* root_codes, float* root_scales, const float* mean_levels,
+                                   const float* mean_borders, const uint8_t* mean_below, const float* root_levels,
+                                   const float* root_borders, const uint8_t* root_below, int64_t count, float step_size,
+                                   float decay, float beta1, float beta2, float epsilon, float corrected, float divide) {
+    adamw_8bit(weight, gradient, mean_codes, mean_scales, root_codes, root_scales,
+               {mean_levels, mean_borders, mean_below}, {root_levels, root_borders, root_below}, count, step_size, decay, beta1, beta2, epsilon, corrected, divide);
+}
+#endif
