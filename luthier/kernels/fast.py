@@ -25,6 +25,7 @@ from luthier.kernels.mixed import MixedLinear
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.pages import Paged, attention_over_pages, rotary_attention_over_pages
 from luthier.kernels.projection import is_linear, is_quantised, join, plain_layer, project, project_plain
+from luthier.kernels.relative import Pairs, relative_attention
 from luthier.kernels.virtual import attention_behind_prefix, rotary_attention_behind_prefix
 
 ATTENTION = "luthier"
@@ -43,6 +44,8 @@ class Family:
     """Added to the weights of RMS norms."""
     first_position: Callable[[Any], int] = lambda config: 0
     """The position of an example's first token."""
+    pairs: bool = False
+    """Whether an encoder reads and a decoder writes; their positions are distances, as T5 has them."""
 
 
 def _after_padding(config: Any) -> int:
@@ -60,6 +63,8 @@ FAMILIES: dict[str, Family] = {
     "roberta": Family("first", first_position=_after_padding),
     "xlm-roberta": Family("first", first_position=_after_padding),
     "distilbert": Family("first"),
+    "t5": Family("last", pairs=True),
+    "mt5": Family("last", pairs=True),
 }
 """By transformers' `model_type`; each is run packed against padded by the tests."""
 
@@ -81,13 +86,20 @@ def speed_up(model: Any) -> Family | None:
     AttentionInterface.register(ATTENTION, _attention_of_transformers)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
-    for module in model.modules():
+    for name, module in model.named_modules():
         kind = type(module).__name__
-        if kind.endswith("RMSNorm"):
+        if kind.endswith(("RMSNorm", "T5LayerNorm")):
             module.forward = partial(_norm_forward, module, family.norm_offset)
         elif _children(module, "gate_proj", "up_proj", "down_proj") and (activation := gate_activation(module)):
             join([module.gate_proj, module.up_proj])
             module.forward = partial(_gated_forward, module, activation)
+        elif _children(module, "wi_0", "wi_1", "wo") and (activation := gate_activation(module)):
+            join([module.wi_0, module.wi_1])
+            module.forward = partial(_gated_forward_of_t5, module, module.forward, activation)
+        elif family.pairs and _children(module, "q", "k", "v", "o"):
+            across = name.endswith("EncDecAttention")
+            join([module.k, module.v] if across else [module.q, module.k, module.v])
+            module.forward = partial(_relative_forward, module, module.forward)
         elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
             join([module.q_proj, module.k_proj, module.v_proj])
             module.forward = partial(_attention_forward, module, module.forward)
@@ -108,6 +120,25 @@ def packed_hidden(model: Any, family: Family, tokens_N: torch.Tensor, packing: P
         packing=packing,
     )
     return out.last_hidden_state[0]
+
+
+def packed_pairs(
+    model: Any, sources_N: torch.Tensor, targets_M: torch.Tensor, source: Packing, target: Packing
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoder makes of sources that lie end to end, [N, D], and the decoder of their targets, [M, D]."""
+    mask = NO_MASK.to(sources_N.device)
+    states_1ND = model.get_encoder()(
+        input_ids=sources_N[None], attention_mask=mask, packing=Pairs(source)
+    ).last_hidden_state
+    out = model.get_decoder()(
+        input_ids=targets_M[None],
+        attention_mask=mask,
+        encoder_hidden_states=states_1ND,
+        encoder_attention_mask=mask,
+        use_cache=False,
+        packing=Pairs(target, source),
+    )
+    return states_1ND[0], out.last_hidden_state[0]
 
 
 def label_scores(model: Any, family: Family, hidden_ND: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -143,6 +174,63 @@ def _dropout_forward(module: Any, values: torch.Tensor) -> torch.Tensor:
 def _gated_forward(module: Any, activation: str, hidden_states: torch.Tensor) -> torch.Tensor:
     gate_up = _side_by_side(hidden_states, [module.gate_proj, module.up_proj])
     return module.down_proj(gated(gate_up, activation))
+
+
+def _gated_forward_of_t5(
+    module: Any, original: Callable[..., Any], activation: str, hidden_states: torch.Tensor
+) -> torch.Tensor:
+    if plain_layer(module.wo).weight.dtype != hidden_states.dtype:  # it may be kept in float32
+        return original(hidden_states)
+    inner = gated(_side_by_side(hidden_states, [module.wi_0, module.wi_1]), activation)
+    return module.wo(module.dropout(inner))
+
+
+def _relative_forward(
+    module: Any,
+    original: Callable[..., Any],
+    hidden_states: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    key_value_states: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    *,
+    packing: Pairs | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """T5's attention of packed examples. What it adds by distance is formed by a stack's first layer and handed on in
+    the place of transformers' own `position_bias`, which would be one number for each pair of tokens of the batch."""
+    if packing is None:
+        return original(hidden_states, mask, key_value_states, position_bias, past_key_values, **kwargs)
+    how = {"causal": module.is_causal, "dropout": module.dropout if module.training else 0.0}
+    if key_value_states is None:
+        query, key, value = _heads(module, hidden_states, [module.q, module.k, module.v])
+        if position_bias is None:
+            position_bias = _by_distance(module, max(packing.own.lengths))
+        out_NHD = relative_attention(query, key, value, position_bias, packing.own, packing.own, **how)
+    else:
+        assert packing.source is not None
+        (query,) = _heads(module, hidden_states, [module.q])
+        key, value = _heads(module, key_value_states, [module.k, module.v])
+        out_NHD = relative_attention(query, key, value, None, packing.own, packing.source, **how)
+    return module.o(out_NHD.flatten(1)[None]), position_bias, None
+
+
+def _heads(module: Any, hidden_1ND: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
+    """What each of these layers makes of the hidden states, [N, H, D]."""
+    joined = _side_by_side(hidden_1ND[0], layers) if len(layers) > 1 else layers[0](hidden_1ND[0])
+    return joined.view(len(joined), -1, module.key_value_proj_dim).split(module.n_heads, dim=1)
+
+
+def _by_distance(module: Any, longest: int) -> torch.Tensor:
+    """What is added to scores by distance, [H, 2 L - 1]: from L - 1 tokens before the query to L - 1 after."""
+    distance = torch.arange(1 - longest, longest, device=module.relative_attention_bias.weight.device)
+    bucket = module._relative_position_bucket(
+        distance,
+        bidirectional=not module.is_decoder,
+        num_buckets=module.relative_attention_num_buckets,
+        max_distance=module.relative_attention_max_distance,
+    )
+    return module.relative_attention_bias(bucket).T.contiguous()
 
 
 def _attention_forward(
@@ -237,6 +325,8 @@ def _children(module: nn.Module, *names: str) -> bool:
 
 def gate_activation(module: Any) -> str | None:
     """The name of a gated layer's activation as the kernels know it."""
-    function = getattr(module, "act_fn", None)
-    names = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh"}
+    function = getattr(module, "act_fn", None) or getattr(module, "act", None)
+    names = {"SiLU": "silu", "SiLUActivation": "silu"} | dict.fromkeys(
+        ("GELUTanh", "PytorchGELUTanh", "NewGELUActivation"), "gelu_tanh"
+    )
     return names.get(type(function).__name__)

@@ -194,7 +194,8 @@ class Network:
 
     def shares_starts(self) -> bool:
         """Whether `hidden_of_branches` can be asked: a model on the kernels, with nothing learned before a sequence."""
-        return self.family is not None and self.prefix is None and not self.virtual_tokens
+        packed = self.family is not None and not self.family.pairs
+        return packed and self.prefix is None and not self.virtual_tokens
 
     def hidden_of_branches(self, tokens_N: torch.Tensor, packing: Branched) -> torch.Tensor:
         """Last hidden states, [N, D], of sequences that begin alike, what they share computed once; for inference."""

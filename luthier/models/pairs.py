@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.kernels.attention import Packing
+from luthier.kernels.fast import packed_pairs
 from luthier.records import Batch
 
 if TYPE_CHECKING:
@@ -21,8 +23,22 @@ if TYPE_CHECKING:
 def hidden_of_pairs(network: Network, batch: Batch) -> torch.Tensor:
     """[N, D]. The encoder runs on the sources, the decoder on the targets."""
     is_target_N = batch.example_N % 2 == 1
-    sources_ET, read_ET = network.padded(part(batch, is_target_N, 0))
-    targets_ET, written_ET = network.padded(part(batch, is_target_N, 1))
+    sources, targets = (part(batch, is_target_N, which) for which in (0, 1))
+    if network.family is not None:
+        packings = Packing.of(sources.lengths_E), Packing.of(targets.lengths_E)
+        read_ND, written_ND = packed_pairs(network.model, sources.tokens_N, targets.tokens_N, *packings)
+    else:
+        read_ND, written_ND = padded_pairs(network, sources, targets)
+    hidden_ND = written_ND.new_empty(len(batch.tokens_N), written_ND.shape[-1])
+    hidden_ND[~is_target_N] = read_ND.to(hidden_ND.dtype)
+    hidden_ND[is_target_N] = written_ND
+    return hidden_ND
+
+
+def padded_pairs(network: Network, sources: Batch, targets: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of each part by transformers' own code, each part as a rectangle."""
+    sources_ET, read_ET = network.padded(sources)
+    targets_ET, written_ET = network.padded(targets)
     states_ETD = encode(network.model, sources_ET, read_ET)
     out = network.model.get_decoder()(
         input_ids=targets_ET,
@@ -31,10 +47,7 @@ def hidden_of_pairs(network: Network, batch: Batch) -> torch.Tensor:
         encoder_attention_mask=read_ET,
         use_cache=False,
     )
-    hidden_ND = states_ETD.new_empty(len(batch.tokens_N), states_ETD.shape[-1])
-    hidden_ND[~is_target_N] = states_ETD[read_ET.bool()]
-    hidden_ND[is_target_N] = out.last_hidden_state[written_ET.bool()]
-    return hidden_ND
+    return states_ETD[read_ET.bool()], out.last_hidden_state[written_ET.bool()]
 
 
 def part(batch: Batch, is_target_N: torch.Tensor, which: int) -> Batch:

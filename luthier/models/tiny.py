@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 DECODERS = ("llama", "gpt2", "qwen2", "qwen3", "gemma3", "mistral", "mpt")
-ENCODER_DECODERS = ("t5", "bart")
+ENCODER_DECODERS = ("t5", "mt5", "bart")
 ENCODERS = ("bert", "roberta", "xlnet", "distilbert")
 BART_TOWER = {"attention_heads": 4, "ffn_dim": 64}
 WINDOW = 256
@@ -68,8 +68,9 @@ def _config(family: str, tokenizer: Any, layers: int) -> Any:
         return transformers.MptConfig(
             **vocabulary, **ends, d_model=32, n_layers=layers, n_heads=4, expansion_ratio=2, max_seq_len=WINDOW
         )
-    if family == "t5":
-        return transformers.T5Config(
+    if family in ("t5", "mt5"):  # mT5's inner layers are gated
+        kind = transformers.T5Config if family == "t5" else transformers.MT5Config
+        return kind(
             **vocabulary,
             d_model=32,
             d_kv=8,
@@ -128,7 +129,7 @@ def _tokenizer(family: str, chat: bool) -> Any:
         raw.post_processor = processors.TemplateProcessing(
             single="$A </s> <s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
         )
-    elif family == "t5":
+    elif family in ("t5", "mt5"):
         raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", ids["</s>"])])
     elif family in (*ENCODERS, "bart"):
         raw.post_processor = processors.TemplateProcessing(

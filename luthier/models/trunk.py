@@ -273,7 +273,7 @@ def stored_trunk(
         tokens: Of all rows that will be trained on, for what is said about disk space.
     """
     depth = network.frozen_depth()
-    if depth == 0 or network.family is None or not settings.store_trunk:
+    if depth == 0 or network.family is None or network.family.pairs or not settings.store_trunk:
         yield None
         return
     width = network.model.config.get_text_config().hidden_size

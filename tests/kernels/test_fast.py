@@ -22,7 +22,7 @@ from tests import tiny as make
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2")
 ENCODERS = ("bert", "roberta", "distilbert")
 CASES: list[tuple[str, Head]] = [
-    *((family, "language") for family in DECODERS),
+    *((family, "language") for family in (*DECODERS, "t5", "mt5")),
     *((family, "classes") for family in (*DECODERS, *ENCODERS)),
 ]
 Tiny = Callable[..., Path]
@@ -67,7 +67,7 @@ def test_a_model_on_kernels_equals_the_same_without(family: str, head: Head, lea
     assert difference(found, plain) < 2e-5
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "t5"])
 def test_in_bfloat16_kernels_are_no_further_from_float32_than_transformers(family: str, tiny: Tiny) -> None:
     _, exact = gradients(load(tiny(family), "language", "plain"))
     errors = {}
@@ -76,7 +76,7 @@ def test_in_bfloat16_kernels_are_no_further_from_float32_than_transformers(famil
     assert errors["auto"] < max(1.2 * errors["plain"], 0.02)
 
 
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 def test_checkpointing_changes_nothing(family: str, tiny: Tiny) -> None:
     head: Head = "classes" if family == "bert" else "language"
     results = []

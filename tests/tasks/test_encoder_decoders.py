@@ -26,7 +26,7 @@ from luthier.selection.lora import Lora
 from tests import tiny as make
 from tests.tasks.runs import sentence, systems, whole_run
 
-FAMILIES = ("t5", "bart")
+FAMILIES = ("t5", "mt5", "bart")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
