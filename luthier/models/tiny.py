@@ -21,7 +21,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 DECODERS = ("llama", "gpt2", "qwen2", "qwen3", "gemma3", "mistral", "mpt")
-ENCODER_DECODERS = ("t5", "mt5", "bart")
+ENCODER_DECODERS = ("t5", "bart")
+GATED_T5 = "mt5"
 ENCODERS = ("bert", "roberta", "xlnet", "distilbert")
 BART_TOWER = {"attention_heads": 4, "ffn_dim": 64}
 WINDOW = 256
@@ -29,8 +30,8 @@ WINDOW = 256
 
 
 def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, seed: int = 0, chat: bool = True) -> Path:
-    """Write a tiny model of a family (one of `DECODERS`, `ENCODERS`, `ENCODER_DECODERS`) and its tokenizer into the
-    folder; returns it."""
+    """Write a tiny model of a family (one of `DECODERS`, `ENCODERS`, `ENCODER_DECODERS`, or `GATED_T5`) and its
+    tokenizer into the folder; returns it."""
     import torch
     import transformers
 
@@ -38,7 +39,7 @@ def make_tiny_model(folder: Path, family: str = "llama", *, layers: int = 3, see
     config = _config(family, tokenizer, layers)
     torch.manual_seed(seed)
     kind = transformers.AutoModelForCausalLM if family in DECODERS else transformers.AutoModelForMaskedLM
-    if family in ENCODER_DECODERS:
+    if family in (*ENCODER_DECODERS, GATED_T5):
         kind = transformers.AutoModelForSeq2SeqLM
     if family == "xlnet":
         kind = transformers.XLNetLMHeadModel
@@ -68,7 +69,7 @@ def _config(family: str, tokenizer: Any, layers: int) -> Any:
         return transformers.MptConfig(
             **vocabulary, **ends, d_model=32, n_layers=layers, n_heads=4, expansion_ratio=2, max_seq_len=WINDOW
         )
-    if family in ("t5", "mt5"):  # mT5's inner layers are gated
+    if family in ("t5", GATED_T5):
         kind = transformers.T5Config if family == "t5" else transformers.MT5Config
         return kind(
             **vocabulary,
@@ -129,7 +130,7 @@ def _tokenizer(family: str, chat: bool) -> Any:
         raw.post_processor = processors.TemplateProcessing(
             single="$A </s> <s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
         )
-    elif family in ("t5", "mt5"):
+    elif family in ("t5", GATED_T5):
         raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", ids["</s>"])])
     elif family in (*ENCODERS, "bart"):
         raw.post_processor = processors.TemplateProcessing(
