@@ -96,9 +96,10 @@ def speed_up(model: Any) -> Family | None:
         elif _children(module, "wi_0", "wi_1", "wo") and (activation := gate_activation(module)):
             join([module.wi_0, module.wi_1])
             module.forward = partial(_gated_forward_of_t5, module, module.forward, activation)
-        elif family.pairs and _children(module, "q", "k", "v", "o"):
-            across = name.endswith("EncDecAttention")
-            join([module.k, module.v] if across else [module.q, module.k, module.v])
+        elif kind.endswith("T5Attention"):
+            if _children(module, "q", "k", "v", "o"):
+                across = name.endswith("EncDecAttention")
+                join([module.k, module.v] if across else [module.q, module.k, module.v])
             module.forward = partial(_relative_forward, module, module.forward)
         elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
             join([module.q_proj, module.k_proj, module.v_proj])

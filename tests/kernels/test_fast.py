@@ -14,6 +14,7 @@ from luthier.kernels import fast, native
 from luthier.kernels.attention import Packing
 from luthier.models.load import load_network
 from luthier.models.network import Network
+from luthier.models.quantise import Quantisation
 from luthier.models.settings import ModelSettings
 from luthier.selection.lora import Lora
 from luthier.tasks import Head
@@ -91,6 +92,18 @@ def test_checkpointing_changes_nothing(family: str, tiny: Tiny) -> None:
         results.append(gradients(net))
     assert results[0][0] == results[1][0]
     assert difference(results[1][1], results[0][1]) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_pairs_on_quantised_weights_equal_the_same_without_kernels(family: str, tiny: Tiny) -> None:
+    states = []
+    for kernels in ("auto", "plain"):
+        settings = ModelSettings(path=str(tiny(family)), dtype="float32", device="cpu", kernels=kernels)
+        found = make.find(tiny(family))
+        net = load_network(found, settings, head="language", quantisation=Quantisation(4, True))
+        with torch.no_grad():
+            states.append(net.hidden(collate(make.rows(net))))
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
 
 
 def test_a_family_without_kernels_runs_as_it_is(tiny: Tiny) -> None:
