@@ -273,7 +273,7 @@ def _attend(
     for tokens in packing.long:
         query, key, value = _matrices(tokens, query_NHD, key_NKD, value_NKD)
         outs = []
-        for block in _blocks(query.shape[1], how):
+        for block in blocks_of(query.shape[1], key.shape[1], how):
             probability = _probabilities(query, key, block, how)
             if how.dropout:
                 kept.append(torch.rand(probability.shape) >= how.dropout)
@@ -302,7 +302,7 @@ def _attend_backward(
         query, key, value = _matrices(tokens, query_NHD, key_NKD, value_NKD)
         gradient = gradient_NHD[tokens].transpose(0, 1)
         for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block in _blocks(query.shape[1], how):
+        for block in blocks_of(query.shape[1], key.shape[1], how):
             probability = _probabilities(query, key, block, how)
             of_block = gradient[:, block.queries]
             for_probability = torch.bmm(of_block, value[:, block.keys].transpose(1, 2))
@@ -312,7 +312,7 @@ def _attend_backward(
                 used = probability * mask / (1 - how.dropout)
                 for_probability *= mask / (1 - how.dropout)
             for_value[:, block.keys].baddbmm_(used.transpose(1, 2), of_block)
-            for_score = _softmax_backward(for_probability, probability, block, how)
+            for_score = softmax_backward_(for_probability, probability, block, how)
             torch.bmm(for_score, key[:, block.keys], out=for_query[:, block.queries])
             for_key[:, block.keys].baddbmm_(for_score.transpose(1, 2), query[:, block.queries])
         out[0][tokens] = for_query.transpose(0, 1)
@@ -379,33 +379,38 @@ def _matrices(
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     queries: slice
     keys: slice
     offset: int
     """The first query's own key, counted from the first key of the block; -1 where every key is seen."""
 
 
-def _blocks(length: int, how: AttentionSettings) -> list[_Block]:
+def blocks_of(queries: int, keys: int, how: AttentionSettings) -> list[Block]:
     blocks = []
-    for start in range(0, length, QUERIES):
-        stop = min(length, start + QUERIES)
+    for start in range(0, queries, QUERIES):
+        stop = min(queries, start + QUERIES)
         if how.causal:
             first = max(0, start - how.window + 1) if how.window else 0
-            blocks.append(_Block(slice(start, stop), slice(first, stop), start - first))
+            blocks.append(Block(slice(start, stop), slice(first, stop), start - first))
         else:
-            blocks.append(_Block(slice(start, stop), slice(0, length), -1))
+            blocks.append(Block(slice(start, stop), slice(0, keys), -1))
     return blocks
 
 
-def _probabilities(query: torch.Tensor, key: torch.Tensor, block: _Block, how: AttentionSettings) -> torch.Tensor:
+def _probabilities(query: torch.Tensor, key: torch.Tensor, block: Block, how: AttentionSettings) -> torch.Tensor:
     scores = torch.bmm(query[:, block.queries], key[:, block.keys].transpose(1, 2))
+    return softmax_(scores, block, how)
+
+
+def softmax_(scores: torch.Tensor, block: Block, how: AttentionSettings) -> torch.Tensor:
+    """Over the keys that each query sees, in place."""
     native.call("causal_softmax", scores.dtype, scores, *scores.shape, how.scale, block.offset, how.window)
     return scores
 
 
-def _softmax_backward(
-    gradient: torch.Tensor, probability: torch.Tensor, block: _Block, how: AttentionSettings
+def softmax_backward_(
+    gradient: torch.Tensor, probability: torch.Tensor, block: Block, how: AttentionSettings
 ) -> torch.Tensor:
     """In place of `gradient`."""
     sizes = (*gradient.shape, how.scale, block.offset, how.window)

@@ -202,17 +202,17 @@ def _relative_forward(
     the place of transformers' own `position_bias`, which would be one number for each pair of tokens of the batch."""
     if packing is None:
         return original(hidden_states, mask, key_value_states, position_bias, past_key_values, **kwargs)
-    how = {"causal": module.is_causal, "dropout": module.dropout if module.training else 0.0}
+    how = AttentionSettings(1.0, module.is_causal, dropout=module.dropout if module.training else 0.0)
     if key_value_states is None:
         query, key, value = _heads(module, hidden_states, [module.q, module.k, module.v])
         if position_bias is None:
             position_bias = _by_distance(module, max(packing.own.lengths))
-        out_NHD = relative_attention(query, key, value, position_bias, packing.own, packing.own, **how)
+        out_NHD = relative_attention(query, key, value, position_bias, packing.own, packing.own, how)
     else:
         assert packing.source is not None
         (query,) = _heads(module, hidden_states, [module.q])
         key, value = _heads(module, key_value_states, [module.k, module.v])
-        out_NHD = relative_attention(query, key, value, None, packing.own, packing.source, **how)
+        out_NHD = relative_attention(query, key, value, None, packing.own, packing.source, how)
     return module.o(out_NHD.flatten(1)[None]), position_bias, None
 
 

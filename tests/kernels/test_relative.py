@@ -1,4 +1,4 @@
-"""Attention with distances, as T5 has it, against its plain version and against transformers' own."""
+"""Attention with distances, as T5 has it, against its plain version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.kernels.attention import Packing
+from luthier.kernels.attention import AttentionSettings, Packing
 from luthier.kernels.relative import relative_attention, relative_attention_plain
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -26,10 +26,11 @@ def results(attend: Callable[..., torch.Tensor], inputs: list[torch.Tensor], *ho
     return [out.detach(), *(x.grad for x in own if x.grad is not None)]
 
 
-def compare(inputs: list[torch.Tensor], *how: Any) -> None:
+def compare(inputs: list[torch.Tensor], own: Packing, seen: Packing, causal: bool) -> None:
+    how = (own, seen, AttentionSettings(1.0, causal))
     dtype = inputs[0].dtype
-    ours = results(relative_attention, inputs, *how, 0.0)
-    exact = results(relative_attention_plain, [x.float() for x in inputs], *how, 0.0)
+    ours = results(relative_attention, inputs, *how)
+    exact = results(relative_attention_plain, [x.float() for x in inputs], *how)
     assert len(ours) == len(exact) == len(inputs) + 1
     for place, (our, their) in enumerate(zip(ours, exact, strict=True)):
         apart = (our.float() - their).abs().max() / their.abs().max().clamp(min=1.0)
@@ -78,8 +79,8 @@ def test_the_same_attention_is_dropped_both_ways() -> None:
     own = Packing.of([7, 40])
     query, key = torch.randn(47, 2, 8), torch.randn(47, 2, 8)
     value = torch.randn(47, 2, 8, requires_grad=True)
-    kept = relative_attention(query, key, value, None, own, own, False, 0.0)
-    out = relative_attention(query, key, value, None, own, own, False, 0.5)
+    kept = relative_attention(query, key, value, None, own, own, AttentionSettings(1.0, False))
+    out = relative_attention(query, key, value, None, own, own, AttentionSettings(1.0, False, dropout=0.5))
     assert not torch.allclose(out, kept)
     gradient = torch.randn_like(out)
     out.backward(gradient)
