@@ -51,7 +51,7 @@ def answers(network: Network, batch: Batch) -> Answers:
     """The log-probability of every sequence's answer: of its tokens that carry weight, however much."""
     target_M, value_M = token_log_probabilities(network, batch)
     sequence_M = batch.example_N[target_M]
-    sum_E = torch.zeros(len(batch), device=value_M.device).index_add(0, sequence_M, value_M)
+    sum_E = torch.zeros(len(batch), dtype=torch.float32, device=value_M.device).index_add(0, sequence_M, value_M)
     return Answers(sum_E, torch.bincount(sequence_M, minlength=len(batch)).clamp(min=1))
 
 
@@ -81,7 +81,9 @@ def token_log_probabilities_of_rows(network: Network, rows: Sequence[Row]) -> li
 
     def flat(batch: Batch) -> list[list[float]]:
         target_M, value_M = token_log_probabilities(network, batch)
-        value_N = torch.zeros(len(batch.tokens_N), device=value_M.device).index_copy(0, target_M, value_M)
+        value_N = torch.zeros(len(batch.tokens_N), dtype=torch.float32, device=value_M.device).index_copy(
+            0, target_M, value_M
+        )
         return [values.tolist() for values in value_N.split(batch.lengths_E.tolist())]
 
     return [values for (values,) in over_rows(network, rows, flat)]
@@ -96,7 +98,7 @@ def negative_log_likelihoods(
     def sums(batch: Batch) -> list[tuple[float, int]]:
         target_M, value_M = token_log_probabilities(network, batch)
         sequence_M = batch.example_N[target_M]
-        sum_E = torch.zeros(len(batch), device=value_M.device).index_add(0, sequence_M, value_M)
+        sum_E = torch.zeros(len(batch), dtype=torch.float32, device=value_M.device).index_add(0, sequence_M, value_M)
         return list(zip(sum_E.tolist(), torch.bincount(sequence_M, minlength=len(batch)).tolist(), strict=True))
 
     parts_of = over_rows(network, rows, sums, progress)

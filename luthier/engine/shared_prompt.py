@@ -57,7 +57,7 @@ def _batch(network: Network, rows: Sequence[Row], start: int, held: object) -> l
     filler = network.tokenizer.pad_token_id or 0
     tokens_ET = torch.tensor([rest + [filler] * (width - len(rest)) for rest in rests], device=device)
     padded = [[*row.token_streams["weight"][start:], *[0.0] * (start + width - len(row.tokens))] for row in rows]
-    weight_ET = torch.tensor(padded, device=device)
+    weight_ET = torch.tensor(padded, dtype=torch.float32, device=device)
     mask = [[1] * (start + len(rest)) + [0] * (width - len(rest)) for rest in rests]
     memory = copy.deepcopy(held)
     memory.batch_repeat_interleave(len(rows))  # type: ignore[attr-defined]
@@ -75,6 +75,6 @@ def _batch(network: Network, rows: Sequence[Row], start: int, held: object) -> l
         )
         for row, place in zip(row_M.split(512), place_M.split(512), strict=True)
     ]
-    sums_E = torch.zeros(len(rows), device=device).index_add(0, row_M, torch.cat(losses))
+    sums_E = torch.zeros(len(rows), dtype=torch.float32, device=device).index_add(0, row_M, torch.cat(losses))
     counts_E = torch.bincount(row_M, minlength=len(rows))
     return list(zip(sums_E.tolist(), counts_E.tolist(), strict=True))

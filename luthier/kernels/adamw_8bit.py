@@ -174,7 +174,7 @@ class AdamW8Bit(torch.optim.Optimizer):
                     continue
                 state = self.state[weight]
                 if not state:
-                    state |= {"step": torch.tensor(0.0), **empty_state(weight)}
+                    state |= {"step": torch.tensor(0.0, dtype=torch.float32), **empty_state(weight)}
                 state["step"] += 1
                 beta1, beta2 = group["betas"]
                 decay = 1 - group["lr"] * group["weight_decay"]
@@ -194,7 +194,7 @@ def empty_state(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """Moments of nothing yet."""
     if not in_8_bits(weight):
         return {kind: torch.zeros_like(weight) for kind in EXACT_STATE}
-    nothing = torch.zeros(weight.numel(), device=weight.device)
+    nothing = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
     return _coarse(nothing, nothing)
 
 

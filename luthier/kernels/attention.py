@@ -276,7 +276,7 @@ def _attend(
         for block in blocks_of(query.shape[1], key.shape[1], how):
             probability = _probabilities(query, key, block, how)
             if how.dropout:
-                kept.append(torch.rand(probability.shape) >= how.dropout)
+                kept.append(torch.rand(probability.shape, dtype=torch.float32) >= how.dropout)
                 probability = probability * kept[-1] / (1 - how.dropout)
             outs.append(torch.bmm(probability, value[:, block.keys]))
         out_NHD[tokens] = (outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)).transpose(0, 1)

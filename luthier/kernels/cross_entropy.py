@@ -51,9 +51,9 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: torch.Tensor, weight_VD: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
         for_hidden, for_head = ctx.needs_input_grad[:2]
-        loss_M = torch.empty(len(hidden_MD), device=hidden_MD.device)
+        loss_M = torch.empty(len(hidden_MD), dtype=torch.float32, device=hidden_MD.device)
         gradient_MD = torch.empty_like(hidden_MD) if for_hidden and not for_head else None
-        one_M = torch.ones(len(hidden_MD), device=hidden_MD.device)
+        one_M = torch.ones(len(hidden_MD), dtype=torch.float32, device=hidden_MD.device)
         for part in _chunks(hidden_MD, weight_VD):
             scores_CV = hidden_MD[part] @ weight_VD.T
             loss_M[part] = _loss_and_gradient(scores_CV, target_M[part], one_M[part])
@@ -96,7 +96,7 @@ class _HeadLoss(torch.autograd.Function):
         for_hidden, for_head = ctx.needs_input_grad[:2]
         gradient_MD = torch.empty_like(hidden_MD) if for_hidden else None
         gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if for_head else None
-        total = torch.zeros((), device=hidden_MD.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
         for part in _chunks(hidden_MD, weight_VD):
             scores_CV = hidden_MD[part] @ weight_VD.T
             total += _loss_and_gradient(scores_CV, target_M[part], weight_M[part]).sum()
@@ -119,7 +119,7 @@ class _HeadLoss(torch.autograd.Function):
 def _loss_and_gradient(scores_CV: torch.Tensor, target_C: torch.Tensor, weight_C: torch.Tensor) -> torch.Tensor:
     """The weighted losses [C]; the scores become their gradient, in place."""
     if native.fits(scores_CV):
-        loss_C = torch.empty(len(scores_CV))
+        loss_C = torch.empty(len(scores_CV), dtype=torch.float32)
         target_C, weight_C = target_C.contiguous(), weight_C.contiguous()
         native.call("cross_entropy", scores_CV.dtype, scores_CV, target_C, weight_C, loss_C, *scores_CV.shape)
         return loss_C

@@ -32,7 +32,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight = x.contiguous(), weight.contiguous()
         width = x.shape[-1]
         rows = x.numel() // width
-        out, scale_R = torch.empty_like(x), torch.empty(rows)
+        out, scale_R = torch.empty_like(x), torch.empty(rows, dtype=torch.float32)
         native.call("rms_norm", x.dtype, x, weight, out, scale_R, rows, width, epsilon, offset)
         ctx.save_for_backward(x, weight, scale_R)
         ctx.offset = offset

@@ -122,7 +122,7 @@ class _RelativeAttention(torch.autograd.Function):
             for block in blocks_of(query.shape[1], key.shape[1], how):
                 probability = _probabilities(query, key, bias, block, how)
                 if how.dropout:
-                    masks.append(torch.rand(probability.shape) >= how.dropout)
+                    masks.append(torch.rand(probability.shape, dtype=torch.float32) >= how.dropout)
                     probability = probability * masks[-1] / (1 - how.dropout)
                 out_NHD[tokens][block.queries] = torch.bmm(probability, value[:, block.keys]).transpose(0, 1)
         ctx.save_for_backward(query_NHD, key_MHD, value_MHD, bias, *masks)
@@ -135,7 +135,7 @@ class _RelativeAttention(torch.autograd.Function):
         how: AttentionSettings = ctx.how
         masks: Iterator[torch.Tensor] = iter(masks_of_blocks)
         into = [torch.empty(x.shape, dtype=x.dtype) for x in (query_NHD, key_MHD, value_MHD)]
-        into_bias = torch.zeros(bias.shape) if ctx.needs_input_grad[3] else None
+        into_bias = torch.zeros(bias.shape, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         for tokens, others in _examples(ctx.own, ctx.seen):
             query, key, value = _matrices(tokens, others, query_NHD, key_MHD, value_MHD)
             for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)

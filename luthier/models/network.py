@@ -346,7 +346,7 @@ class Network:
 
     def pooled(self, hidden_ND: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean of each sequence's hidden states, [E, D] in float32."""
-        sums_ED = torch.zeros(len(batch), hidden_ND.shape[1], device=hidden_ND.device)
+        sums_ED = torch.zeros(len(batch), hidden_ND.shape[1], dtype=torch.float32, device=hidden_ND.device)
         return sums_ED.index_add(0, batch.example_N, hidden_ND.float()) / batch.lengths_E[:, None]
 
     def padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -94,6 +94,21 @@ def test_checkpointing_changes_nothing(family: str, tiny: Tiny) -> None:
     assert difference(results[1][1], results[0][1]) < 1e-6
 
 
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_the_programs_default_dtype_changes_nothing(family: str, tiny: Tiny) -> None:
+    """transformers sets it while it loads a model in bfloat16, for all threads."""
+    head: Head = "classes" if family == "bert" else "language"
+    results = [gradients(load(tiny(family), head, "auto"))]
+    net = load(tiny(family), head, "auto")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        results.append(gradients(net))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert results[0][0] == results[1][0]
+    assert difference(results[1][1], results[0][1]) == 0
+
+
 @pytest.mark.parametrize("family", ["t5", "mt5"])
 def test_pairs_on_quantised_weights_equal_the_same_without_kernels(family: str, tiny: Tiny) -> None:
     states = []

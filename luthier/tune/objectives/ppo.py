@@ -127,7 +127,7 @@ class PpoLearner(RewardedLearner):
 
         def flat(batch: Batch) -> list[Any]:
             target_M = batch.token_streams["weight"].nonzero().squeeze(1)
-            value_N = torch.zeros(len(batch.tokens_N), device=target_M.device)
+            value_N = torch.zeros(len(batch.tokens_N), dtype=torch.float32, device=target_M.device)
             value_N[target_M] = self.value_of(self.context.network.hidden(batch)[target_M - 1])
             return [values.tolist() for values in value_N.split(batch.lengths_E.tolist())]
 
