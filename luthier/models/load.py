@@ -172,7 +172,7 @@ def read_weights(
     options = {} if quantisation is None else loading_options(kind, config, quantisation, dtype, device)
     torch.manual_seed(seed)  # what the files do not hold is drawn
     try:
-        return kind.from_pretrained(
+        model, info = kind.from_pretrained(
             found.folder,
             config=config,
             dtype=dtype,
@@ -185,6 +185,10 @@ def read_weights(
         raise UserError(
             f"transformers can't load it for this task ({str(error).splitlines()[0]})", where=found.path
         ) from None
+    if quantisation is None and not model._keep_in_fp32_modules_strict:
+        for parameter in model.parameters():  # the code of XLNet makes some in float32 whatever is asked
+            parameter.data = parameter.data.to(dtype)
+    return model, info
 
 
 def new_parameters(model: Any, info: Mapping[str, Any], head: Head, facts: ModelFacts, path: str) -> set[str]:

@@ -89,10 +89,12 @@ class Run:
         return self.folder / "report.html"
 
     def load(self) -> Saved:
-        """The tuned model, ready to answer."""
+        """The tuned model, ready to answer; it computes in the recipe's `model.dtype`."""
         from luthier.models.save import load_saved
+        from luthier.models.settings import ModelSettings
 
-        return load_saved(self.model_folder)
+        model = self.resolved["model"]
+        return load_saved(self.model_folder, ModelSettings(path=model["path"], dtype=model["dtype"]))
 
     def evaluate(self, overrides: Sequence[str] = (), **options: Any) -> dict[str, Any]:
         """Judge the model again; see `luthier.pipeline.evaluate` for the options. Returns the verdict."""

@@ -17,6 +17,7 @@ from luthier.models.load import load_network
 from luthier.models.network import Network
 from luthier.models.save import ADAPTER_WEIGHTS, load_saved, save_model, save_plain
 from luthier.models.settings import ModelSettings
+from luthier.models.tiny import DECODERS, ENCODERS
 from luthier.selection import Selection
 from luthier.selection.lora import Lora
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
@@ -118,6 +119,26 @@ def test_bf16_is_saved_and_read_back_as_it_is(tiny: Callable[..., Path], tmp_pat
         saved = load_saved(tmp_path / name, settings)
         assert saved.network.dtype == torch.bfloat16
         assert torch.equal(make.output(saved.network, make.rows(net)), make.output(net, make.rows(net)))
+
+
+@pytest.mark.parametrize("selection", ["full", "lora", "head"])
+@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+def test_in_bf16_every_number_is_and_all_learns(
+    tiny: Callable[..., Path], tmp_path: Path, family: str, selection: str
+) -> None:
+    chosen = make.small(selection)
+    net = make.network(tiny(family), "classes", dtype="bfloat16")
+    assert {parameter.dtype for parameter in net.model.parameters()} == {torch.bfloat16}
+    float32 = make.network(tiny(family), "classes")
+    start = make.output(net, make.rows(net))
+    torch.testing.assert_close(start.float(), make.output(float32, make.rows(net)), rtol=0.05, atol=0.05)
+    chosen.apply(net)
+    make.run_steps(net, Optimizer(net, OptimizerSettings()), make.rows(net), 3)
+    learned = make.output(net, make.rows(net))
+    assert torch.isfinite(learned).all() and (learned - start).abs().max() > 0.01
+    save_model(net, chosen, make.prompt_format(net), tmp_path / "model")
+    saved = load_saved(tmp_path / "model", ModelSettings(path="", dtype="bfloat16", device="cpu"))
+    assert torch.equal(make.output(saved.network, make.rows(net)), learned)
 
 
 def test_a_new_head_is_the_same_for_the_same_seed(tiny: Callable[..., Path]) -> None:

@@ -30,11 +30,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -
     """A short run; the same settings give the same run."""
     made: dict[str, Run] = {}
 
-    def run(task: str = "generate", selection: Any = "lora", seed: int = 0, model: str = "llama") -> Run:
-        key = f"{task} {selection} {seed} {model}"
+    def run(
+        task: str = "generate", selection: Any = "lora", seed: int = 0, model: str = "llama", dtype: str = "float32"
+    ) -> Run:
+        key = f"{task} {selection} {seed} {model} {dtype}"
         if key not in made:
             recipe = {
-                "model": {"path": str(tiny(model)), "device": "cpu", "dtype": "float32"},
+                "model": {"path": str(tiny(model)), "device": "cpu", "dtype": dtype},
                 "task": task,
                 "selection": selection,
                 "train": {"max_steps": 3, "learning_rate": 1e-2},
@@ -68,6 +70,16 @@ def test_adapters_add_up_as_in_peft(tuned: Tuned, tiny: Callable[..., Path], tmp
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5)
     alone = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32).state_dict()
     assert any((ours[name] - alone[name]).abs().max() > 1e-3 for name in alone)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_is_used_and_merged_in_the_dtype_of_its_recipe(tuned: Tuned, tmp_path: Path, dtype: str) -> None:
+    """Whatever this machine takes by itself."""
+    run = tuned(dtype=dtype)
+    saved = run.load().network
+    assert {parameter.dtype for parameter in saved.model.parameters()} == {getattr(torch, dtype)}
+    merged = weights(run.merge(tmp_path / "merged"))
+    assert {value.dtype for value in merged.values()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize("selection", ["lora", "full", "ia3"])
