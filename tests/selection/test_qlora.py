@@ -167,6 +167,8 @@ def test_the_adapter_loads_in_peft(tiny: Callable[..., Path], tmp_path: Path, he
     )
     base = kind.from_pretrained(folder, dtype=torch.float32, quantization_config=settings, **options)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
+    for _, layer in quantised_layers(model):  # which bitsandbytes rounds to bfloat16 where a processor has it
+        layer.support_avx512bf16_for_cpu = False
     for row in make.rows(net):
         with torch.no_grad():
             theirs = model(input_ids=torch.tensor([list(row.tokens)])).logits[0]

@@ -122,13 +122,13 @@ def test_peft_loads_the_adapter_and_says_the_same(family: str, tiny: Callable[..
     config = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM"
     base = transformers.AutoModelForSeq2SeqLM.from_pretrained(tiny(family), dtype=torch.float32)
-    model = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval()
-    net.model.eval()
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "model").eval().double()
+    ours = net.model.eval().double()  # exact: sums in another order must not matter
     for row in make.rows(net):
         ids, source = torch.tensor([list(row.tokens)]), row.parts[0]
         given = {"input_ids": ids[:, :source], "decoder_input_ids": ids[:, source:]}
         with torch.no_grad():
-            torch.testing.assert_close(net.model(**given).logits, model(**given).logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours(**given).logits, model(**given).logits, rtol=1e-5, atol=1e-5)
 
 
 ROWS = [

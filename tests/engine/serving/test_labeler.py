@@ -18,7 +18,7 @@ from luthier.engine.serving.settings import EngineSettings
 from luthier.models.save import load_saved
 from luthier.records import Row
 from luthier.tasks import Head
-from tests.serving import Heard, make_adapter
+from tests.serving import FLOAT32, Heard, make_adapter
 
 Tiny = Callable[..., Path]
 TEXTS = [[5, 9, 7], [11], list(range(3, 60)), [5, 9, 8], [21, 4, 4, 4, 30]]
@@ -48,8 +48,8 @@ def labeler(tiny: Tiny, tmp_path: Path) -> Iterator[Labeler]:
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_scored_as_each_is_alone(tiny: Tiny, tmp_path: Path, name: str) -> None:
     folder = made(tiny, tmp_path / "model", name)
-    alone = load_saved(folder).network
-    labeler = Labeler(load_saved(folder))
+    alone = load_saved(folder, FLOAT32).network
+    labeler = Labeler(load_saved(folder, FLOAT32))
     heard = {of: [Heard() for _ in TEXTS] for of in ("score", "embed")}
 
     def ask(of: str) -> None:
