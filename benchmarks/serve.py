@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,8 @@ from benchmarks.gguf_float import gguf_copy
 from benchmarks.methods import writing
 from benchmarks.serve_job import Ask, Load, ServeJob, zipf
 from benchmarks.train_speed import SMOLLM
+from luthier.models.load import choose_dtype
+from luthier.models.settings import ModelSettings
 from luthier.storage.files import cache_folder, whole_folder
 
 SETS = {"gsm8k": ("question", "answer"), "multi30k_en_de": ("en", "de"), "commongen": ("concepts", "target")}
@@ -129,7 +132,7 @@ def run(module: str, job: ServeJob, environment: Environment | None = None) -> d
 
 def ours(options: argparse.Namespace, loads: list[Load], adapters: dict[str, str]) -> dict[str, Any] | str:
     settings = {"adapter_memory": options.adapter_memory << 20, "adapter_dtype": options.adapter_dtype}
-    return run("serve_luthier", ServeJob("engine", str(base_folder()), adapters, loads, settings))
+    return run("serve_luthier", ServeJob("engine", str(base_folder()), adapters, loads, settings, options.dtype))
 
 
 def spread(count: int, names: Sequence[str], seed: int) -> list[str]:
@@ -211,11 +214,12 @@ def peers(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[st
     mixed = Load("16 distinct, 16 at once", asks(32, seed, list(adapters) * 2), BATCH)
     few = Load("4 adapters, 16 at once", asks(32, seed, list(adapters)[:APART] * 8), BATCH)
     four = {name: adapters[name] for name in list(adapters)[:APART]}
+    in_torch = partial(ServeJob, dtype=options.dtype)
     jobs: list[tuple[str, str, ServeJob, Environment | None]] = [
-        ("generate", "serve_transformers", ServeJob("generate", base, {}, [sixteen, *single]), None),
-        ("peft", "serve_transformers", ServeJob("generate", base, adapters, [mixed]), None),
-        ("processes", "serve_transformers", ServeJob("processes", base, four, [few]), None),
-        ("continuous", "serve_transformers", ServeJob("continuous", base, {}, [sixteen]), None),
+        ("generate", "serve_transformers", in_torch("generate", base, {}, [sixteen, *single]), None),
+        ("peft", "serve_transformers", in_torch("generate", base, adapters, [mixed]), None),
+        ("processes", "serve_transformers", in_torch("processes", base, four, [few]), None),
+        ("continuous", "serve_transformers", in_torch("continuous", base, {}, [sixteen]), None),
     ]
     for kind in ("F32", "BF16"):
         job = ServeJob("server", str(gguf_file(kind)), {}, [*single, sixteen])
@@ -288,12 +292,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--adapter-memory", type=int, default=4096, help="MiB for adapters (default: 4096)")
     parser.add_argument("--adapter-dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (as luthier serve chooses), float32 or bfloat16; of Luthier and all of torch",
+    )
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the open loop (default: 4)")
     parser.add_argument("--only", help="peers to run: generate, peft, processes, continuous, llama.cpp, none")
     options = parser.parse_args()
+    options.dtype = str(choose_dtype(ModelSettings(path=SMOLLM, dtype=options.dtype), "cpu")).removeprefix("torch.")
     sizes = [int(size) for size in options.adapters.split(",")]
     runs: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
+    print(f"Luthier, transformers and PEFT in {options.dtype}")
     print(text(HEAD))
     for repeat in range(options.repeats):
         print(f"run {repeat + 1} of {options.repeats}", file=sys.stderr)

@@ -43,11 +43,13 @@ class ServeJob:
 
     way: str
     model: str
-    """The base model's folder in Hugging Face layout, float32; for llama.cpp the GGUF file."""
+    """The base model's folder in Hugging Face layout; for llama.cpp the GGUF file."""
     adapters: dict[str, str]
     """Names and folders."""
     loads: list[Load]
     options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    """What its weights and sums are held in; for llama.cpp the file says."""
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))

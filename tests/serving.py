@@ -14,6 +14,7 @@ from luthier.engine.serving.engine import Engine
 from luthier.engine.serving.request import End, Piece, Request, Scores
 from luthier.models.network import Network
 from luthier.models.save import save_model
+from luthier.models.settings import ModelSettings
 from luthier.selection import SELECTIONS
 from luthier.tasks import Head
 from tests import tiny
@@ -78,6 +79,10 @@ def ask(engine: Engine, prompt: Sequence[int], count: int = 8, **options: Any) -
     return heard
 
 
-def network(base: Path) -> Network:
+FLOAT32 = ModelSettings(path="", dtype="float32", device="cpu")
+"""As the networks here that answers are compared with."""
+
+
+def network(base: Path, dtype: str = "float32") -> Network:
     """A network of its own: an engine wraps its layers for good."""
-    return tiny.network(base, "language")
+    return tiny.network(base, "language", dtype=dtype)

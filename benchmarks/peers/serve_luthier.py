@@ -49,7 +49,7 @@ def run(engine: Engine, load: Load) -> dict[str, Any]:
 
 def main() -> None:
     job = read_job()
-    settings = ModelSettings(path=job.model, device="cpu", dtype="float32")
+    settings = ModelSettings(path=job.model, device="cpu", dtype=job.dtype)
     network = load_network(find_model(job.model), settings, head="language")
     engine = Engine(network, EngineSettings.model_validate(job.options))
     for name, folder in job.adapters.items():

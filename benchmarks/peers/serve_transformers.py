@@ -97,8 +97,8 @@ def serve_alone(job: ServeJob, name: str, start: Any, told: Any) -> None:
 
     count = len(job.adapters)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
-    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
-    model = PeftModel.from_pretrained(model, job.adapters[name]).merge_and_unload()
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype)).eval()
+    model = PeftModel.from_pretrained(model, job.adapters[name], autocast_adapter_dtype=False).merge_and_unload()
     loads = [
         Load(load.name, [ask for ask in load.asks if ask.adapter == name], load.at_once // count) for load in job.loads
     ]
@@ -113,15 +113,15 @@ def main() -> None:
         tell(in_processes(job))
         return
     more = {"attn_implementation": "paged|sdpa"} if job.way == "continuous" else {}
-    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **more).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype), **more).eval()
     AutoTokenizer.from_pretrained(job.model)
     for number, (name, folder) in enumerate(job.adapters.items()):
         if number == 0:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False)
         else:
-            model.load_adapter(folder, adapter_name=name)
+            model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)
     if job.way == "continuous":  # its own thread would meet tensors that inference mode has made
         tell(by_continuous_batching(model, job))
         return

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -25,12 +27,22 @@ from luthier.kernels.pages import Paged, PageMemory
 PANEL = 32
 """Outputs of a panel."""
 PAIRED = torch.arange(PANEL).view(2, PANEL // 2).T.flatten()
-"""The outputs of a panel of 16 bits as they lie: 0, 16, 1, 17, ..."""
+"""The outputs of a panel of HALF_WEIGHTS as they lie: 0, 16, 1, 17, ..."""
 PLACE = PAIRED.argsort()
 """Where each output lies there."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Whose blocks are norm, attention, norm, gated layer, each added to what came in."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Kind(IntEnum):
+    """How a product takes its weights and inputs; `Kind` of serving.cpp."""
+
+    FLOATS = 0
+    HALF_WEIGHTS = 1
+    """Weights in bfloat16."""
+    HALVES = 2
+    """Inputs rounded to bfloat16 too, where the processor has dot products of it."""
 
 
 def pointers(*names: str) -> tuple[tuple[str, Any], ...]:
@@ -55,7 +67,7 @@ class ModelStruct(ctypes.Structure):
     """`Model` of serving.cpp."""
 
     _fields_ = (
-        *integers("width", "heads", "key_heads", "head_width", "inner", "gelu", "halves"),
+        *integers("width", "heads", "key_heads", "head_width", "inner", "gelu", "kind", "half_pages"),
         *((name, ctypes.c_float) for name in ("epsilon", "head_epsilon", "scale", "offset")),
     )
 
@@ -78,40 +90,59 @@ def fit_in_halves(model: nn.Module) -> bool:
     return all(bool((matrix.bfloat16().float() == matrix).all()) for matrix in matrices)
 
 
-def panels_of(weights: Sequence[torch.Tensor], halves: bool = False) -> torch.Tensor:
-    """Weights [O, I] one below the other as panels [O / 32, I, 32], filled up with zeros.
+def kind_of(model: nn.Module) -> Kind:
+    """How a model's products are computed on this processor."""
+    if next(model.parameters()).dtype == torch.bfloat16 and native.call("multiplies_halves", torch.float32):
+        return Kind.HALVES
+    return Kind.HALF_WEIGHTS if fit_in_halves(model) else Kind.FLOATS
 
-    With `halves` in bfloat16, each of the first 16 outputs beside one of the others: a processor takes them apart more
-    quickly so.
+
+@dataclass(frozen=True)
+class Panels:
+    """A weight [O, I] as products of few rows read it."""
+
+    values: torch.Tensor
+    """[O / 32, I, 32], filled up with zeros. Of HALF_WEIGHTS each of a panel's first 16 outputs lies beside one of the
+    others: a processor takes them apart more quickly so. Of HALVES two inputs lie side by side: [O / 32, I / 2, 32, 2].
     """
-    weight_OI = torch.cat([weight.detach() for weight in weights])
-    outputs, inputs = weight_OI.shape
-    filled = nn.functional.pad(weight_OI, (0, 0, 0, -outputs % PANEL))
-    panels = filled.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
-    return panels.bfloat16()[..., PAIRED] if halves else panels
+    outputs: int
+    inputs: int
+    kind: Kind
 
+    @classmethod
+    def of(cls, weights: Sequence[torch.Tensor], kind: Kind) -> Panels:
+        """The weights one below the other."""
+        weight_OI = torch.cat([weight.detach() for weight in weights])
+        outputs, inputs = weight_OI.shape
+        per_turn = 2 if kind is Kind.HALVES else 1
+        values = nn.functional.pad(weight_OI, (0, -inputs % per_turn, 0, -outputs % PANEL))
+        values = values.to(torch.float32 if kind is Kind.FLOATS else torch.bfloat16)
+        values = values.view(-1, PANEL, values.shape[1] // per_turn, per_turn).transpose(1, 2).contiguous()
+        if kind is not Kind.HALVES:
+            values = values.squeeze(3)
+        return cls(values[..., PAIRED] if kind is Kind.HALF_WEIGHTS else values, outputs, inputs, kind)
 
-def from_panels(panels: torch.Tensor, first: int, outputs: int) -> torch.Tensor:
-    """The weight [O, I] whose outputs begin at `first`."""
-    ordered = panels[..., PLACE] if panels.dtype == torch.bfloat16 else panels
-    return ordered.transpose(1, 2).flatten(0, 1)[first : first + outputs].float()
+    def rows(self, numbers_N: torch.Tensor) -> torch.Tensor:
+        """These rows of the weight, [N, I]."""
+        places_N = numbers_N % PANEL
+        if self.kind is Kind.HALF_WEIGHTS:
+            places_N = PLACE[places_N]
+        return self.values[numbers_N // PANEL, :, places_N].flatten(1)[:, : self.inputs].float()
 
-
-def multiply_panels(x_NI: torch.Tensor, panels: torch.Tensor, outputs: int) -> torch.Tensor:
-    """x W^T, [N, O]."""
-    x_NI = x_NI.contiguous()
-    out_NO = torch.empty(len(x_NI), outputs)
-    sizes = (outputs, len(x_NI), x_NI.shape[1], outputs, int(panels.dtype == torch.bfloat16))
-    native.call("multiply_panels", torch.float32, native.team(), x_NI, x_NI.shape[1], panels, out_NO, *sizes)
-    return out_NO
+    def multiply(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """x W^T, [N, O]."""
+        x_NI = x_NI.contiguous()
+        out_NO = torch.empty(len(x_NI), self.outputs, dtype=torch.float32)
+        sizes = (self.outputs, len(x_NI), self.inputs, self.outputs, self.kind)
+        native.call("multiply_panels", torch.float32, native.team(), x_NI, self.inputs, self.values, out_NO, *sizes)
+        return out_NO
 
 
 def can_run(model: Any) -> bool:
-    """Whether this model's blocks are of the one kind, in float32 on the processor, with a compiler at hand."""
-    first = next(model.parameters())
-    if model.config.model_type not in FAMILIES or first.dtype != torch.float32:
+    """Whether this model's blocks are of the one kind, on the processor, with a compiler at hand."""
+    if model.config.model_type not in FAMILIES:
         return False
-    if not native.fits(first, source="serving.cpp"):
+    if not native.fits(next(model.parameters()), source="serving.cpp"):
         return False
     for layer in model.base_model.layers:
         linear = [getattr(layer.self_attn, name) for name in MODULES[:4]] + [
@@ -126,7 +157,10 @@ def can_run(model: Any) -> bool:
 
 
 class CompiledBlocks:
-    """A model's blocks, taken over: the model's own linear layers are empty from here on."""
+    """A model's blocks, taken over: the model's own linear layers are empty from here on.
+
+    Of a model in bfloat16 the weights, keys, values and inputs of products are, and everything between is float32.
+    """
 
     def __init__(self, model: Any, mixer: Mixer, memory: PageMemory) -> None:
         """Its linear layers are `MixedLinear`s of this mixer, numbered in the order of `MODULES`."""
@@ -136,7 +170,7 @@ class CompiledBlocks:
         attention, mlp = layers[0].self_attn, layers[0].mlp
         self.held: list[torch.Tensor] = []
         """Tensors that the compiled function reads by their addresses."""
-        self.halves = fit_in_halves(model)
+        self.kind = kind_of(model)
         self.blocks = (BlockStruct * len(layers))()
         for number, layer in enumerate(layers):
             self.blocks[number] = self._take(layer, number)
@@ -148,7 +182,8 @@ class CompiledBlocks:
             head_width=attention.head_dim,
             inner=mlp.up_proj.outputs,
             gelu=int(gate_activation(mlp) == "gelu_tanh"),
-            halves=int(self.halves),
+            kind=self.kind,
+            half_pages=int(memory.keys[0].dtype == torch.bfloat16),
             epsilon=layers[0].input_layernorm.variance_epsilon,
             head_epsilon=query_norm.variance_epsilon if query_norm is not None else 0.0,
             scale=attention.scaling,
@@ -156,8 +191,7 @@ class CompiledBlocks:
         )
         self.angles = torch.empty(0), torch.empty(0)
         """Cosine and sine of the positions so far."""
-        self.vocabulary = model.get_output_embeddings().out_features
-        self.head = panels_of([model.get_output_embeddings().weight], self.halves)
+        self.head = Panels.of([model.get_output_embeddings().weight], self.kind)
         self.tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.get_output_embeddings().weight = nn.Parameter(torch.empty(0), requires_grad=False)
         if self.tied:
@@ -195,7 +229,7 @@ class CompiledBlocks:
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Scores over the vocabulary, [N, V]."""
-        return multiply_panels(hidden_ND, self.head, self.vocabulary)
+        return self.head.multiply(hidden_ND)
 
     def _angles(self, x_ND: torch.Tensor, positions_N: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of each token's rotary angles; all positions lie below `end`."""
@@ -212,21 +246,20 @@ class CompiledBlocks:
 
     def _embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         if self.tied:
-            places_N = PLACE[tokens_N % PANEL] if self.halves else tokens_N % PANEL
-            return self.head[tokens_N // PANEL, :, places_N].float()
-        return self.model.get_input_embeddings()(tokens_N)
+            return self.head.rows(tokens_N)
+        return self.model.get_input_embeddings()(tokens_N).float()
 
     def _take(self, layer: Any, number: int) -> BlockStruct:
         """One block's weights as panels."""
         attention, mlp = layer.self_attn, layer.mlp
         query_norm = getattr(attention, "q_norm", None)
         return BlockStruct(
-            norm=self._hold(layer.input_layernorm.weight),
+            norm=self._hold(layer.input_layernorm.weight.float()),
             bias=self._biases([attention.q_proj, attention.k_proj, attention.v_proj]),
-            query_norm=self._hold(query_norm.weight) if query_norm is not None else None,
-            key_norm=self._hold(attention.k_norm.weight) if query_norm is not None else None,
+            query_norm=self._hold(query_norm.weight.float()) if query_norm is not None else None,
+            key_norm=self._hold(attention.k_norm.weight.float()) if query_norm is not None else None,
             out_bias=self._biases([attention.o_proj]),
-            second_norm=self._hold(layer.post_attention_layernorm.weight),
+            second_norm=self._hold(layer.post_attention_layernorm.weight.float()),
             query_key_value=self._panels([attention.q_proj, attention.k_proj, attention.v_proj]),
             out=self._panels([attention.o_proj]),
             gate_up=self._panels([mlp.gate_proj, mlp.up_proj]),
@@ -248,16 +281,16 @@ class CompiledBlocks:
         return self._hold(
             torch.cat(
                 [
-                    torch.zeros(layer.outputs) if bias is None else bias.detach()
+                    torch.zeros(layer.outputs, dtype=torch.float32) if bias is None else bias.detach().float()
                     for layer, bias in zip(linear, biases, strict=True)
                 ]
             )
         )
 
     def _panels(self, linear: Sequence[MixedLinear]) -> int:
-        panels, first = panels_of([layer.base.weight for layer in linear], self.halves), 0
+        panels, first = Panels.of([layer.base.weight for layer in linear], self.kind), 0
         for layer in linear:
             layer.base.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-            layer.panels = partial(from_panels, panels, first, layer.outputs)
+            layer.panels = partial(panels.rows, torch.arange(first, first + layer.outputs))
             first += layer.outputs
-        return self._hold(panels)
+        return self._hold(panels.values)

@@ -66,6 +66,7 @@ TRAINING: dict[str, tuple[type, ...]] = {
 SERVING: dict[str, tuple[type, ...]] = {
     "store_pages": (*2 * HEADS, *3 * (pointer,), *3 * (integer,)),
     "attend_pages": (*HEADS, *4 * (pointer,), integer, *3 * (pointer,), *4 * (integer,), real, integer),
+    "multiplies_halves": (),
     "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
     "make_team": (integer,),
     "place_matrices": (pointer, pointer, pointer, integer),
@@ -73,8 +74,8 @@ SERVING: dict[str, tuple[type, ...]] = {
     "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }
 SIGNATURES: dict[Source, dict[str, tuple[type, ...]]] = {"training.cpp": TRAINING, "serving.cpp": SERVING}
-RESULTS = {"make_team": pointer, "place_matrices": integer}
-FLOAT_ONLY = ("run_blocks", "multiply_panels", "make_team", "adamw_8bit")
+RESULTS = {"make_team": pointer, "place_matrices": integer, "multiplies_halves": integer}
+FLOAT_ONLY = ("run_blocks", "multiplies_halves", "multiply_panels", "make_team", "adamw_8bit")
 
 
 def fits(*tensors: torch.Tensor, source: Source = "training.cpp") -> bool:

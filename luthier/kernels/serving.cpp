@@ -182,18 +182,19 @@ struct Share {
 };
 
 // Puts the keys and values of `count` tokens into their places: slot = page * 16 + place in the page.
-template <class T>
+template <class T, class P>
 void store_pages(const T* key, int64_t key_token, int64_t key_head, const T* value, int64_t value_token,
-                 int64_t value_head, T* keys, T* values, const int64_t* slots, int64_t count, int64_t heads,
+                 int64_t value_head, P* keys, P* values, const int64_t* slots, int64_t count, int64_t heads,
                  int64_t width, Share share = {}) {
     for (int64_t n = share.begin(count); n < share.end(count); ++n) {
         int64_t page = slots[n] / LANE, place = slots[n] % LANE;
         for (int64_t h = 0; h < heads; ++h) {
             const T* k = key + n * key_token + h * key_head;
-            T* to = keys + (page * heads + h) * width * LANE + place;
-            for (int64_t i = 0; i < width; ++i) to[i * LANE] = k[i];
-            std::memcpy(values + ((page * heads + h) * LANE + place) * width, value + n * value_token + h * value_head,
-                        static_cast<size_t>(width) * sizeof(T));
+            const T* v = value + n * value_token + h * value_head;
+            P* key_to = keys + (page * heads + h) * width * LANE + place;
+            P* value_to = values + ((page * heads + h) * LANE + place) * width;
+            for (int64_t i = 0; i < width; ++i) store(key_to + i * LANE, load(k + i));
+            for (int64_t i = 0; i < width; ++i) store(value_to + i, load(v + i));
         }
     }
 }
@@ -209,8 +210,8 @@ inline float* as_floats(bfloat16* page, int64_t count, float* room) {
 
 // Causal attention of `count` sequences. Sequence s has its new tokens at starts[s], new_tokens[s] of them, the last of
 // which is token contexts[s] - 1 of the sequence; all its keys and values are in the pages of row s of `tables`.
-template <class T>
-void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* keys, T* values, T* out,
+template <class T, class P>
+void attend_pages(const T* query, int64_t query_token, int64_t query_head, P* keys, P* values, T* out,
                   const int64_t* tables, int64_t table_row, const int64_t* starts, const int64_t* new_tokens,
                   const int64_t* contexts, int64_t count, int64_t heads, int64_t key_heads, int64_t width, float scale,
                   int64_t window, Share share) {
@@ -239,7 +240,7 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
         }
         const int64_t* table = tables + s * table_row + first_page;
         for (int64_t page = 0; page < pages; ++page) {
-            T* where = keys + (table[page] * key_heads + h) * page_size;
+            P* where = keys + (table[page] * key_heads + h) * page_size;
             Matrix key{as_floats(where, page_size, spare), LANE, 1}, part{p.at + page * LANE, across, 1};
             multiply(q, key, part, rows, width, LANE, Skip::nothing);
         }
@@ -266,7 +267,7 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, T* ke
         for (int64_t page = 0; page < pages; ++page) {
             // Only what is this sequence's: behind its last token may lie another's numbers, which need not be any.
             int64_t there = std::min(LANE, end - (first_page + page) * LANE);
-            T* where = values + (table[page] * key_heads + h) * page_size;
+            P* where = values + (table[page] * key_heads + h) * page_size;
             Matrix value{as_floats(where, there * width, spare), width, 1}, part{p.at + page * LANE, across, 1};
             multiply(part, value, to, rows, there, wide, Skip::nothing, page > 0);
         }
@@ -540,8 +541,13 @@ int64_t place_matrices(const char* file, const Move* moves, int64_t count, Share
     return 0;
 }
 
-// Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32] (in pairs, where it has 16 bits): a
-// panel streams through once for every `ROWS` rows, whose sums stay in registers.
+// How a product takes its weights and inputs. HALVES: both in 16 bits, by the processor's own dot products of two
+// neighbouring inputs; where a processor has none, its models take HALF_WEIGHTS.
+enum Kind : int64_t { FLOATS, HALF_WEIGHTS, HALVES };
+
+// Products of few rows with a weight that lies in panels [outputs / 32, inputs, 32] (in pairs, where only the weight has
+// 16 bits), or [outputs / 32, inputs / 2, 32, 2] for HALVES: a panel streams through once for every `ROWS` rows, whose
+// sums stay in registers.
 constexpr int64_t PANEL = 2 * LANE;
 constexpr size_t LINE = 64;  // bytes that memory hands over at once
 constexpr int64_t CACHE = 1 << 18;  // bytes of rows that are multiplied while they stay in a processor's own cache
@@ -559,28 +565,54 @@ struct Ahead {
 // the numbers that a pass waits for from coming.
 struct Next {
     const char* at;
-    int64_t step;  // bytes for each input
-    const char* take(int64_t inputs) {
+    int64_t step;  // bytes for each turn of a product
+    const char* take(int64_t turns) {
         const char* taken = at;
-        if (at) at += inputs * step;
+        if (at) at += turns * step;
         return taken;
     }
 };
 
-// x lies turned, [inputs, ROWS], so that the numbers of a step come one after another. Lanes FIRST.. of a panel.
-template <int ROWS, int LANES, int FIRST, class T, class W>
-inline void multiply_lanes(const float* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
-                           int64_t inputs, int64_t columns, Ahead& ahead) {
-    const char *after = next.take(inputs), *fetch = ahead.take();
+// Two neighbouring inputs of a row in 16 bits.
+struct Two { bfloat16 first, second; };
+template <class X>
+constexpr int64_t TURN = std::is_same<X, Two>::value ? 2 : 1;  // inputs that a turn of a product adds
+
+// Adds a turn to the lanes FIRST.. of a panel; a row's number is taken once for all lanes.
+template <int ROWS, int LANES, int FIRST, class W>
+inline void add_turn(Lane (&sums)[ROWS][LANES], const float* x, const W* panel) {
+    Lane weights[LANES];
+    weights[0] = paired<FIRST>(panel);
+    if constexpr (LANES == 2) weights[1] = paired<1>(panel);
+    for (int n = 0; n < ROWS; ++n)
+        for (int l = 0; l < LANES; ++l) sums[n][l] += x[n] * weights[l];
+}
+#ifdef __AVX512BF16__
+template <int ROWS, int LANES, int FIRST>
+inline void add_turn(Lane (&sums)[ROWS][LANES], const Two* x, const bfloat16* panel) {
+    __m512i weights[LANES];
+    for (int l = 0; l < LANES; ++l) weights[l] = _mm512_loadu_si512(panel + (FIRST + l) * 2 * LANE);
+    for (int n = 0; n < ROWS; ++n) {
+        int32_t bits;
+        std::memcpy(&bits, x + n, sizeof(bits));
+        __m512bh two = reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
+        for (int l = 0; l < LANES; ++l)
+            sums[n][l] = reinterpret_cast<Lane>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sums[n][l]), two,
+                                                                 reinterpret_cast<__m512bh>(weights[l])));
+    }
+}
+#endif
+
+// x lies turned, so that the numbers of a turn come one after another: [inputs, ROWS], or [inputs / 2, ROWS] twos.
+template <int ROWS, int LANES, int FIRST, class X, class T, class W>
+inline void multiply_lanes(const X* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
+                           int64_t turns, int64_t columns, Ahead& ahead) {
+    const char *after = next.take(turns), *fetch = ahead.take();
     Lane sums[ROWS][LANES] = {};
-    for (int64_t i = 0; i < inputs; ++i) {
-        Lane weights[LANES];
-        weights[0] = paired<FIRST>(panel + i * PANEL);
-        if constexpr (LANES == 2) weights[1] = paired<1>(panel + i * PANEL);
+    for (int64_t i = 0; i < turns; ++i) {
         if (after) __builtin_prefetch(after + i * next.step, 0, 2);
-        if (fetch) __builtin_prefetch(fetch + i * (LINE / STEPS), 0, 2);
-        for (int n = 0; n < ROWS; ++n)
-            for (int l = 0; l < LANES; ++l) sums[n][l] += x[i * ROWS + n] * weights[l];
+        if (fetch) __builtin_prefetch(fetch + i * TURN<X> * static_cast<int64_t>(LINE / STEPS), 0, 2);
+        add_turn<ROWS, LANES, FIRST>(sums, x + i * ROWS, panel + i * TURN<X> * PANEL);
     }
     for (int n = 0; n < ROWS; ++n)
         for (int l = 0; l < LANES; ++l) {
@@ -595,58 +627,76 @@ inline void multiply_lanes(const float* x, const W* panel, Next& next, const T* 
         }
 }
 
-template <int ROWS, class T, class W>
-inline void multiply_panel(const float* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
-                           int64_t inputs, int64_t columns, Ahead& ahead) {
+template <int ROWS, class X, class T, class W>
+inline void multiply_panel(const X* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
+                           int64_t turns, int64_t columns, Ahead& ahead) {
     if constexpr (2 * ROWS <= SUMS) {
-        multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, inputs, columns, ahead);
+        multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, turns, columns, ahead);
     } else {
-        multiply_lanes<ROWS, 1, 0>(x, panel, next, bias, out, out_row, inputs, columns, ahead);
-        multiply_lanes<ROWS, 1, 1>(x, panel, next, bias, out, out_row, inputs, columns, ahead);
+        multiply_lanes<ROWS, 1, 0>(x, panel, next, bias, out, out_row, turns, columns, ahead);
+        multiply_lanes<ROWS, 1, 1>(x, panel, next, bias, out, out_row, turns, columns, ahead);
     }
 }
 
-template <class T, class W>
+// ROWS rows as the product takes them, with a zero behind the last input where turns are of two and inputs are odd.
+template <int ROWS, class T>
+inline void turn_rows(const T* x, int64_t x_row, int64_t inputs, float* to) {
+    for (int n = 0; n < ROWS; ++n)
+        for (int64_t i = 0; i < inputs; ++i) to[i * ROWS + n] = load(x + n * x_row + i);
+}
+template <int ROWS, class T>
+inline void turn_rows(const T* x, int64_t x_row, int64_t inputs, Two* to) {
+    for (int n = 0; n < ROWS; ++n)
+        for (int64_t i = 0; i < inputs; i += 2) {
+            Two& two = to[i / 2 * ROWS + n];
+            store(&two.first, load(x + n * x_row + i));
+            store(&two.second, i + 1 < inputs ? load(x + n * x_row + i + 1) : 0.0f);
+        }
+}
+
+template <class X, class T, class W>
 void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bias, T* out, int64_t out_row,
                         int64_t rows, int64_t inputs, int64_t outputs, Share share, Ahead ahead) {
-    static thread_local std::vector<float> room;
-    if (room.size() < static_cast<size_t>(rows * inputs)) room.resize(static_cast<size_t>(rows * inputs));
-    float* turned = room.data();
+    static thread_local std::vector<X> room;
+    int64_t turns = (inputs + TURN<X> - 1) / TURN<X>, panel_size = turns * TURN<X> * PANEL;
+    if (room.size() < static_cast<size_t>(rows * turns)) room.resize(static_cast<size_t>(rows * turns));
+    X* turned = room.data();
     int64_t passes = 0;
     in_blocks(rows, [&](auto size, int64_t row) {
         constexpr int ROWS = decltype(size)::value;
         passes += 2 * ROWS <= SUMS ? 1 : 2;
-        for (int n = 0; n < ROWS; ++n)
-            for (int64_t i = 0; i < inputs; ++i)
-                turned[row * inputs + i * ROWS + n] = load(x + (row + n) * x_row + i);
+        turn_rows<ROWS>(x + row * x_row, x_row, inputs, turned + row * turns);
     });
-    int64_t step = (PANEL * static_cast<int64_t>(sizeof(W)) + passes - 1) / passes;
+    int64_t step = (TURN<X> * PANEL * static_cast<int64_t>(sizeof(W)) + passes - 1) / passes;
     share.each((outputs + PANEL - 1) / PANEL, [&](int64_t p, int64_t after) {
-        const W* panel = panels + p * inputs * PANEL;
+        const W* panel = panels + p * panel_size;
         int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
         bool ready = after < 0 || passes == 1;  // a single pass reads as quickly as memory gives
-        Next next{ready ? nullptr : reinterpret_cast<const char*>(panels + after * inputs * PANEL), step};
+        Next next{ready ? nullptr : reinterpret_cast<const char*>(panels + after * panel_size), step};
         in_blocks(rows, [&](auto size, int64_t row) {
-            multiply_panel<decltype(size)::value>(turned + row * inputs, panel, next, bias ? bias + column : nullptr,
-                                                  out + row * out_row + column, out_row, inputs, columns, ahead);
+            multiply_panel<decltype(size)::value>(turned + row * turns, panel, next, bias ? bias + column : nullptr,
+                                                  out + row * out_row + column, out_row, turns, columns, ahead);
         });
     });
 }
 
 template <class T>
 void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bias, T* out, int64_t out_row, int64_t rows,
-                     int64_t inputs, int64_t outputs, int64_t halves, Share share, Ahead ahead = {}) {
+                     int64_t inputs, int64_t outputs, int64_t kind, Share share, Ahead ahead = {}) {
     // As many rows at once as stay in a processor's own cache while all panels pass.
     int64_t most = std::max<int64_t>(4 * TILE, CACHE / (inputs * static_cast<int64_t>(sizeof(float))) / TILE * TILE);
     for (int64_t first = 0; first < rows; first += most) {
         int64_t count = std::min(most, rows - first);
-        auto multiply = [&](auto* weights) {
-            multiply_panels_of(x + first * x_row, x_row, weights, bias, out + first * out_row, out_row, count, inputs,
-                               outputs, share, first + count < rows ? Ahead{} : ahead);
+        auto multiply = [&](auto number, auto* weights) {
+            multiply_panels_of<decltype(number)>(x + first * x_row, x_row, weights, bias, out + first * out_row, out_row,
+                                                 count, inputs, outputs, share, first + count < rows ? Ahead{} : ahead);
         };
         if (first) share.barrier();
-        if (halves) multiply(static_cast<const bfloat16*>(panels));
-        else multiply(static_cast<const float*>(panels));
+        if (kind == FLOATS) multiply(float(), static_cast<const float*>(panels));
+        else if (kind == HALF_WEIGHTS) multiply(float(), static_cast<const bfloat16*>(panels));
+#ifdef __AVX512BF16__
+        else multiply(Two(), static_cast<const bfloat16*>(panels));
+#endif
     }
 }
 
@@ -655,11 +705,11 @@ void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bia
 struct Block {
     const float *norm, *bias, *query_norm, *key_norm, *out_bias, *second_norm;
     const void *query_key_value, *out, *gate_up, *down;
-    float *keys, *values;
+    void *keys, *values;  // float, or of 16 bits where the model's numbers are
     int64_t window, module;  // module: the number of its first adapted layer; q, k, v, o, gate, up, down follow
 };
 struct Model {
-    int64_t width, heads, key_heads, head_width, inner, gelu, halves;
+    int64_t width, heads, key_heads, head_width, inner, gelu, kind, half_pages;
     float epsilon, head_epsilon, scale, offset;
 };
 struct Step {
@@ -717,7 +767,7 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
                        int64_t outputs, int64_t module, int64_t parts, const int64_t* at, const int64_t* widths) {
         Mix own = mix.groups ? from_module(mix, module) : mix;
         Ahead ahead = mix.groups ? fetch_ahead(own, parts, widths, inputs, share) : Ahead{};
-        multiply_panels(from, inputs, panels, bias, out, outputs, n, inputs, outputs, m.halves, share, ahead);
+        multiply_panels(from, inputs, panels, bias, out, outputs, n, inputs, outputs, m.kind, share, ahead);
         share.barrier();
         if (!mix.groups) return;
         add_adapters(from, inputs, out, outputs, own, parts, at, widths, inputs, bias, room.lows, share);
@@ -725,6 +775,15 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
     };
     auto add = [&] {
         for (int64_t i = first * m.width; i < last * m.width; ++i) x[i] += room.normed[i];
+    };
+    auto attend = [&](const Block& block, auto number) {
+        auto *keys = static_cast<decltype(number)*>(block.keys), *values = static_cast<decltype(number)*>(block.values);
+        store_pages(room.wide + query, all, m.head_width, room.wide + query + key, all, m.head_width, keys, values,
+                    step.slots, n, m.key_heads, m.head_width, share);
+        share.barrier();
+        attend_pages(room.wide, all, m.head_width, keys, values, room.attended, step.tables, step.table_row, step.starts,
+                     step.new_tokens, step.contexts, step.sequences, m.heads, m.key_heads, m.head_width, m.scale,
+                     block.window, share);
     };
     for (const Block* block = blocks; block < blocks + count; ++block) {
         norm(block->norm);
@@ -738,12 +797,8 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
             rotate_row(q, step.cosine + row * m.head_width, step.sine + row * m.head_width, m.heads + m.key_heads,
                        m.head_width, 1.0f);
         }
-        store_pages(room.wide + query, all, m.head_width, room.wide + query + key, all, m.head_width, block->keys,
-                    block->values, step.slots, n, m.key_heads, m.head_width, share);
-        share.barrier();
-        attend_pages(room.wide, all, m.head_width, block->keys, block->values, room.attended, step.tables,
-                     step.table_row, step.starts, step.new_tokens, step.contexts, step.sequences, m.heads, m.key_heads,
-                     m.head_width, m.scale, block->window, share);
+        if (m.half_pages) attend(*block, bfloat16());
+        else attend(*block, float());
         share.barrier();
         product(room.attended, query, block->out, block->out_bias, room.normed, m.width, block->module + 3, 1, at_one,
                 one);
@@ -841,12 +896,20 @@ extern "C" void run_blocks_float32(void* team, const Model* model, const Block* 
     run_blocks(*static_cast<Team*>(team), *model, blocks, count, *step, *mix, x);
 }
 
+extern "C" int64_t multiplies_halves_float32() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 extern "C" void multiply_panels_float32(void* team, const float* x, int64_t x_row, const void* panels, float* out,
-                                        int64_t out_row, int64_t rows, int64_t inputs, int64_t outputs, int64_t halves) {
+                                        int64_t out_row, int64_t rows, int64_t inputs, int64_t outputs, int64_t kind) {
     Team& own = *static_cast<Team*>(team);
     const float* no_bias = nullptr;
     own.run([&](int64_t id) {
-        multiply_panels(x, x_row, panels, no_bias, out, out_row, rows, inputs, outputs, halves, {id, own.size, &own});
+        multiply_panels(x, x_row, panels, no_bias, out, out_row, rows, inputs, outputs, kind, {id, own.size, &own});
     });
 }
 #endif

@@ -17,11 +17,10 @@ from luthier.kernels.attention import AttentionSettings, attention_plain
 from luthier.kernels.blocks import (
     FAMILIES,
     CompiledBlocks,
+    Kind,
+    Panels,
     can_run,
     fit_in_halves,
-    from_panels,
-    multiply_panels,
-    panels_of,
 )
 from luthier.kernels.branches import Branched, attention_of_branches
 from luthier.kernels.fast import packed_hidden
@@ -162,32 +161,35 @@ def test_attention_of_branches(
     st.integers(1, 40),
     st.integers(1, 70),
     st.lists(st.integers(1, 80), min_size=1, max_size=3),
-    st.booleans(),
+    st.sampled_from(Kind),
     st.integers(0, 99),
 )
-def test_products_in_panels(rows: int, inputs: int, outputs: list[int], halves: bool, seed: int) -> None:
-    """In 16 bits only what loses nothing by it is held."""
+def test_products_in_panels(rows: int, inputs: int, outputs: list[int], kind: Kind, seed: int) -> None:
+    """With numbers that bfloat16 holds, it loses nothing: products are those of float32."""
     torch.manual_seed(seed)
-    weights = [torch.randn(width, inputs) for width in outputs]
-    weights = [weight.bfloat16().float() for weight in weights] if halves else weights
-    panels, first = panels_of(weights, halves), 0
-    assert panels.dtype == (torch.bfloat16 if halves else torch.float32)
-    for weight in weights:
-        assert torch.equal(from_panels(panels, first, len(weight)), weight)
-        first += len(weight)
-    x = torch.randn(rows, inputs)
-    assert_close(multiply_panels(x, panels, sum(outputs)), x @ torch.cat(weights).T, torch.float32)
+    weights, x = [torch.randn(width, inputs) for width in outputs], torch.randn(rows, inputs)
+    if kind is not Kind.FLOATS:
+        weights = [weight.bfloat16().float() for weight in weights]
+    if kind is Kind.HALVES:
+        x = x.bfloat16().float()
+    panels = Panels.of(weights, kind)
+    assert panels.values.dtype == (torch.float32 if kind is Kind.FLOATS else torch.bfloat16)
+    numbers = torch.randint(0, panels.outputs, (5,))
+    assert torch.equal(panels.rows(numbers), torch.cat(weights)[numbers])
+    if kind is not Kind.HALVES or native.call("multiplies_halves", torch.float32):
+        assert_close(panels.multiply(x), x @ torch.cat(weights).T, torch.float32)
 
 
-@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("held", ["float32", "fits in bfloat16", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whole_blocks(tiny: Callable[..., Path], family: str, halves: bool) -> None:
-    """The compiled call gives the hidden states and scores of the model's own code, adapters among them."""
+def test_whole_blocks(tiny: Callable[..., Path], family: str, held: str) -> None:
+    """The compiled call gives the hidden states and scores of the model's own code, adapters among them: of a model in
+    bfloat16 those that its own code gives in float32."""
     net = tinies.network(tiny(family), "language")
-    if halves:
+    if held != "float32":
         for parameter in net.model.parameters():
             parameter.data = parameter.data.bfloat16().float()
-    assert can_run(net.model) and net.family is not None and fit_in_halves(net.model) == halves
+    assert can_run(net.model) and net.family is not None and fit_in_halves(net.model) == (held != "float32")
     config = net.model.config
     name, _ = net.blocks()
     mixer, layers = mix_in(net.model, (f"{name}.",))
@@ -197,9 +199,10 @@ def test_whole_blocks(tiny: Callable[..., Path], family: str, halves: bool) -> N
         for layer in layers.values()
     }
     width = net.model.base_model.layers[0].self_attn.head_dim
+    dtype = torch.bfloat16 if held == "bfloat16" else torch.float32
     memories = [
-        PageMemory.empty(config.num_hidden_layers, 8, config.num_key_value_heads, width, net.dtype, net.device)
-        for _ in range(2)
+        PageMemory.empty(config.num_hidden_layers, 8, config.num_key_value_heads, width, each, net.device)
+        for each in (torch.float32, dtype)
     ]
     mixer.use([Group(row_adapter(pairs, len(layers)), 5, 17)])
     tokens = torch.randint(3, 200, (20,))
@@ -208,12 +211,15 @@ def test_whole_blocks(tiny: Callable[..., Path], family: str, halves: bool) -> N
         packing = Paged((5, 12, 3), memory=memories[0], **shape)
         expected = packed_hidden(net.model, net.family, tokens, packing)
         scores = net.token_logits(expected)
+        for parameter in net.model.parameters():
+            parameter.data = parameter.data.to(dtype)
         compiled = CompiledBlocks(net.model, mixer, memories[1])
+        assert (compiled.kind is Kind.FLOATS) == (held == "float32")
         ours = compiled.hidden(tokens, Paged((5, 12, 3), memory=memories[1], **shape))
-        assert_close(ours, expected, torch.float32)
-        assert_close(compiled.logits(ours), scores, torch.float32)
+        assert_close(ours, expected, dtype)
+        assert_close(compiled.logits(ours), scores, dtype)
     for theirs, own in zip(memories[0].keys + memories[0].values, memories[1].keys + memories[1].values, strict=True):
-        assert_close(own, theirs, torch.float32)
+        assert_close(own, theirs, dtype)
 
 
 def test_the_mixer_is_idle_without_groups() -> None:

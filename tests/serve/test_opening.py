@@ -23,7 +23,7 @@ from luthier.selection import SELECTIONS
 from luthier.serve.opening import find_adapters, find_served, load_engine, name_of
 from tests import tiny
 from tests.serve.servers import ASKED, SECONDS, Served, process
-from tests.serving import make_adapter
+from tests.serving import FLOAT32, make_adapter
 
 
 def test_a_runs_adapter_is_served_on_its_base(base: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_run_that_labels_by_itself_is_served(
     """An encoder's adapter: no other adapter can share a batch with it."""
     run = tmp_path / "stars"
     folder = make_adapter(tiny("bert"), run / "model", 3, head="classes")
-    saved = load_saved(folder)
+    saved = load_saved(folder, FLOAT32)
     with process(run) as server:
         texts = ["a warm film", "dull"]
         rows = [prompt_row({"text": text}, saved.network.tokenizer, saved.prompt_format) for text in texts]

@@ -17,11 +17,12 @@ from luthier.engine.generate import generate
 from luthier.models.save import load_saved
 from luthier.prompts import prompt_row, stop_ids
 from tests.serve.servers import ASKED, Served
+from tests.serving import FLOAT32
 
 
 def expected(folder: Path, messages: list[dict[str, str]], count: int) -> str:
     """What the adapter answers alone, rendered as in training."""
-    saved = load_saved(folder)
+    saved = load_saved(folder, FLOAT32)
     row = prompt_row({"messages": messages}, saved.network.tokenizer, saved.prompt_format)
     stops = stop_ids(saved.network.tokenizer, saved.prompt_format)
     (answer,) = generate(saved.network, [list(row.tokens)], max_new_tokens=count, stop_ids=stops)
@@ -138,7 +139,7 @@ def test_answers_fit_a_schema(served: Served) -> None:
 
 def test_labels_are_those_of_the_saved_model(served: Served, adapters: dict[str, Path]) -> None:
     texts = ["a warm film", "two hours of waste", "fun"]
-    saved = load_saved(adapters["reviews"])
+    saved = load_saved(adapters["reviews"], FLOAT32)
     rows = [prompt_row({"text": text}, saved.network.tokenizer, saved.prompt_format) for text in texts]
     wanted = class_probabilities(saved.network, rows, False)
     told = served.post("/v1/classify", {"model": "reviews", "input": texts}).json()
