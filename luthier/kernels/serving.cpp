@@ -199,19 +199,78 @@ void store_pages(const T* key, int64_t key_token, int64_t key_head, const T* val
     }
 }
 
+#ifdef __AVX512F__
+constexpr int TILE = 12, SUMS = 24;  // of rows; lanes that the registers hold beside what they are multiplied by
+#else
+constexpr int TILE = 6, SUMS = 6;
+#endif
+
+// Calls `go` with the size of each block of rows as a constant, and its first row.
+template <class Go>
+inline void in_blocks(int64_t rows, Go go) {
+    int64_t row = 0;
+    for (; row + TILE <= rows; row += TILE) go(std::integral_constant<int, TILE>{}, row);
+    if (TILE > 8 && row + 8 <= rows) { go(std::integral_constant<int, 8>{}, row); row += 8; }
+    if (TILE > 4 && row + 4 <= rows) { go(std::integral_constant<int, 4>{}, row); row += 4; }
+    if (row + 3 == rows) { go(std::integral_constant<int, 3>{}, row); row += 3; }
+    if (row + 2 <= rows) { go(std::integral_constant<int, 2>{}, row); row += 2; }
+    if (row + 1 <= rows) go(std::integral_constant<int, 1>{}, row);
+}
+
 constexpr int64_t QUERIES = 8;  // of a sequence that are answered together
 
-// A page as floats: itself, or a copy where it is held in 16 bits.
-inline float* as_floats(float* page, int64_t, float*) { return page; }
-inline float* as_floats(bfloat16* page, int64_t count, float* room) {
-    for (int64_t i = 0; i < count; ++i) room[i] = load(page + i);
-    return room;
+// Lanes that so many rows take at once, for sums of few would wait for each other.
+template <int ROWS>
+constexpr int SIDE_BY_SIDE = (ROWS + 1) * 2 <= SUMS ? 2 : 1;
+
+// p[r] = q[r] . the keys of each page, for `ROWS` rows; `keys` tells where a page's lie.
+template <int ROWS, class Keys>
+inline void score_pages(const Matrix& q, const Matrix& p, int64_t pages, int64_t width, Keys keys) {
+    constexpr int LANES = SIDE_BY_SIDE<ROWS>;
+    for (int64_t page = 0; page < pages; page += LANES) {
+        const auto *first = keys(page), *second = keys(std::min(page + LANES, pages) - 1);
+        Lane sums[ROWS][LANES] = {};
+        for (int64_t i = 0; i < width; ++i) {
+            Lane key[LANES];
+            key[0] = lane(first + i * LANE);
+            if constexpr (LANES == 2) key[1] = lane(second + i * LANE);
+            for (int r = 0; r < ROWS; ++r)
+                for (int l = 0; l < LANES; ++l) sums[r][l] += q.at[r * q.row + i] * key[l];
+        }
+        for (int r = 0; r < ROWS; ++r)
+            for (int l = 0; l < LANES && page + l < pages; ++l) put(p.at + r * p.row + (page + l) * LANE, sums[r][l]);
+    }
+}
+
+// LANES lanes of out[r] = p[r] . the values of all pages, of which the last counts up to `end`.
+template <int ROWS, int LANES, class Values>
+inline void sum_lanes(const Matrix& p, const Matrix& out, int64_t end, int64_t width, int64_t column, Values values) {
+    Lane sums[ROWS][LANES] = {};
+    for (int64_t start = 0; start < end; start += LANE) {
+        const auto* from = values(start / LANE) + column;
+        for (int64_t j = 0; j < std::min(LANE, end - start); ++j) {
+            Lane value[LANES];
+            for (int l = 0; l < LANES; ++l) value[l] = lane(from + j * width + l * LANE);
+            for (int r = 0; r < ROWS; ++r)
+                for (int l = 0; l < LANES; ++l) sums[r][l] += p.at[r * p.row + start + j] * value[l];
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int l = 0; l < LANES; ++l) put(out.at + r * out.row + column + l * LANE, sums[r][l]);
+}
+template <int ROWS, class Values>
+inline void sum_pages(const Matrix& p, const Matrix& out, int64_t end, int64_t width, Values values) {
+    constexpr int LANES = SIDE_BY_SIDE<ROWS>;
+    int64_t column = 0;
+    for (; column + LANES * LANE <= out.row; column += LANES * LANE)
+        sum_lanes<ROWS, LANES>(p, out, end, width, column, values);
+    for (; column < out.row; column += LANE) sum_lanes<ROWS, 1>(p, out, end, width, column, values);
 }
 
 // Causal attention of `count` sequences. Sequence s has its new tokens at starts[s], new_tokens[s] of them, the last of
 // which is token contexts[s] - 1 of the sequence; all its keys and values are in the pages of row s of `tables`.
 template <class T, class P>
-void attend_pages(const T* query, int64_t query_token, int64_t query_head, P* keys, P* values, T* out,
+void attend_pages(const T* query, int64_t query_token, int64_t query_head, const P* keys, const P* values, T* out,
                   const int64_t* tables, int64_t table_row, const int64_t* starts, const int64_t* new_tokens,
                   const int64_t* contexts, int64_t count, int64_t heads, int64_t key_heads, int64_t width, float scale,
                   int64_t window, Share share) {
@@ -229,21 +288,21 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, P* ke
         int64_t end = at + queries;
         int64_t first_page = window > 0 && at + 1 > window ? (at + 1 - window) / LANE : 0;
         int64_t pages = (end + LANE - 1) / LANE - first_page, across = pages * LANE;
-        size_t need = static_cast<size_t>(rows * (2 * wide + across) + page_size + wide);
+        size_t need = static_cast<size_t>(rows * (2 * wide + across));
         if (room.size() < need) room.resize(need);
         Matrix q{room.data(), wide, 1}, to{q.at + rows * wide, wide, 1}, p{to.at + rows * wide, across, 1};
-        float* spare = p.at + rows * across;
         for (int64_t r = 0; r < rows; ++r) {
             const T* from = query + (starts[s] + task.first + r / repeats) * query_token +
                             (h * repeats + r % repeats) * query_head;
             for (int64_t i = 0; i < width; ++i) q.at[r * wide + i] = load(from + i) * scale;
         }
         const int64_t* table = tables + s * table_row + first_page;
-        for (int64_t page = 0; page < pages; ++page) {
-            P* where = keys + (table[page] * key_heads + h) * page_size;
-            Matrix key{as_floats(where, page_size, spare), LANE, 1}, part{p.at + page * LANE, across, 1};
-            multiply(q, key, part, rows, width, LANE, Skip::nothing);
-        }
+        auto in = [&](const P* all, int64_t page) { return all + (table[page] * key_heads + h) * page_size; };
+        auto from = [](const Matrix& matrix, int64_t row) { return Matrix{matrix.at + row * matrix.row, matrix.row, 1}; };
+        in_blocks(rows, [&](auto size, int64_t row) {
+            score_pages<decltype(size)::value>(from(q, row), from(p, row), pages, width,
+                                               [&](int64_t page) { return in(keys, page); });
+        });
         for (int64_t r = 0; r < rows; ++r) {
             float* row = p.at + r * across;
             int64_t first, last;
@@ -264,35 +323,16 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, P* ke
             for (int64_t j = first; j < last; ++j) row[j] *= part;
             for (int64_t j = last; j < across; ++j) row[j] = 0.0f;
         }
-        for (int64_t page = 0; page < pages; ++page) {
+        in_blocks(rows, [&](auto size, int64_t row) {
             // Only what is this sequence's: behind its last token may lie another's numbers, which need not be any.
-            int64_t there = std::min(LANE, end - (first_page + page) * LANE);
-            P* where = values + (table[page] * key_heads + h) * page_size;
-            Matrix value{as_floats(where, there * width, spare), width, 1}, part{p.at + page * LANE, across, 1};
-            multiply(part, value, to, rows, there, wide, Skip::nothing, page > 0);
-        }
+            sum_pages<decltype(size)::value>(from(p, row), from(to, row), end - first_page * LANE, width,
+                                             [&](int64_t page) { return in(values, page); });
+        });
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t i = 0; i < width; ++i)
                 store(out + ((starts[s] + task.first + r / repeats) * heads + h * repeats + r % repeats) * width + i,
                       to.at[r * wide + i]);
     });
-}
-
-#ifdef __AVX512F__
-constexpr int TILE = 12, SUMS = 24;  // of rows; lanes that the registers hold beside what they are multiplied by
-#else
-constexpr int TILE = 6, SUMS = 6;
-#endif
-
-// Calls `go` with the size of each block of rows as a constant, and its first row.
-template <class Go>
-inline void in_blocks(int64_t rows, Go go) {
-    int64_t row = 0;
-    for (; row + TILE <= rows; row += TILE) go(std::integral_constant<int, TILE>{}, row);
-    if (TILE > 8 && row + 8 <= rows) { go(std::integral_constant<int, 8>{}, row); row += 8; }
-    if (TILE > 4 && row + 4 <= rows) { go(std::integral_constant<int, 4>{}, row); row += 4; }
-    if (row + 2 <= rows) { go(std::integral_constant<int, 2>{}, row); row += 2; }
-    if (row + 1 <= rows) go(std::integral_constant<int, 1>{}, row);
 }
 
 constexpr int64_t RANKS = 4;      // that are computed together
