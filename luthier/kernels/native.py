@@ -69,13 +69,14 @@ SERVING: dict[str, tuple[type, ...]] = {
     "multiplies_halves": (),
     "multiply_panels": (*2 * (pointer,), integer, *2 * (pointer,), *5 * (integer,)),
     "make_team": (integer,),
+    "stay_alone": (),
     "place_matrices": (pointer, pointer, pointer, integer),
     "add_adapters": (*2 * (pointer, integer), pointer, integer, *2 * (pointer,), integer, pointer),
     "run_blocks": (*3 * (pointer,), integer, *3 * (pointer,)),
 }
 SIGNATURES: dict[Source, dict[str, tuple[type, ...]]] = {"training.cpp": TRAINING, "serving.cpp": SERVING}
 RESULTS = {"make_team": pointer, "place_matrices": integer, "multiplies_halves": integer}
-FLOAT_ONLY = ("run_blocks", "multiplies_halves", "multiply_panels", "make_team", "adamw_8bit")
+FLOAT_ONLY = ("run_blocks", "multiplies_halves", "multiply_panels", "make_team", "stay_alone", "adamw_8bit")
 
 
 def fits(*tensors: torch.Tensor, source: Source = "training.cpp") -> bool:
@@ -99,6 +100,17 @@ def team() -> int:
     loaded = library("serving.cpp")
     assert loaded is not None
     return loaded["make_team_float32"](torch.get_num_threads())
+
+
+def stay_alone() -> None:
+    """Keep torch's own operations on the calling thread from here on, which has the team for all that is large.
+
+    OpenMP's threads spin for some milliseconds after each operation, on the very processors that the team's threads are
+    woken for: a third of a step.
+    """
+    team()
+    torch.get_num_threads()  # the first use in a thread sets what is overruled here
+    call("stay_alone", torch.float32)
 
 
 @cache

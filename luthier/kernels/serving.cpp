@@ -934,6 +934,13 @@ EXPORT(float, float32)
 
 extern "C" void* make_team_float32(int64_t size) { return new Team(size); }
 
+// OpenMP's loops of the calling thread, torch's among them, take no other thread from here on.
+extern "C" void stay_alone_float32() {
+#ifdef _OPENMP
+    omp_set_num_threads(1);
+#endif
+}
+
 extern "C" void run_blocks_float32(void* team, const Model* model, const Block* blocks, int64_t count, const Step* step,
                                    const Mix* mix, float* x) {
     run_blocks(*static_cast<Team*>(team), *model, blocks, count, *step, *mix, x);

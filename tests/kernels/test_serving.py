@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,6 +221,25 @@ def test_whole_blocks(tiny: Callable[..., Path], family: str, held: str) -> None
         assert_close(compiled.logits(ours), scores, dtype)
     for theirs, own in zip(memories[0].keys + memories[0].values, memories[1].keys + memories[1].values, strict=True):
         assert_close(own, theirs, dtype)
+
+
+def test_a_thread_that_stays_alone_is_the_only_one() -> None:
+    native.team()
+    before, seen = torch.get_num_threads(), []
+
+    def stay() -> None:
+        native.stay_alone()
+        seen.append(torch.get_num_threads())
+        x, panels = torch.randn(3, 5), Panels.of([torch.randn(40, 5)], Kind.FLOATS)
+        assert panels.multiply(x).shape == (3, 40)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    thread.join()
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [1, before] and torch.get_num_threads() == before
 
 
 def test_the_mixer_is_idle_without_groups() -> None:

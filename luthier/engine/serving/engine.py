@@ -41,6 +41,7 @@ from luthier.engine.serving.settings import EngineSettings
 from luthier.engine.serving.turns import Turns
 from luthier.engine.serving.writer import Writer
 from luthier.errors import UserError
+from luthier.kernels import native
 from luthier.kernels.blocks import CompiledBlocks, can_run
 from luthier.kernels.fast import packed_hidden
 from luthier.kernels.mixed import Group, mix_in
@@ -248,6 +249,8 @@ class Engine:
     # The engine's own thread
 
     def _run(self) -> None:
+        if self.compiled is not None:
+            native.stay_alone()
         with torch.inference_mode():
             while not self._ended:
                 self._wake.clear()
