@@ -105,8 +105,8 @@ def team() -> int:
 def stay_alone() -> None:
     """Keep torch's own operations on the calling thread from here on, which has the team for all that is large.
 
-    OpenMP's threads spin for some milliseconds after each operation, on the very processors that the team's threads are
-    woken for: a third of a step.
+    OpenMP's threads can spin for some milliseconds after each operation, on the very processors that the team's threads
+    are woken for.
     """
     team()
     torch.get_num_threads()  # the first use in a thread sets what is overruled here
