@@ -336,19 +336,17 @@ void attend_pages(const T* query, int64_t query_token, int64_t query_head, const
 }
 
 constexpr int64_t RANKS = 4;      // that are computed together
-constexpr int64_t COLUMNS = 128;  // of an adapter that a thread takes at once, where there are few adapters to share
+constexpr int64_t COLUMNS = 128;  // of 16 bits that are widened at once
 
-// low[n][r] = down[r] . x[n] for `ROWS` rows and up to `RANKS` ranks. Adapters come from memory, one here and one there:
-// `next` is the piece that will be needed after this one, and is fetched on the way.
+// low[n][r] = down[r] . x[n] for `ROWS` rows. `next` is what will be read after it, and is fetched on the way.
 template <int ROWS, class T, class W>
-inline void go_down(const T* x, int64_t x_row, const W* down, const W* next, int64_t inputs, float* low, int64_t rank,
-                    int64_t ranks) {
+inline void go_down(const T* x, int64_t x_row, const W* down, const W* next, int64_t inputs, float* low, int64_t rank) {
     constexpr int AT_ONCE = RANKS * ROWS <= SUMS ? RANKS : 2 * ROWS <= SUMS ? 2 : 1;
-    for (int64_t start = 0; start < ranks; start += AT_ONCE) {
+    for (int64_t start = 0; start < rank; start += AT_ONCE) {
         Lane sums[ROWS][AT_ONCE] = {};
         float rest[ROWS][AT_ONCE] = {};
         const W* from[AT_ONCE];
-        for (int r = 0; r < AT_ONCE; ++r) from[r] = down + std::min(start + r, ranks - 1) * inputs;
+        for (int r = 0; r < AT_ONCE; ++r) from[r] = down + std::min(start + r, rank - 1) * inputs;
         int64_t i = 0;
         for (; i + LANE <= inputs; i += LANE) {
             Lane weights[AT_ONCE];
@@ -365,17 +363,16 @@ inline void go_down(const T* x, int64_t x_row, const W* down, const W* next, int
             for (int r = 0; r < AT_ONCE; ++r)
                 for (int n = 0; n < ROWS; ++n) rest[n][r] += load(x + n * x_row + i) * load(from[r] + i);
         for (int n = 0; n < ROWS; ++n)
-            for (int64_t r = 0; r < std::min<int64_t>(AT_ONCE, ranks - start); ++r)
+            for (int64_t r = 0; r < std::min<int64_t>(AT_ONCE, rank - start); ++r)
                 low[n * rank + start + r] = sum(sums[n][r]) + rest[n][r];
     }
 }
 
-// out[n][o] += sum over r of low[n][r] up[r][o] for `ROWS` rows and the columns first..last, which it takes lane by lane.
+// out[n][o] += sum over r of low[n][r] up[r][o] for `ROWS` rows, lane by lane.
 template <int ROWS, class T, class W>
-inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, int64_t first, int64_t last, T* out,
-                  int64_t out_row) {
-    int64_t o = first;
-    for (; o + LANE <= last; o += LANE) {
+inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, T* out, int64_t out_row) {
+    int64_t o = 0;
+    for (; o + LANE <= outputs; o += LANE) {
         Lane totals[ROWS];
         for (int n = 0; n < ROWS; ++n) totals[n] = lane(out + n * out_row + o);
         for (int64_t r = 0; r < rank; ++r) {
@@ -384,7 +381,7 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
         }
         for (int n = 0; n < ROWS; ++n) put(out + n * out_row + o, totals[n]);
     }
-    for (; o < last; ++o)
+    for (; o < outputs; ++o)
         for (int n = 0; n < ROWS; ++n) {
             float total = load(out + n * out_row + o);
             for (int64_t r = 0; r < rank; ++r) total += low[n * rank + r] * load(up + r * outputs + o);
@@ -392,10 +389,10 @@ inline void go_up(const float* low, const W* up, int64_t rank, int64_t outputs, 
         }
 }
 
-// The same for one row alone. The rows of up stream through, `RANKS` at a time: they come from memory.
+// The same for one row alone and the first `columns` of up. Its rows stream through, `RANKS` at a time.
 template <class W>
-inline void go_up(const float* low, const W* up, const W* next, int64_t rank, int64_t outputs, int64_t first,
-                  int64_t last, float* out) {
+inline void go_up(const float* low, const W* up, const W* next, int64_t rank, int64_t outputs, int64_t columns,
+                  float* out) {
     for (int64_t r = 0; r < rank; r += RANKS) {
         const W* ahead = r + RANKS < rank ? up + (r + RANKS) * outputs : next;
         float by[RANKS];
@@ -404,100 +401,42 @@ inline void go_up(const float* low, const W* up, const W* next, int64_t rank, in
             by[k] = r + k < rank ? low[r + k] : 0.0f;
             from[k] = up + (r + k < rank ? r + k : r) * outputs;
         }
-        int64_t o = first;
-        for (; o + LANE <= last; o += LANE) {
+        int64_t o = 0;
+        for (; o + LANE <= columns; o += LANE) {
             Lane total = lane(out + o);
             for (int64_t k = 0; k < RANKS; ++k) {
-                __builtin_prefetch(ahead + k * outputs + o, 0, 3);
+                if (ahead) __builtin_prefetch(ahead + k * outputs + o, 0, 3);
                 total += by[k] * lane(from[k] + o);
             }
             put(out + o, total);
         }
-        for (; o < last; ++o)
+        for (; o < columns; ++o)
             for (int64_t k = 0; k < RANKS; ++k) out[o] += by[k] * load(from[k] + o);
     }
 }
 
 // The same into numbers of 16 bits, which are rounded once.
 template <class W>
-inline void go_up(const float* low, const W* up, const W* next, int64_t rank, int64_t outputs, int64_t first,
-                  int64_t last, bfloat16* out) {
-    for (int64_t start = first; start < last; start += COLUMNS) {
+inline void go_up(const float* low, const W* up, const W* next, int64_t rank, int64_t outputs, int64_t columns,
+                  bfloat16* out) {
+    for (int64_t start = 0; start < columns; start += COLUMNS) {
         float room[COLUMNS];
-        int64_t count = std::min(COLUMNS, last - start);
+        int64_t count = std::min(COLUMNS, columns - start);
         for (int64_t i = 0; i < count; ++i) room[i] = load(out + start + i);
-        go_up(low, up + start, next + start, rank, outputs, 0, count, room);
+        go_up(low, up + start, next ? next + start : nullptr, rank, outputs, count, room);
         for (int64_t i = 0; i < count; ++i) store(out + start + i, room[i]);
     }
 }
 
-// Adds to each group of rows what its adapter adds: group g is rows spans[2 g]..spans[2 g + 1] of x and out. Of part p
-// (layers of the same input, side by side in out from column offsets[p], widths[p] wide) its adapter has, at place
-// p * stride + g, down [rank, inputs] and up [rank, width] with the scale in it; address 0 where it has none. Where it
-// has a ratio [width], what is in out without its bias is multiplied by that before.
-template <class T, class W>
-void add_adapters_of(const T* x, int64_t x_row, T* out, int64_t out_row, const int64_t* spans, int64_t groups,
-                     const int64_t* downs, const int64_t* ups, const int64_t* ratios, const int64_t* ranks,
-                     int64_t stride, int64_t parts, const int64_t* offsets, const int64_t* widths, int64_t inputs,
-                     const T* bias, float* lows, Share share) {
-    struct Task { int64_t group, part, from, low; };
-    static thread_local std::vector<Task> down_tasks, up_tasks;
-    down_tasks.clear();
-    up_tasks.clear();
-    int64_t size = 0, columns = groups * parts < 4 * share.size ? COLUMNS : INT64_MAX;
-    for (int64_t g = 0; g < groups; ++g)
-        for (int64_t p = 0; p < parts; ++p) {
-            if (!downs[p * stride + g]) continue;
-            int64_t rank = ranks[p * stride + g];
-            for (int64_t r = 0; r < rank; r += RANKS) down_tasks.push_back({g, p, r, size});
-            for (int64_t o = 0; o < widths[p]; o += std::min(columns, widths[p])) up_tasks.push_back({g, p, o, size});
-            size += (spans[2 * g + 1] - spans[2 * g]) * rank;
-        }
-    auto matrix = [&](const int64_t* of, const Task& task) {
-        return reinterpret_cast<const W*>(of[task.part * stride + task.group]);
-    };
-    int64_t count = static_cast<int64_t>(down_tasks.size());
-    for (int64_t index = share.begin(count); index < share.end(count); ++index) {
-        const Task &task = down_tasks[static_cast<size_t>(index)], *after = &task + (index + 1 < share.end(count));
-        int64_t rank = ranks[task.part * stride + task.group], left = std::min(RANKS, rank - task.from);
-        const W* down = matrix(downs, task) + task.from * inputs;
-        const W* next = matrix(downs, *after) + after->from * inputs;
-        float* low = lows + task.low + task.from;
-        const T* from = x + spans[2 * task.group] * x_row;
-        in_blocks(spans[2 * task.group + 1] - spans[2 * task.group], [&](auto size, int64_t row) {
-            go_down<decltype(size)::value>(from + row * x_row, x_row, down, row ? nullptr : next, inputs,
-                                           low + row * rank, rank, left);
-        });
-    }
-    share.barrier();
-    count = static_cast<int64_t>(up_tasks.size());
-    for (int64_t index = share.begin(count); index < share.end(count); ++index) {
-        const Task &task = up_tasks[static_cast<size_t>(index)], *after = &task + (index + 1 < share.end(count));
-        int64_t at = task.part * stride + task.group, rank = ranks[at], outputs = widths[task.part];
-        const W *up = matrix(ups, task), *next = matrix(ups, *after) + (after->from - task.from);
-        const float* low = lows + task.low;
-        int64_t last = task.from + std::min(columns, outputs - task.from);
-        const float* ratio = reinterpret_cast<const float*>(ratios[at]);
-        const T* added = bias ? bias + offsets[task.part] : nullptr;
-        int64_t start = spans[2 * task.group], rows = spans[2 * task.group + 1] - start;
-        T* to = out + start * out_row + offsets[task.part];
-        if (ratio)
-            for (int64_t row = 0; row < rows; ++row)
-                for (int64_t o = task.from; o < last; ++o) {
-                    float apart = added ? load(added + o) : 0.0f;
-                    T* value = to + row * out_row + o;
-                    store(value, (load(value) - apart) * ratio[o] + apart);
-                }
-        in_blocks(rows, [&](auto size, int64_t row) {
-            constexpr int ROWS = decltype(size)::value;
-            const float* of = low + row * rank;
-            if constexpr (ROWS == 1) go_up(of, up, next, rank, outputs, task.from, last, to + row * out_row);
-            else go_up<ROWS>(of, up, rank, outputs, task.from, last, to + row * out_row, out_row);
-        });
-    }
-}
+// Layers of the same input that are one product: in its output each begins at column at[p] and is widths[p] wide.
+struct Joined {
+    int64_t count, inputs;
+    const int64_t *at, *widths;
+};
 
-// The adapters of a step. `halves`: they are held in 16 bits.
+// The adapters of a step. Group g is rows spans[2 g]..spans[2 g + 1]. Beside layer p its adapter has, at place p * stride +
+// g, down [rank, inputs] and up [rank, width] with the scale in it; address 0 where it has none. Where it has a ratio
+// [width], what the layer gives, without its bias, is multiplied by that before. `halves`: they are held in 16 bits.
 struct Mix {
     const int64_t* spans;
     int64_t groups;
@@ -505,22 +444,70 @@ struct Mix {
     int64_t stride, halves;
 };
 
-// Numbers that `add_adapters` keeps between its two products.
-inline size_t low_numbers(const Mix& mix, int64_t parts) {
-    size_t size = 0;
-    for (int64_t g = 0; g < mix.groups; ++g)
-        for (int64_t p = 0; p < parts; ++p)
-            size += static_cast<size_t>((mix.spans[2 * g + 1] - mix.spans[2 * g]) * mix.ranks[p * mix.stride + g]);
-    return size;
+// What one adapter adds to one layer, for rows first..last of its group; `next` is the place of what comes after it, or -1,
+// `end` how many bytes have been read after it.
+struct Addition { int64_t layer, place, first, last, next = -1, end = 0; };
+
+// Calls go(addition) for all of them that are of rows first..last, in the order in which adapters lie in memory.
+template <class Go>
+inline void each_addition(const Mix& mix, int64_t layers, int64_t first, int64_t last, Go go) {
+    for (int64_t g = 0; g < mix.groups; ++g) {
+        int64_t start = std::max(first, mix.spans[2 * g]), end = std::min(last, mix.spans[2 * g + 1]);
+        for (int64_t p = 0; start < end && p < layers; ++p)
+            if (int64_t place = p * mix.stride + g; mix.downs[place]) go(Addition{p, place, start, end});
+    }
 }
 
+// Adds to out what the addition makes of x.
+template <class T, class W>
+inline void add_one_of(const Mix& mix, const Joined& layers, const Addition& one, const T* x, int64_t x_row, T* out,
+                       int64_t out_row) {
+    static thread_local std::vector<float> lows;
+    int64_t rank = mix.ranks[one.place], rows = one.last - one.first, outputs = layers.widths[one.layer];
+    if (lows.size() < static_cast<size_t>(rows * rank)) lows.resize(static_cast<size_t>(rows * rank));
+    const W *down = reinterpret_cast<const W*>(mix.downs[one.place]), *up = reinterpret_cast<const W*>(mix.ups[one.place]);
+    const W* next = one.next < 0 ? nullptr : reinterpret_cast<const W*>(mix.downs[one.next]);
+    float* low = lows.data();
+    in_blocks(rows, [&](auto size, int64_t row) {
+        go_down<decltype(size)::value>(x + (one.first + row) * x_row, x_row, down, row ? nullptr : up, layers.inputs,
+                                       low + row * rank, rank);
+    });
+    T* to = out + one.first * out_row + layers.at[one.layer];
+    in_blocks(rows, [&](auto size, int64_t row) {
+        constexpr int ROWS = decltype(size)::value;
+        if constexpr (ROWS == 1) go_up(low + row * rank, up, next, rank, outputs, outputs, to + row * out_row);
+        else go_up<ROWS>(low + row * rank, up, rank, outputs, to + row * out_row, out_row);
+    });
+}
 template <class T>
-void add_adapters(const T* x, int64_t x_row, T* out, int64_t out_row, const Mix& mix, int64_t parts,
-                  const int64_t* offsets, const int64_t* widths, int64_t inputs, const T* bias, float* lows,
-                  Share share) {
-    auto add = mix.halves ? add_adapters_of<T, bfloat16> : add_adapters_of<T, float>;
-    add(x, x_row, out, out_row, mix.spans, mix.groups, mix.downs, mix.ups, mix.ratios, mix.ranks, mix.stride, parts,
-        offsets, widths, inputs, bias, lows, share);
+inline void add_one(const Mix& mix, const Joined& layers, const Addition& one, const T* x, int64_t x_row, T* out,
+                    int64_t out_row) {
+    auto add = mix.halves ? add_one_of<T, bfloat16> : add_one_of<T, float>;
+    add(mix, layers, one, x, x_row, out, out_row);
+}
+
+// Multiplies what a layer gave, without its bias, by the adapter's ratio.
+template <class T>
+inline void apply_ratio(const Mix& mix, const Joined& layers, const Addition& one, const T* bias, T* out,
+                        int64_t out_row) {
+    const float* ratio = reinterpret_cast<const float*>(mix.ratios[one.place]);
+    int64_t at = layers.at[one.layer];
+    for (int64_t row = one.first; ratio && row < one.last; ++row)
+        for (int64_t o = 0; o < layers.widths[one.layer]; ++o) {
+            float apart = bias ? load(bias + at + o) : 0.0f;
+            T* value = out + row * out_row + at + o;
+            store(value, (load(value) - apart) * ratio[o] + apart);
+        }
+}
+
+// Adds to each group of rows what its adapter adds.
+template <class T>
+void add_adapters(const T* x, int64_t x_row, T* out, int64_t out_row, const Mix& mix, const Joined& layers,
+                  const T* bias) {
+    each_addition(mix, layers.count, 0, INT64_MAX, [&](const Addition& one) {
+        apply_ratio(mix, layers, one, bias, out, out_row);
+        add_one(mix, layers, one, x, x_row, out, out_row);
+    });
 }
 
 struct float16 { uint16_t bits; };
@@ -589,34 +576,120 @@ enum Kind : int64_t { FLOATS, HALF_WEIGHTS, HALVES };
 // 16 bits), or [outputs / 32, inputs / 2, 32, 2] for HALVES: a panel streams through once for every `ROWS` rows, whose
 // sums stay in registers.
 constexpr int64_t PANEL = 2 * LANE;
-constexpr size_t LINE = 64;  // bytes that memory hands over at once
+constexpr int64_t LINE = 64;  // bytes that memory hands over at once
 constexpr int64_t CACHE = 1 << 18;  // bytes of rows that are multiplied while they stay in a processor's own cache
 
-// What a thread will read after a product, in pieces that one part of the product can fetch on its way: a line for every
-// `STEPS` inputs. The product computes and the adapters' way from memory is long, so the two go on side by side.
-constexpr int64_t STEPS = 4;
-struct Ahead {
-    const std::vector<const char*>* pieces = nullptr;
-    size_t taken = 0;
-    const char* take() { return pieces && taken < pieces->size() ? (*pieces)[taken++] : nullptr; }
+// Bytes that one part of a product fetches on its way, so many at each turn. Evenly: all at once would keep the numbers
+// that the product waits for from coming.
+struct Fetch {
+    const char* at = nullptr;
+    int64_t step = 0;
+    template <int LINES>
+    void go(int64_t turn) const {
+        if (at)
+            for (int i = 0; i < LINES; ++i) __builtin_prefetch(at + turn * step + i * LINE, 0, 2);
+    }
 };
 
-// The panel that a thread will need after this one, fetched evenly over all passes through this one: all at once would keep
-// the numbers that a pass waits for from coming.
+// The panel that a thread will need after this one, fetched over all passes through this one.
 struct Next {
     const char* at;
-    int64_t step;  // bytes for each turn of a product
-    const char* take(int64_t turns) {
-        const char* taken = at;
+    int64_t step;
+    Fetch take(int64_t turns) {
+        Fetch taken{at, step};
         if (at) at += turns * step;
         return taken;
     }
+};
+
+// What adapters add to a thread's rows of a product, computed between the panels of that very product: products compute,
+// adapters have a long way from memory, and so each is fetched during a panel and added after the next, when it still is
+// in the processor's own cache. The product's output belongs to all threads until it is done: until then additions are kept.
+class Additions {
+public:
+    // x [tokens, inputs] is the product's, kept [tokens, outputs] the room for what is added to rows first..last.
+    void begin(const Mix& its_mix, const Joined& its_layers, const float* its_x, float* its_kept, int64_t first,
+               int64_t last) {
+        mix = its_mix, layers = its_layers, x = its_x, kept = its_kept;
+        outputs = layers.at[layers.count - 1] + layers.widths[layers.count - 1];
+        all.clear();
+        stretches.clear();
+        done = ready = stretch = 0;
+        fetched = wanted = 0;
+        int64_t size = mix.halves ? sizeof(bfloat16) : sizeof(float);
+        each_addition(mix, layers.count, first, last, [&](const Addition& one) {
+            if (!all.empty()) all.back().next = one.place;
+            put(mix.downs[one.place], mix.ranks[one.place] * layers.inputs * size);
+            put(mix.ups[one.place], mix.ranks[one.place] * layers.widths[one.layer] * size);
+            all.push_back(one);
+            all.back().end = wanted;
+        });
+    }
+    // The product will take so many turns in this thread; each may fetch up to so many bytes. Some more than an even share,
+    // for threads are not equally fast.
+    void spread(int64_t turns, int64_t most) { rate = std::min(most, 5 * (wanted - fetched) / (4 * turns) + 1); }
+    // What a part of it fetches.
+    Fetch take(int64_t turns) {
+        if (stretch == stretches.size()) return {};
+        Stretch& from = stretches[stretch];
+        int64_t bytes = std::min(from.bytes, turns * rate);
+        Fetch taken{from.at, (bytes + turns - 1) / turns};
+        fetched += bytes;
+        from.at += bytes;
+        from.bytes -= bytes;
+        if (!from.bytes) ++stretch;
+        return taken;
+    }
+    // After a panel: adds what had been fetched before it.
+    void go() {
+        go_to(ready);
+        while (ready < all.size() && all[ready].end <= fetched) ++ready;
+    }
+    void finish() { go_to(all.size()); }
+    // All panels are done: adds what was kept to out.
+    void settle(float* out, const float* bias) const {
+        for (const Addition& one : all) {
+            apply_ratio(mix, layers, one, bias, out, outputs);
+            for (int64_t row = one.first; row < one.last; ++row) {
+                int64_t from = row * outputs + layers.at[one.layer];
+                for (int64_t o = from; o < from + layers.widths[one.layer]; ++o) out[o] += kept[o];
+            }
+        }
+    }
+
+private:
+    struct Stretch { const char* at; int64_t bytes; };
+    void put(int64_t address, int64_t bytes) {
+        const char* at = reinterpret_cast<const char*>(address);
+        wanted += bytes;
+        if (!stretches.empty() && stretches.back().at + stretches.back().bytes == at) stretches.back().bytes += bytes;
+        else stretches.push_back({at, bytes});
+    }
+    void go_to(size_t end) {
+        for (; done < end; ++done) {
+            const Addition& one = all[done];
+            for (int64_t row = one.first; row < one.last; ++row)
+                std::fill_n(kept + row * outputs + layers.at[one.layer], layers.widths[one.layer], 0.0f);
+            add_one(mix, layers, one, x, layers.inputs, kept, outputs);
+        }
+    }
+    Mix mix{};
+    Joined layers{};
+    const float* x = nullptr;
+    float* kept = nullptr;
+    int64_t outputs = 0;
+    std::vector<Addition> all;
+    std::vector<Stretch> stretches;  // of memory, where their adapters lie
+    size_t done = 0, ready = 0, stretch = 0;  // additions that are done, and that may be; where to fetch
+    int64_t fetched = 0, wanted = 0, rate = 0;  // bytes, and bytes a turn
 };
 
 // Two neighbouring inputs of a row in 16 bits.
 struct Two { bfloat16 first, second; };
 template <class X>
 constexpr int64_t TURN = std::is_same<X, Two>::value ? 2 : 1;  // inputs that a turn of a product adds
+template <class X>
+constexpr int LINES = std::is_same<X, Two>::value ? 2 : 1;  // of adapters that a turn fetches at most
 
 // Adds a turn to the lanes FIRST.. of a panel; a row's number is taken once for all lanes.
 template <int ROWS, int LANES, int FIRST, class W>
@@ -646,12 +719,12 @@ inline void add_turn(Lane (&sums)[ROWS][LANES], const Two* x, const bfloat16* pa
 // x lies turned, so that the numbers of a turn come one after another: [inputs, ROWS], or [inputs / 2, ROWS] twos.
 template <int ROWS, int LANES, int FIRST, class X, class T, class W>
 inline void multiply_lanes(const X* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
-                           int64_t turns, int64_t columns, Ahead& ahead) {
-    const char *after = next.take(turns), *fetch = ahead.take();
+                           int64_t turns, int64_t columns, Additions* additions) {
+    Fetch panels = next.take(turns), adapters = additions ? additions->take(turns) : Fetch{};
     Lane sums[ROWS][LANES] = {};
     for (int64_t i = 0; i < turns; ++i) {
-        if (after) __builtin_prefetch(after + i * next.step, 0, 2);
-        if (fetch) __builtin_prefetch(fetch + i * TURN<X> * static_cast<int64_t>(LINE / STEPS), 0, 2);
+        panels.go<1>(i);
+        adapters.go<LINES<X>>(i);
         add_turn<ROWS, LANES, FIRST>(sums, x + i * ROWS, panel + i * TURN<X> * PANEL);
     }
     for (int n = 0; n < ROWS; ++n)
@@ -669,12 +742,12 @@ inline void multiply_lanes(const X* x, const W* panel, Next& next, const T* bias
 
 template <int ROWS, class X, class T, class W>
 inline void multiply_panel(const X* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
-                           int64_t turns, int64_t columns, Ahead& ahead) {
+                           int64_t turns, int64_t columns, Additions* additions) {
     if constexpr (2 * ROWS <= SUMS) {
-        multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, turns, columns, ahead);
+        multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, turns, columns, additions);
     } else {
-        multiply_lanes<ROWS, 1, 0>(x, panel, next, bias, out, out_row, turns, columns, ahead);
-        multiply_lanes<ROWS, 1, 1>(x, panel, next, bias, out, out_row, turns, columns, ahead);
+        multiply_lanes<ROWS, 1, 0>(x, panel, next, bias, out, out_row, turns, columns, additions);
+        multiply_lanes<ROWS, 1, 1>(x, panel, next, bias, out, out_row, turns, columns, additions);
     }
 }
 
@@ -699,7 +772,8 @@ inline void turn_rows(const T* x, int64_t x_row, int64_t inputs, Two* to) {
 
 template <class X, class T, class W>
 void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bias, T* out, int64_t out_row,
-                        int64_t rows, int64_t inputs, int64_t outputs, Share share, Ahead ahead) {
+                        int64_t rows, int64_t inputs, int64_t outputs, Share share, Additions* additions,
+                        int64_t parts) {
     static thread_local std::vector<X> room;
     int64_t turns = (inputs + TURN<X> - 1) / TURN<X>, panel_size = turns * TURN<X> * PANEL;
     if (room.size() < static_cast<size_t>(rows * turns)) room.resize(static_cast<size_t>(rows * turns));
@@ -711,28 +785,32 @@ void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bia
         turn_rows<ROWS>(x + row * x_row, x_row, inputs, turned + row * turns);
     });
     int64_t step = (TURN<X> * PANEL * static_cast<int64_t>(sizeof(W)) + passes - 1) / passes;
-    share.each((outputs + PANEL - 1) / PANEL, [&](int64_t p, int64_t after) {
+    int64_t count = (outputs + PANEL - 1) / PANEL;
+    if (additions) additions->spread(std::max<int64_t>(1, count / share.size) * passes * turns * parts, LINES<X> * LINE);
+    share.each(count, [&](int64_t p, int64_t after) {
         const W* panel = panels + p * panel_size;
         int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
         bool ready = after < 0 || passes == 1;  // a single pass reads as quickly as memory gives
         Next next{ready ? nullptr : reinterpret_cast<const char*>(panels + after * panel_size), step};
         in_blocks(rows, [&](auto size, int64_t row) {
             multiply_panel<decltype(size)::value>(turned + row * turns, panel, next, bias ? bias + column : nullptr,
-                                                  out + row * out_row + column, out_row, turns, columns, ahead);
+                                                  out + row * out_row + column, out_row, turns, columns, additions);
         });
+        if (additions) additions->go();
     });
 }
 
 template <class T>
 void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bias, T* out, int64_t out_row, int64_t rows,
-                     int64_t inputs, int64_t outputs, int64_t kind, Share share, Ahead ahead = {}) {
+                     int64_t inputs, int64_t outputs, int64_t kind, Share share, Additions* additions = nullptr) {
     // As many rows at once as stay in a processor's own cache while all panels pass.
-    int64_t most = std::max<int64_t>(4 * TILE, CACHE / (inputs * static_cast<int64_t>(sizeof(float))) / TILE * TILE);
+    int64_t size = kind == HALVES ? sizeof(bfloat16) : sizeof(float);
+    int64_t most = std::max<int64_t>(4 * TILE, CACHE / (inputs * size) / TILE * TILE);
     for (int64_t first = 0; first < rows; first += most) {
         int64_t count = std::min(most, rows - first);
         auto multiply = [&](auto number, auto* weights) {
             multiply_panels_of<decltype(number)>(x + first * x_row, x_row, weights, bias, out + first * out_row, out_row,
-                                                 count, inputs, outputs, share, first + count < rows ? Ahead{} : ahead);
+                                                 count, inputs, outputs, share, additions, (rows - first + most - 1) / most);
         };
         if (first) share.barrier();
         if (kind == FLOATS) multiply(float(), static_cast<const float*>(panels));
@@ -741,6 +819,7 @@ void multiply_panels(const T* x, int64_t x_row, const void* panels, const T* bia
         else multiply(Two(), static_cast<const bfloat16*>(panels));
 #endif
     }
+    if (additions) additions->finish();
 }
 
 // The blocks of a decoder as Llama has them, in float: norm, queries with keys and values, rotary positions, attention over
@@ -769,28 +848,9 @@ inline Mix from_module(Mix mix, int64_t module) {
     return {mix.spans, mix.groups, mix.downs + at, mix.ups + at, mix.ratios + at, mix.ranks + at, mix.stride, mix.halves};
 }
 
-// The matrices of a thread's adapters, those of the first products first.
-inline Ahead fetch_ahead(const Mix& mix, int64_t parts, const int64_t* widths, int64_t inputs, Share share) {
-    static thread_local std::vector<const char*> pieces;
-    pieces.clear();
-    int64_t size = mix.halves ? sizeof(bfloat16) : sizeof(float), line = static_cast<int64_t>(LINE);
-    int64_t piece = std::max(line, inputs / STEPS * line);
-    auto put = [&](const int64_t* of, auto width) {
-        for (int64_t g = share.begin(mix.groups); g < share.end(mix.groups); ++g)
-            for (int64_t p = 0; p < parts; ++p) {
-                const char* from = reinterpret_cast<const char*>(of[p * mix.stride + g]);
-                int64_t bytes = from ? mix.ranks[p * mix.stride + g] * width(p) * size : 0;
-                for (int64_t at = 0; at < bytes; at += piece) pieces.push_back(from + at);
-            }
-    };
-    put(mix.downs, [&](int64_t) { return inputs; });
-    put(mix.ups, [&](int64_t p) { return widths[p]; });
-    return {&pieces};
-}
-
 // What the blocks write between their parts.
 struct Room {
-    float *normed, *attended, *wide, *inner, *lows;
+    float *normed, *attended, *wide, *inner, *added;
 };
 
 // The share of one thread of blocks one after another, in place of x [tokens, width].
@@ -801,20 +861,19 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
     int64_t three[] = {query, key, key}, at_three[] = {0, query, query + key}, two[] = {m.inner, m.inner};
     int64_t at_two[] = {0, m.inner}, one[] = {m.width}, at_one[] = {0};
     const float* none = nullptr;
+    Additions additions;
     auto norm = [&](const float* weight) {
         for (int64_t row = first; row < last; ++row)
             rms_norm_row(x + row * m.width, weight, room.normed + row * m.width, m.width, m.epsilon, m.offset);
         share.barrier();
     };
-    auto product = [&](const float* from, int64_t inputs, const void* panels, const float* bias, float* out,
-                       int64_t outputs, int64_t module, int64_t parts, const int64_t* at, const int64_t* widths) {
-        Mix own = mix.groups ? from_module(mix, module) : mix;
-        Ahead ahead = mix.groups ? fetch_ahead(own, parts, widths, inputs, share) : Ahead{};
-        multiply_panels(from, inputs, panels, bias, out, outputs, n, inputs, outputs, m.kind, share, ahead);
+    auto product = [&](const float* from, const void* panels, const float* bias, float* out, int64_t outputs,
+                       int64_t module, const Joined& layers) {
+        if (mix.groups) additions.begin(from_module(mix, module), layers, from, room.added, first, last);
+        multiply_panels(from, layers.inputs, panels, bias, out, outputs, n, layers.inputs, outputs, m.kind, share,
+                        mix.groups ? &additions : nullptr);
         share.barrier();
-        if (!mix.groups) return;
-        add_adapters(from, inputs, out, outputs, own, parts, at, widths, inputs, bias, room.lows, share);
-        share.barrier();
+        if (mix.groups) additions.settle(out, bias);
     };
     auto add = [&] {
         for (int64_t i = first * m.width; i < last * m.width; ++i) x[i] += room.normed[i];
@@ -830,8 +889,8 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
     };
     for (const Block* block = blocks; block < blocks + count; ++block) {
         norm(block->norm);
-        product(room.normed, m.width, block->query_key_value, block->bias, room.wide, all, block->module, 3, at_three,
-                three);
+        product(room.normed, block->query_key_value, block->bias, room.wide, all, block->module,
+                {3, m.width, at_three, three});
         for (int64_t row = first; row < last; ++row) {
             float* q = room.wide + row * all;
             for (int64_t h = 0; block->query_norm && h < m.heads + m.key_heads; ++h)
@@ -843,18 +902,19 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
         if (m.half_pages) attend(*block, bfloat16());
         else attend(*block, float());
         share.barrier();
-        product(room.attended, query, block->out, block->out_bias, room.normed, m.width, block->module + 3, 1, at_one,
-                one);
+        product(room.attended, block->out, block->out_bias, room.normed, m.width, block->module + 3,
+                {1, query, at_one, one});
         add();
         norm(block->second_norm);
-        product(room.normed, m.width, block->gate_up, none, room.wide, 2 * m.inner, block->module + 4, 2, at_two, two);
+        product(room.normed, block->gate_up, none, room.wide, 2 * m.inner, block->module + 4,
+                {2, m.width, at_two, two});
         for (int64_t row = first; row < last; ++row) {
             const float* from = room.wide + row * 2 * m.inner;
             if (m.gelu) gated_row<float, GeluTanh>(from, room.inner + row * m.inner, m.inner);
             else gated_row<float, Silu>(from, room.inner + row * m.inner, m.inner);
         }
         share.barrier();
-        product(room.inner, m.inner, block->down, none, room.normed, m.width, block->module + 6, 1, at_one, one);
+        product(room.inner, block->down, none, room.normed, m.width, block->module + 6, {1, m.inner, at_one, one});
         add();
     }
 }
@@ -862,21 +922,16 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
 void run_blocks(Team& team, const Model& m, const Block* blocks, int64_t count, const Step& step, const Mix& mix,
                 float* x) {
     int64_t n = step.tokens, query = m.heads * m.head_width, wide = query + 2 * m.key_heads * m.head_width;
-    size_t lows = 0;
-    for (int64_t block = 0; mix.groups && block < count; ++block)
-        for (int64_t group = 0; group < 4; ++group) {  // of modules that are one product
-            int64_t first[] = {0, 3, 4, 6}, parts[] = {3, 1, 2, 1};
-            lows = std::max(lows, low_numbers(from_module(mix, blocks[block].module + first[group]), parts[group]));
-        }
     static thread_local std::vector<float> room;
-    size_t need = static_cast<size_t>(n * (m.width + query + std::max(wide, 2 * m.inner) + m.inner)) + lows;
+    int64_t widest = std::max(wide, 2 * m.inner);
+    size_t need = static_cast<size_t>(n * (m.width + query + widest + m.inner + (mix.groups ? widest : 0)));
     if (room.size() < need) room.resize(need);
     Room parts;
     parts.normed = room.data();
     parts.attended = parts.normed + n * m.width;
     parts.wide = parts.attended + n * query;
-    parts.inner = parts.wide + n * std::max(wide, 2 * m.inner);
-    parts.lows = parts.inner + n * m.inner;
+    parts.inner = parts.wide + n * widest;
+    parts.added = parts.inner + n * m.inner;
     team.run([&](int64_t id) { run_share(m, blocks, count, step, mix, x, parts, {id, team.size, &team}); });
 }
 
@@ -913,8 +968,7 @@ inline void in_parallel(Work work) {
     extern "C" void add_adapters_##SUFFIX(const TYPE* x, int64_t x_row, TYPE* out, int64_t out_row, const Mix* mix,    \
                                           int64_t parts, const int64_t* offsets, const int64_t* widths,                \
                                           int64_t inputs, const TYPE* bias) {                                          \
-        std::vector<float> lows(low_numbers(*mix, parts));                                                             \
-        add_adapters(x, x_row, out, out_row, *mix, parts, offsets, widths, inputs, bias, lows.data(), {});             \
+        add_adapters(x, x_row, out, out_row, *mix, {parts, inputs, offsets, widths}, bias);                            \
     }                                                                                                                  \
     extern "C" int64_t place_matrices_##SUFFIX(void* team, const char* file, const Move* moves, int64_t count) {       \
         Team& own = *static_cast<Team*>(team);                                                                         \

@@ -220,7 +220,8 @@ def match(
         else:
             parts.setdefault(found[1], {})[found[2]] = shape
             names.setdefault(found[1], {})[found[2]] = name
-    plans = (plan_of(folder, layer, of, names[layer], config, layers[layer]) for layer, of in sorted(parts.items()))
+    in_turn = sorted(parts, key=lambda layer: layers[layer].number)  # a step reads them so, and so they will lie
+    plans = (plan_of(folder, layer, parts[layer], names[layer], config, layers[layer]) for layer in in_turn)
     return tuple(plans), labels
 
 
