@@ -520,25 +520,52 @@ inline float load(const float16* p) {  // IEEE 754 binary16
     return value;
 }
 
+constexpr int64_t SIDE = 8;
+typedef float Square[SIDE][SIDE];
+
+inline void turn(const Square& from, Square& to) {
+#if defined(__x86_64__)  // by hand: the compiler gathers number by number, which takes many times as long
+    for (int64_t r = 0; r < SIDE; r += 4)
+        for (int64_t c = 0; c < SIDE; c += 4) {
+            __m128 four[4];
+            for (int64_t i = 0; i < 4; ++i) four[i] = _mm_loadu_ps(&from[r + i][c]);
+            _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
+            for (int64_t i = 0; i < 4; ++i) _mm_storeu_ps(&to[c + i][r], four[i]);
+        }
+#else
+    for (int64_t r = 0; r < SIDE; ++r)
+        for (int64_t c = 0; c < SIDE; ++c) to[c][r] = from[r][c];
+#endif
+}
+
 // Copies a matrix out of a file, times a scale, turned where asked. Returns whether all of it are numbers.
 template <class From, class To>
 bool place_matrix(const From* from, To* to, int64_t rows, int64_t columns, float scale, bool turned) {
     uint32_t wrong = 0;  // a number's exponent is never all ones
-    auto place = [&](const From* value, To* target) {
-        float number = load(value);
+    auto place = [&](float number, To* target) {
         uint32_t bits;
         std::memcpy(&bits, &number, 4);
         wrong |= (bits & 0x7f800000) == 0x7f800000;
         store(target, number * scale);
     };
-    constexpr int64_t SIDE = 16;
     if (!turned)
 #pragma omp simd reduction(| : wrong)
-        for (int64_t i = 0; i < rows * columns; ++i) place(from + i, to + i);
-    for (int64_t first = 0; turned && first < rows; first += SIDE)
-        for (int64_t c = 0; c < columns; ++c)
+        for (int64_t i = 0; i < rows * columns; ++i) place(load(from + i), to + i);
+    auto place_square = [&](int64_t r, int64_t c, auto high, auto wide) {  // constants where it is a whole one
+        Square square = {}, other;
+        for (int64_t i = 0; i < high; ++i)
+            for (int64_t j = 0; j < wide; ++j) square[i][j] = load(from + (r + i) * columns + c + j);
+        turn(square, other);
+        for (int64_t j = 0; j < wide; ++j)
 #pragma omp simd reduction(| : wrong)
-            for (int64_t r = first; r < std::min(rows, first + SIDE); ++r) place(from + r * columns + c, to + c * rows + r);
+            for (int64_t i = 0; i < high; ++i) place(other[j][i], to + (c + j) * rows + r + i);
+    };
+    typedef std::integral_constant<int64_t, SIDE> Whole;
+    for (int64_t c = 0; turned && c < columns; c += SIDE)
+        for (int64_t r = 0; r < rows; r += SIDE) {
+            if (r + SIDE <= rows && c + SIDE <= columns) place_square(r, c, Whole{}, Whole{});
+            else place_square(r, c, std::min(SIDE, rows - r), std::min(SIDE, columns - c));
+        }
     return wrong == 0;
 }
 

@@ -165,6 +165,7 @@ class AdapterReader:
         self.plan = plan
         with path.open("rb") as file:
             self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        self.bytes[:: mmap.PAGESIZE].max()  # read from its disk now: those that compute the steps do not wait for it
 
     def values(self, name: str) -> torch.Tensor:
         """A tensor in float32."""
