@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from luthier.engine.serving.adapter_loading import MOVE
 from luthier.kernels import native
 from luthier.kernels.attention import AttentionSettings, attention_plain
 from luthier.kernels.blocks import (
@@ -181,6 +182,38 @@ def test_products_in_panels(rows: int, inputs: int, outputs: list[int], kind: Ki
         assert_close(panels.multiply(x), x @ torch.cat(weights).T, torch.float32)
 
 
+@many
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.sampled_from(list(TOLERANCE)),
+    st.integers(0, 1000),
+)
+def test_matrices_come_out_of_a_file(
+    rows: int, columns: int, turned: bool, kind: torch.dtype, held: torch.dtype, seed: int
+) -> None:
+    """As torch converts, turns and scales them; what is no number is told by its place."""
+    torch.manual_seed(seed)
+    kinds = [torch.float32, torch.float16, torch.bfloat16]
+    matrices = [torch.randn(rows, columns).to(kind) for _ in range(3)]
+    placed = [torch.zeros((columns, rows) if turned else (rows, columns), dtype=held) for _ in matrices]
+    moves = np.array(
+        [
+            (matrix.data_ptr() - matrices[0].data_ptr(), kinds.index(kind), to.data_ptr(), rows, columns, turned, 0.5)
+            for matrix, to in zip(matrices, placed, strict=True)
+        ],
+        MOVE,
+    )
+    arguments = (native.team(), matrices[0], moves.ctypes.data, len(moves))
+    assert native.call("place_matrices", held, *arguments) == 0
+    for matrix, to in zip(matrices, placed, strict=True):
+        assert torch.equal(to, ((matrix.T if turned else matrix).float() * 0.5).to(held))
+    matrices[1].view(-1)[seed % matrices[1].numel()] = float("nan")
+    assert native.call("place_matrices", held, *arguments) == 2
+
+
 @pytest.mark.parametrize("held", ["float32", "fits in bfloat16", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_blocks(tiny: Callable[..., Path], family: str, held: str) -> None:
@@ -195,17 +228,26 @@ def test_whole_blocks(tiny: Callable[..., Path], family: str, held: str) -> None
     name, _ = net.blocks()
     mixer, layers = mix_in(net.model, (f"{name}.",))
     torch.manual_seed(0)
-    pairs = {
-        layer.number: Pair(torch.randn(3, layer.inputs) / layer.inputs**0.5, torch.randn(3, layer.outputs) * 0.1)
-        for layer in layers.values()
-    }
+    adapters = [
+        {
+            layer.number: Pair(
+                torch.randn(rank, layer.inputs) / layer.inputs**0.5,
+                torch.randn(rank, layer.outputs) * 0.1,
+                torch.rand(layer.outputs) + 0.5 if rank == 3 else None,
+            )
+            for layer in layers.values()
+            if rank != 9 or layer.number % 3
+        }
+        for rank in (3, 1, 9, 20)
+    ]
     width = net.model.base_model.layers[0].self_attn.head_dim
     dtype = torch.bfloat16 if held == "bfloat16" else torch.float32
     memories = [
         PageMemory.empty(config.num_hidden_layers, 8, config.num_key_value_heads, width, each, net.device)
         for each in (torch.float32, dtype)
     ]
-    mixer.use([Group(row_adapter(pairs, len(layers)), 5, 17)])
+    spans = [(1, 6), (6, 7), (8, 9), (9, 18)]  # each thread has rows of its own; here some groups have rows of two
+    mixer.use([Group(row_adapter(p, len(layers)), *span) for p, span in zip(adapters, spans, strict=True)])
     tokens = torch.randint(3, 200, (20,))
     shape = {"tables": ((0, 1), (2, 3), (4,)), "contexts": (5, 12, 3)}
     with torch.inference_mode():
