@@ -797,6 +797,7 @@ inline void turn_rows(const T* x, int64_t x_row, int64_t inputs, Two* to) {
     }
 }
 
+// `parts`: of the rows, that are still to be multiplied, these among them.
 template <class X, class T, class W>
 void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bias, T* out, int64_t out_row,
                         int64_t rows, int64_t inputs, int64_t outputs, Share share, Additions* additions,

@@ -188,6 +188,12 @@ class Adapters:
         with self._lock:
             return self._ask(entry)
 
+    def fetch(self, entry: Entry) -> None:
+        """Have it loaded as soon as there is room, for a request that will ask."""
+        with self._lock:
+            if entry.failed is None:
+                self._ask(entry)
+
     def hold(self, entry: Entry) -> Loaded | None:
         """For a running answer: it stays until `release`. None where it is not in memory."""
         with self._lock:

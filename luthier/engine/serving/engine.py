@@ -239,6 +239,8 @@ class Engine:
             raise RefusedError("too_long", what)
 
     def _send(self, ticket: Ticket) -> Ticket:
+        if ticket.entry is not None and len(self.waiting) < FETCHED_AHEAD:
+            self.adapters.fetch(ticket.entry)  # it comes in right after the step that runs now
         self._arrived.put(ticket)
         self._wake_up()
         return ticket
