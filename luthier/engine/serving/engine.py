@@ -156,7 +156,7 @@ class Engine:
         """Take nothing more; what runs may end within the time, what is left then is cancelled."""
         self._stopping = True
         end = time.monotonic() + drain_seconds
-        while time.monotonic() < end and (self.running or len(self.waiting) or not self._arrived.empty()):
+        while time.monotonic() < end and (self.running or self._not_begun()):
             time.sleep(0.02)
         self._ended = True
         self._wake_up()
@@ -200,7 +200,7 @@ class Engine:
         return EngineFacts(
             **vars(self.counters),
             running=len(self.running),
-            waiting=len(self.waiting) + self._arrived.qsize(),
+            waiting=self._not_begun(),
             pages=self.pool.count,
             pages_free=self.pool.available,
             adapters_registered=len(adapters),
@@ -226,7 +226,7 @@ class Engine:
     def _check(self, ticket: Ticket) -> None:
         if self._stopping:
             raise RefusedError("stopping", "the server is shutting down", BUSY_SECONDS)
-        if len(self.waiting) + self._arrived.qsize() >= self.settings.max_waiting:
+        if self._not_begun() >= self.settings.max_waiting:
             what = f"{self.settings.max_waiting} requests wait already"
             raise RefusedError("busy", what, BUSY_SECONDS)
         length = len(ticket.request.prompt)
@@ -239,11 +239,15 @@ class Engine:
             raise RefusedError("too_long", what)
 
     def _send(self, ticket: Ticket) -> Ticket:
-        if ticket.entry is not None and len(self.waiting) < FETCHED_AHEAD:
+        if ticket.entry is not None and self._not_begun() < FETCHED_AHEAD:
             self.adapters.fetch(ticket.entry)  # it comes in right after the step that runs now
         self._arrived.put(ticket)
         self._wake_up()
         return ticket
+
+    def _not_begun(self) -> int:
+        """Requests that wait, those among them that the engine's thread has not seen yet."""
+        return len(self.waiting) + self._arrived.qsize()
 
     def _wake_up(self) -> None:
         self._wake.set()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from luthier.batches import collate
 from luthier.engine.classify import class_scores
 from luthier.engine.generate import Sampling, generate
-from luthier.engine.serving.engine import Engine
+from luthier.engine.serving.engine import FETCHED_AHEAD, Engine
 from luthier.engine.serving.request import RefusedError, Request
 from luthier.engine.serving.settings import EngineSettings
 from luthier.models.save import load_saved
@@ -323,6 +323,23 @@ def test_turns_go_round_among_accounts(base: Path) -> None:
         assert single.end is not None and sum(each.done.is_set() for each in crowd) <= 3
         for each in crowd:
             each.wait()
+    finally:
+        engine.stop()
+
+
+def test_adapters_are_fetched_for_those_who_wait_next(base: Path, folders: dict[str, Path]) -> None:
+    """When a request comes, before any step looks at it; for no more requests than are to be fetched ahead."""
+    engine = Engine(network(base), EngineSettings(max_running=1))
+    names = [f"a{number}" for number in range(FETCHED_AHEAD + 2)]
+    for name in names:
+        engine.adapters.register(name, folders["plain"])
+    engine.adapters.start()
+    heard = [ask(engine, [5, 6, 7], 3, adapter=name) for name in names]
+    engine.adapters.stop()  # at the end of what was asked of it
+    assert [facts.name for facts in engine.adapters.list() if facts.resident] == names[:FETCHED_AHEAD]
+    engine.start()
+    try:
+        assert len({tuple(each.wait().tokens) for each in heard}) == 1
     finally:
         engine.stop()
 
