@@ -432,6 +432,7 @@ inline void go_up(const float* low, const W* up, const W* next, int64_t rank, in
 struct Joined {
     int64_t count, inputs;
     const int64_t *at, *widths;
+    int64_t outputs() const { return at[count - 1] + widths[count - 1]; }
 };
 
 // The adapters of a step. Group g is rows spans[2 g]..spans[2 g + 1]. Beside layer p its adapter has, at place p * stride +
@@ -451,11 +452,20 @@ struct Addition { int64_t layer, place, first, last, next = -1, end = 0; };
 // Calls go(addition) for all of them that are of rows first..last, in the order in which adapters lie in memory.
 template <class Go>
 inline void each_addition(const Mix& mix, int64_t layers, int64_t first, int64_t last, Go go) {
+    Addition one{};
+    bool any = false;
     for (int64_t g = 0; g < mix.groups; ++g) {
         int64_t start = std::max(first, mix.spans[2 * g]), end = std::min(last, mix.spans[2 * g + 1]);
-        for (int64_t p = 0; start < end && p < layers; ++p)
-            if (int64_t place = p * mix.stride + g; mix.downs[place]) go(Addition{p, place, start, end});
+        for (int64_t p = 0; start < end && p < layers; ++p) {
+            int64_t place = p * mix.stride + g;
+            if (!mix.downs[place]) continue;
+            one.next = place;
+            if (any) go(one);
+            one = {p, place, start, end};
+            any = true;
+        }
     }
+    if (any) go(one);
 }
 
 // Adds to out what the addition makes of x.
@@ -520,6 +530,7 @@ inline float load(const float16* p) {  // IEEE 754 binary16
     return value;
 }
 
+// A piece of a matrix that is turned at once.
 constexpr int64_t SIDE = 8;
 typedef float Square[SIDE][SIDE];
 
@@ -606,8 +617,8 @@ constexpr int64_t PANEL = 2 * LANE;
 constexpr int64_t LINE = 64;  // bytes that memory hands over at once
 constexpr int64_t CACHE = 1 << 18;  // bytes of rows that are multiplied while they stay in a processor's own cache
 
-// Bytes that one part of a product fetches on its way, so many at each turn. Evenly: all at once would keep the numbers
-// that the product waits for from coming.
+// Bytes that a product fetches on its way, so many at each turn. Evenly: all at once would keep the numbers that the product
+// waits for from coming.
 struct Fetch {
     const char* at = nullptr;
     int64_t step = 0;
@@ -616,14 +627,9 @@ struct Fetch {
         if (at)
             for (int i = 0; i < LINES; ++i) __builtin_prefetch(at + turn * step + i * LINE, 0, 2);
     }
-};
-
-// The panel that a thread will need after this one, fetched over all passes through this one.
-struct Next {
-    const char* at;
-    int64_t step;
+    // The share of a part of so many turns; this is what the parts after it fetch.
     Fetch take(int64_t turns) {
-        Fetch taken{at, step};
+        Fetch taken = *this;
         if (at) at += turns * step;
         return taken;
     }
@@ -638,14 +644,13 @@ public:
     void begin(const Mix& its_mix, const Joined& its_layers, const float* its_x, float* its_kept, int64_t first,
                int64_t last) {
         mix = its_mix, layers = its_layers, x = its_x, kept = its_kept;
-        outputs = layers.at[layers.count - 1] + layers.widths[layers.count - 1];
+        outputs = layers.outputs();
         all.clear();
         stretches.clear();
         done = ready = stretch = 0;
         fetched = wanted = 0;
         int64_t size = mix.halves ? sizeof(bfloat16) : sizeof(float);
         each_addition(mix, layers.count, first, last, [&](const Addition& one) {
-            if (!all.empty()) all.back().next = one.place;
             put(mix.downs[one.place], mix.ranks[one.place] * layers.inputs * size);
             put(mix.ups[one.place], mix.ranks[one.place] * layers.widths[one.layer] * size);
             all.push_back(one);
@@ -745,7 +750,7 @@ inline void add_turn(Lane (&sums)[ROWS][LANES], const Two* x, const bfloat16* pa
 
 // x lies turned, so that the numbers of a turn come one after another: [inputs, ROWS], or [inputs / 2, ROWS] twos.
 template <int ROWS, int LANES, int FIRST, class X, class T, class W>
-inline void multiply_lanes(const X* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
+inline void multiply_lanes(const X* x, const W* panel, Fetch& next, const T* bias, T* out, int64_t out_row,
                            int64_t turns, int64_t columns, Additions* additions) {
     Fetch panels = next.take(turns), adapters = additions ? additions->take(turns) : Fetch{};
     Lane sums[ROWS][LANES] = {};
@@ -768,7 +773,7 @@ inline void multiply_lanes(const X* x, const W* panel, Next& next, const T* bias
 }
 
 template <int ROWS, class X, class T, class W>
-inline void multiply_panel(const X* x, const W* panel, Next& next, const T* bias, T* out, int64_t out_row,
+inline void multiply_panel(const X* x, const W* panel, Fetch& next, const T* bias, T* out, int64_t out_row,
                            int64_t turns, int64_t columns, Additions* additions) {
     if constexpr (2 * ROWS <= SUMS) {
         multiply_lanes<ROWS, 2, 0>(x, panel, next, bias, out, out_row, turns, columns, additions);
@@ -819,7 +824,7 @@ void multiply_panels_of(const T* x, int64_t x_row, const W* panels, const T* bia
         const W* panel = panels + p * panel_size;
         int64_t column = p * PANEL, columns = std::min(PANEL, outputs - column);
         bool ready = after < 0 || passes == 1;  // a single pass reads as quickly as memory gives
-        Next next{ready ? nullptr : reinterpret_cast<const char*>(panels + after * panel_size), step};
+        Fetch next{ready ? nullptr : reinterpret_cast<const char*>(panels + after * panel_size), step};
         in_blocks(rows, [&](auto size, int64_t row) {
             multiply_panel<decltype(size)::value>(turned + row * turns, panel, next, bias ? bias + column : nullptr,
                                                   out + row * out_row + column, out_row, turns, columns, additions);
@@ -895,8 +900,9 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
             rms_norm_row(x + row * m.width, weight, room.normed + row * m.width, m.width, m.epsilon, m.offset);
         share.barrier();
     };
-    auto product = [&](const float* from, const void* panels, const float* bias, float* out, int64_t outputs,
-                       int64_t module, const Joined& layers) {
+    auto product = [&](const float* from, const void* panels, const float* bias, float* out, int64_t module,
+                       const Joined& layers) {
+        int64_t outputs = layers.outputs();
         if (mix.groups) additions.begin(from_module(mix, module), layers, from, room.added, first, last);
         multiply_panels(from, layers.inputs, panels, bias, out, outputs, n, layers.inputs, outputs, m.kind, share,
                         mix.groups ? &additions : nullptr);
@@ -917,8 +923,7 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
     };
     for (const Block* block = blocks; block < blocks + count; ++block) {
         norm(block->norm);
-        product(room.normed, block->query_key_value, block->bias, room.wide, all, block->module,
-                {3, m.width, at_three, three});
+        product(room.normed, block->query_key_value, block->bias, room.wide, block->module, {3, m.width, at_three, three});
         for (int64_t row = first; row < last; ++row) {
             float* q = room.wide + row * all;
             for (int64_t h = 0; block->query_norm && h < m.heads + m.key_heads; ++h)
@@ -930,19 +935,17 @@ void run_share(const Model& m, const Block* blocks, int64_t count, const Step& s
         if (m.half_pages) attend(*block, bfloat16());
         else attend(*block, float());
         share.barrier();
-        product(room.attended, block->out, block->out_bias, room.normed, m.width, block->module + 3,
-                {1, query, at_one, one});
+        product(room.attended, block->out, block->out_bias, room.normed, block->module + 3, {1, query, at_one, one});
         add();
         norm(block->second_norm);
-        product(room.normed, block->gate_up, none, room.wide, 2 * m.inner, block->module + 4,
-                {2, m.width, at_two, two});
+        product(room.normed, block->gate_up, none, room.wide, block->module + 4, {2, m.width, at_two, two});
         for (int64_t row = first; row < last; ++row) {
             const float* from = room.wide + row * 2 * m.inner;
             if (m.gelu) gated_row<float, GeluTanh>(from, room.inner + row * m.inner, m.inner);
             else gated_row<float, Silu>(from, room.inner + row * m.inner, m.inner);
         }
         share.barrier();
-        product(room.inner, block->down, none, room.normed, m.width, block->module + 6, {1, m.inner, at_one, one});
+        product(room.inner, block->down, none, room.normed, block->module + 6, {1, m.inner, at_one, one});
         add();
     }
 }
