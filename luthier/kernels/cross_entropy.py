@@ -14,7 +14,9 @@ import torch
 from luthier.kernels import native
 
 CHUNK_VALUES = 1 << 24
-"""Scores held at once: 64 MiB in float32."""
+"""Scores held at once in float32, 64 MiB; twice as many in 16 bits."""
+ROWS_AT_ONCE = 1 << 13
+"""Words whose part of the head's gradient is formed at once where it is added to another chunk's."""
 
 
 def head_loss_plain(
@@ -72,20 +74,33 @@ class _TokenLosses(torch.autograd.Function):
         if gradient_MD is not None:
             return (gradient_MD * outer_M[:, None]).to(gradient_MD.dtype), None, None
         for_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
-        for_head = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for_head = None
         for part in _chunks(hidden_MD, weight_VD):
             scores_CV = hidden_MD[part] @ weight_VD.T
             _loss_and_gradient(scores_CV, target_M[part], outer_M[part])
             if for_hidden is not None:
                 torch.mm(scores_CV, weight_VD, out=for_hidden[part])
-            for_head += scores_CV.T @ hidden_MD[part]
-        return for_hidden, for_head.to(weight_VD.dtype), None
+            for_head = _add_product(for_head, scores_CV, hidden_MD[part])
+        return for_hidden, None if for_head is None else for_head.to(weight_VD.dtype), None
 
 
 def _chunks(hidden_MD: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
     """Tokens whose scores are held at once."""
-    size = max(1, CHUNK_VALUES // len(weight_VD))
-    return [slice(start, start + size) for start in range(0, len(hidden_MD), size)]
+    size = max(1, CHUNK_VALUES * 4 // weight_VD.element_size() // len(weight_VD))
+    return [slice(start, start + size) for start in range(0, max(1, len(hidden_MD)), size)]
+
+
+def _add_product(sum_VD: torch.Tensor | None, scores_CV: torch.Tensor, hidden_CD: torch.Tensor) -> torch.Tensor:
+    """`sum_VD` and the head's gradient of one more chunk: of the first in its own dtype, of several in 32 bits."""
+    if sum_VD is None:
+        return scores_CV.T @ hidden_CD
+    if hidden_CD.dtype == torch.float32:
+        return sum_VD.addmm_(scores_CV.T, hidden_CD)
+    sum_VD = sum_VD.float()
+    for start in range(0, len(sum_VD), ROWS_AT_ONCE):  # whole, it would be large memory taken anew for each chunk
+        rows = slice(start, start + ROWS_AT_ONCE)
+        sum_VD[rows] += scores_CV[:, rows].T @ hidden_CD
+    return sum_VD
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -95,15 +110,15 @@ class _HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         for_hidden, for_head = ctx.needs_input_grad[:2]
         gradient_MD = torch.empty_like(hidden_MD) if for_hidden else None
-        gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if for_head else None
+        gradient_VD = None
         total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
         for part in _chunks(hidden_MD, weight_VD):
             scores_CV = hidden_MD[part] @ weight_VD.T
             total += _loss_and_gradient(scores_CV, target_M[part], weight_M[part]).sum()
             if gradient_MD is not None:
                 torch.mm(scores_CV, weight_VD, out=gradient_MD[part])
-            if gradient_VD is not None:
-                gradient_VD += scores_CV.T @ hidden_MD[part]
+            if for_head:
+                gradient_VD = _add_product(gradient_VD, scores_CV, hidden_MD[part])
         ctx.save_for_backward(gradient_MD, gradient_VD)
         ctx.head_dtype = weight_VD.dtype
         return total
@@ -112,7 +127,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient_MD, gradient_VD = ctx.saved_tensors
         for_hidden = None if gradient_MD is None else gradient_MD * gradients[0]
-        for_head = None if gradient_VD is None else (gradient_VD * gradients[0]).to(ctx.head_dtype)
+        # In place: torch refuses a second backward pass over what was changed.
+        for_head = None if gradient_VD is None else gradient_VD.mul_(gradients[0]).to(ctx.head_dtype)
         return for_hidden, for_head, None, None
 
 

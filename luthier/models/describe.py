@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,8 @@ class ModelFacts:
     """Most tokens that the model takes at once; None where its positions have no end."""
     bytes: int
     """Of the weights, on disk."""
+    stored_dtype: str
+    """In which most weights are stored, by torch's name where it has one: "bfloat16"."""
     license: str | None
     """As the model card says."""
     has_chat_template: bool
@@ -94,6 +97,7 @@ def describe_model(folder: Path) -> ModelFacts:
         vocabulary=first(text, "vocab_size"),
         window=window(text, model_type),
         bytes=sum(file.stat().st_size for file in files),
+        stored_dtype=stored_dtype(shapes.values()),
         license=card_license(folder),
         has_chat_template=has_chat_template(folder),
         tied_embeddings=bool(text.get("tie_word_embeddings", not has_head)),
@@ -142,6 +146,16 @@ def is_weight(entry: dict[str, Any]) -> bool:
 def is_block_bias(name: str, shape: list[int]) -> bool:
     """Whether this tensor is a bias vector of a numbered layer; GPT-2's `attn.bias` is its mask, and no vector."""
     return name.endswith(".bias") and len(shape) == 1 and any(part.isdigit() for part in name.split("."))
+
+
+def stored_dtype(entries: Iterable[dict[str, Any]]) -> str:
+    """Of most weights, by torch's name where it has one."""
+    counts = Counter[str]()
+    for entry in entries:
+        counts[str(entry["dtype"])] += math.prod(entry["shape"])
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    found = max(counts, key=counts.__getitem__, default="")
+    return names.get(found, found)
 
 
 def weight_files(folder: Path) -> list[Path]:

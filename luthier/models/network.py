@@ -232,7 +232,9 @@ class Network:
 
     def train_mode(self) -> None:
         """Turn dropout on, but not in frozen blocks at the bottom and the embeddings below them: what they give is a
-        feature, the same in every epoch."""
+        feature, the same in every epoch. Does nothing where it is on already."""
+        if self.model.training:
+            return
         self.model.train()
         name, blocks = self.blocks()
         depth = self.frozen_depth()

@@ -1,11 +1,12 @@
 """What a run needs, told before it starts: memory and time, and how a step is cut so that it fits.
 
-In: model facts, rows, recipe. Out: estimates in bytes and seconds, and an error when the memory is not there.
+In: model facts, rows, recipe. Out: estimates in bytes and seconds, and an error when the memory is not there. What
+`probe` measured of two blocks is multiplied out here for memory, and in `seconds` for time.
 """
 
 from __future__ import annotations
 
-import time
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,19 +20,18 @@ if TYPE_CHECKING:
     from luthier.planning.prepared import Prepared
     from luthier.planning.probe import BlockCost
     from luthier.recipe.recipe import Recipe, TrainSettings
-    from luthier.records import Row
     from luthier.tune.optimizers import Kind
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 8192}
 """Tokens run at once when the recipe names no number: more is no faster there (LOG.md)."""
 LEAST_TOKENS = 256
-LOADED_SHARE = 1.4
-"""Memory that weights take once loaded, in their own size: laying layers end to end leaves gaps behind (LOG.md)."""
+COMPILED_BYTES = 100 * 2**20
+"""What products of 16-bit numbers hold of compiled code on a processor, the caches as the kernels set them (LOG.md)."""
 SCATTERED_SHARE = 1.5
 """Memory that activations take, in their own size: blocks of changing sizes leave gaps between them (LOG.md)."""
 SCORES_BYTES = 3 * 64 * 2**20
 """Scores over the vocabulary, their gradient, and what comes and goes beside them."""
-PROBED_STEPS = 20
+PROBED_STEPS, PROBED_BATCHES = 20, 3
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def estimate(prepared: Prepared) -> Estimate:
     again in the backward pass, then has moments of 8 bits, and beside a GPU all that the optimizer needs is held in the
     machine's memory at last, which is slowest. All but the moments of 8 bits leave the result as it is.
     """
-    from luthier.models.load import choose_device, choose_dtype
+    from luthier.models.load import choose_device, choose_dtype, give_back_gaps
     from luthier.planning.probe import block_cost, learned_a_block
+    from luthier.planning.seconds import training_seconds
 
     recipe, facts, plan = prepared.recipe, prepared.facts, prepared.plan
     selection, head = recipe.chosen_selection, recipe.chosen_objective.head
@@ -93,10 +94,13 @@ def estimate(prepared: Prepared) -> Estimate:
     least = sum(weights) + learning_bytes(counted, dtype, ways[-1])
     if free is not None and least > free:  # there is nothing to measure
         return estimate_of(ways[-1]._replace(tokens=budgets[0]), least, free, None, counted)
-    at_once = within(max(lengths, key=sum), budgets[0])
-    cost = block_cost(prepared.found.folder, selection, head, at_once, device, dtype, recipe.model.kernels)
+    batches = batches_to_probe(lengths, budgets[0])
+    cost = block_cost(prepared.found.folder, selection, head, batches, device, dtype, recipe.model.kernels)
     learned = learned_parameters(facts, cost, layers, outside)
-    fixed = fixed_bytes(recipe, facts, cost, device, weights)
+    gc.collect()  # the probe's parts know each other
+    give_back_gaps()
+    loading, loaded = loading_bytes(facts, weights, cost.joined, device, dtype)
+    fixed = loaded + passing_bytes(recipe, facts, cost, device, dtype)
     if recipe.privacy is not None:
         fixed += 4 * learned  # sums of clipped gradients, beside one example's
 
@@ -105,12 +109,12 @@ def estimate(prepared: Prepared) -> Estimate:
         if way.checkpointed:
             kept = cost.checkpointed_bytes * layers + cost.kept_bytes
         growing = int(way.tokens * (kept + cost.passing_bytes) * SCATTERED_SHARE)
-        return fixed + learning_bytes(learned, dtype, way) + growing
+        return max(loading, fixed + learning_bytes(learned, dtype, way) + growing)
 
     fitting = (w for w in ways if free is None or peak(w._replace(tokens=max(w.tokens, longest))) <= 0.9 * free)
     way = next(fitting, ways[-1])
     most = max(sum(within(step, way.tokens)) for step in lengths)
-    seconds = training_seconds(prepared, cost, layers, learned, way, device, dtype)
+    seconds = training_seconds(prepared, cost, layers, learned, way, lengths, device, dtype)
     return estimate_of(way, peak(way._replace(tokens=most)), free, seconds, learned)
 
 
@@ -167,9 +171,16 @@ def within(lengths: Sequence[int], budget: int) -> list[int]:
     return taken
 
 
+def batches_to_probe(steps: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Rows that run at once, of the step with most tokens and of some in the middle."""
+    by_tokens = sorted(steps, key=sum)
+    middle = by_tokens[len(steps) // 4 : len(steps) - len(steps) // 4]
+    return [within(step, budget) for step in (by_tokens[-1], *middle[:PROBED_BATCHES])]
+
+
 def learned_parameters(facts: ModelFacts, cost: BlockCost, backward_layers: int, outside: int) -> int:
     """All that learns in the blocks, and outside them; with full tuning all there is."""
-    return facts.parameters if cost.everything_learns else cost.learned * backward_layers + outside
+    return facts.parameters if cost.everything_learns else sum(cost.learned) * backward_layers + outside
 
 
 def weight_bytes(prepared: Prepared, dtype: torch.dtype) -> tuple[int, int]:
@@ -186,22 +197,33 @@ def weight_bytes(prepared: Prepared, dtype: torch.dtype) -> tuple[int, int]:
     return (facts.parameters - quantised) * dtype.itemsize, int(quantised * quantisation.bytes_a_weight)
 
 
-def fixed_bytes(
-    recipe: Recipe,
-    facts: ModelFacts,
-    cost: BlockCost,
-    device: str,
-    weights: tuple[int, int],
-) -> int:
-    """What does not grow with the batch or with what learns: this process as it is, weights, scores."""
+def loading_bytes(
+    facts: ModelFacts, weights: tuple[int, int], joined_a_block: int, device: str, dtype: torch.dtype
+) -> tuple[int, int]:
+    """With this process as it is: while the weights are read, and once they are there.
+
+    On a processor files are mapped, and weights of the dtype that they hold are used where they lie there; what the
+    kernels lay end to end is a copy.
+    """
     import psutil
 
-    own = 0 if device == "cuda" else int(psutil.Process().memory_info().rss)
-    loaded = int(weights[0] * LOADED_SHARE) + weights[1]
+    if device == "cuda":
+        return sum(weights), sum(weights)
+    own = int(psutil.Process().memory_info().rss)
+    whole, packed = facts.parameters * dtype.itemsize, weights[1]
+    if facts.stored_dtype != str(dtype).removeprefix("torch."):
+        return own + facts.bytes + whole + packed, own + sum(weights)
+    copied = 0 if packed else facts.layers * joined_a_block * dtype.itemsize
+    return own + facts.bytes + copied + packed, own + facts.bytes + copied + packed
+
+
+def passing_bytes(recipe: Recipe, facts: ModelFacts, cost: BlockCost, device: str, dtype: torch.dtype) -> int:
+    """What a step holds whatever the size of its batch and of what learns."""
+    compiled = COMPILED_BYTES if device == "cpu" and dtype.itemsize == 2 else 0
     scores = SCORES_BYTES if recipe.chosen_objective.head == "language" else 0
-    if cost.everything_learns and scores:  # the head's gradient is summed in 32 bits beside the others
-        scores += 2 * facts.vocabulary * facts.hidden_size * 4
-    return own + loaded + scores
+    if cost.everything_learns and scores:  # the head's gradient comes beside the embedding's
+        scores += 2 * facts.vocabulary * facts.hidden_size * dtype.itemsize
+    return compiled + scores
 
 
 def learning_bytes(learned: int, dtype: torch.dtype, way: Way) -> int:
@@ -217,81 +239,6 @@ def host_bytes(learned: int, way: Way) -> int:
 
     moments = 8 if way.optimizer == "adamw" else 2 + 2 * 4 / BLOCK
     return int(learned * (4 + moments + 4))
-
-
-def training_seconds(
-    prepared: Prepared,
-    cost: BlockCost,
-    backward_layers: int,
-    learned: int,
-    way: Way,
-    device: str,
-    dtype: torch.dtype,
-) -> float:
-    """All steps of the plan: blocks, the scores of tokens that carry loss, and the optimizer."""
-    facts, recipe, plan = prepared.facts, prepared.recipe, prepared.plan
-    trained_rows = min(plan.steps * plan.batch_size, round(plan.rows * plan.steps / plan.steps_per_epoch))
-    mean_tokens = float(prepared.rows.lengths.mean())
-    frozen = facts.layers - backward_layers
-    times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
-    a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if way.checkpointed else 0))
-    a_token += frozen * cost.forward_seconds * times_frozen
-    beside = sum(mixed.plan.batch_size * float(mixed.tokenised["train"].rows.lengths.mean()) for mixed in prepared.mix)
-    seconds = (trained_rows * mean_tokens + plan.steps * beside) * a_token
-    if recipe.chosen_objective.head == "language":
-        share = loss_share(prepared.rows)
-        products = 3 if cost.everything_learns else 2
-        flops = 2 * products * facts.vocabulary * facts.hidden_size
-        seconds += trained_rows * mean_tokens * share * flops / matrix_rate(device, dtype)
-    return seconds + plan.steps * learned * seconds_a_parameter(device, way)
-
-
-def loss_share(rows: Sequence[Row]) -> float:
-    """Share of tokens that carry loss, of the first rows."""
-    some = [rows[index] for index in range(min(200, len(rows)))]
-    carrying = sum(sum(weight > 0 for weight in row.token_streams["weight"]) for row in some)
-    return carrying / max(1, sum(len(row.tokens) for row in some))
-
-
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product on this machine, measured now (under a second)."""
-    import torch
-
-    size = 1024 if device == "cpu" else 4096
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = a @ a
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        b = a @ a
-        if device != "cpu":
-            b[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def seconds_a_parameter(device: str, way: Way) -> float:
-    """Of an AdamW step with clipping, measured on a million parameters."""
-    import torch
-
-    from luthier.kernels.adamw_8bit import AdamW8Bit
-
-    place = "cpu" if way.offload else device
-    weight = torch.zeros(1 << 20, device=place, requires_grad=True)
-    there = torch.ones_like(weight, device=device)
-    if way.optimizer == "adamw_8bit":
-        moving: torch.optim.Optimizer = AdamW8Bit([weight], 1e-3, (0.9, 0.999), 1e-8)
-    else:
-        moving = torch.optim.AdamW([weight], fused=place in ("cpu", "cuda"))
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        weight.grad = there.to(place)
-        torch.nn.utils.clip_grad_norm_([weight], 1.0)
-        moving.step()
-        weight.detach().to(device)[0].item()
-        best = min(best, time.perf_counter() - started)
-    return best / weight.numel()
 
 
 def available_memory(device: str) -> int | None:

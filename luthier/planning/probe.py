@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from luthier.models.load import quiet
 from luthier.models.network import Network
 from luthier.models.quantise import parameter_count, quantise_blocks
 from luthier.models.settings import Quantisation
-from luthier.records import Row
+from luthier.records import Batch, Row
 
 if TYPE_CHECKING:
     from luthier.selection.base import Selection
@@ -46,38 +47,42 @@ class BlockCost:
     """The same when only the block's input is kept."""
     passing_bytes: float
     """What comes and goes while one block's backward pass runs."""
-    learned: int
-    """Parameters of a block that learn, in blocks where any do."""
+    learned: tuple[int, ...]
+    """Sizes of the tensors of a block that learn, in blocks where any do."""
     everything_learns: bool
     """Whether all of the model learns, embeddings too."""
+    joined: int
+    """Parameters of a block that the kernels lay end to end, away from where they were loaded."""
     forward_seconds: float
     """A forward pass alone, without anything kept."""
     both_seconds: float
     """Forward and backward."""
+    fresh_seconds: float
+    """Of the whole model: what a batch takes longer whose number of tokens is new, products being compiled for it."""
 
 
 def block_cost(
     folder: Path,
     selection: Selection,
     head: Head,
-    lengths: Sequence[int],
+    batches: Sequence[Sequence[int]],
     device: str,
     dtype: torch.dtype,
     kernels: str = "auto",
 ) -> BlockCost:
-    """Run two blocks of this model's shape on rows of these lengths."""
+    """Run two blocks of this model's shape on batches with rows of these lengths, the largest batch first."""
     network = small_network(folder, head, device, dtype, kernels, selection.quantisation)
     levels = levels_of(network)
     parameters = sum(map(parameter_count, levels[-1]))
-    rows = probe_rows(lengths, parameters, network.model.config.is_encoder_decoder)
-    tokens = sum(len(row.tokens) for row in rows)
+    pairs = network.model.config.is_encoder_decoder
+    made = [collate(probe_rows(lengths, parameters, pairs), device) for lengths in batches]
+    joined = max(map(laid_end_to_end, levels))
     selection.on_few_blocks().apply(network)
     learned = [learning(level) for level in levels_of(network)]
     crossed = BLOCKS - network.frozen_depth()
     network.train_mode()
-    batch = collate(rows, device)
 
-    def run(backward: bool) -> float:
+    def run(batch: Batch, backward: bool) -> float:
         _wait(device)
         started = time.perf_counter()
         with torch.set_grad_enabled(backward):
@@ -87,19 +92,26 @@ def block_cost(
         _wait(device)
         return time.perf_counter() - started
 
-    run(True)
-    forward = min(run(False) for _ in range(3)) / BLOCKS
-    both = min(run(True) for _ in range(3))
-    kept, widest = _kept(network, batch)
+    kept, widest = _kept(network, made[0])
+    run(made[0], True)
+    forward, both, fresh = [], [], []
+    for batch in made:
+        first, again = run(batch, True), run(batch, True)
+        alone = run(batch, False)
+        forward.append(alone / BLOCKS / len(batch.tokens_N))
+        both.append((again - alone * (1 - crossed / BLOCKS)) / max(1, crossed) / len(batch.tokens_N))
+        fresh.append(max(0.0, first - again))
     width = network.model.config.get_text_config().hidden_size
     return BlockCost(
-        kept_bytes=kept / max(1, crossed) / tokens,
+        kept_bytes=kept / max(1, crossed) / len(made[0].tokens_N),
         checkpointed_bytes=width * dtype.itemsize,
-        passing_bytes=3 * widest / tokens,
-        learned=max(learned),
+        passing_bytes=3 * widest / len(made[0].tokens_N),
+        learned=max(learned, key=sum),
         everything_learns=all(p.requires_grad for p in network.model.parameters()),
-        forward_seconds=forward / tokens,
-        both_seconds=max(forward, (both - forward * (BLOCKS - crossed)) / max(1, crossed)) / tokens,
+        joined=joined,
+        forward_seconds=median(forward),
+        both_seconds=max(median(forward), median(both)),
+        fresh_seconds=median(fresh[1:] or [0.0]),
     )
 
 
@@ -108,7 +120,7 @@ def learned_a_block(folder: Path, selection: Selection, head: Head) -> int:
     with torch.device("meta"):
         network = small_network(folder, head, "meta", torch.float32, "plain")
         selection.on_few_blocks().apply(network)
-    return max(map(learning, levels_of(network)))
+    return max(sum(learning(level)) for level in levels_of(network))
 
 
 def linear_a_block(folder: Path, head: Head) -> int:
@@ -127,9 +139,17 @@ def levels_of(network: Network) -> list[tuple[Any, ...]]:
     return list(zip(*(blocks for _, blocks in network.all_blocks()), strict=True))
 
 
-def learning(blocks: Sequence[Any]) -> int:
-    """Parameters of these blocks that learn."""
-    return sum(p.numel() for block in blocks for p in block.parameters() if p.requires_grad)
+def learning(blocks: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes of these blocks' tensors that learn."""
+    return tuple(p.numel() for block in blocks for p in block.parameters() if p.requires_grad)
+
+
+def laid_end_to_end(blocks: Sequence[Any]) -> int:
+    """Parameters of these blocks that lie in one piece of memory with others."""
+    together: dict[int, list[int]] = {}
+    for parameter in (p for block in blocks for p in block.parameters()):
+        together.setdefault(parameter.untyped_storage().data_ptr(), []).append(parameter.numel())
+    return sum(sum(sizes) for sizes in together.values() if len(sizes) > 1)
 
 
 def probe_rows(lengths: Sequence[int], parameters: int, in_pairs: bool = False) -> list[Row]:
@@ -170,7 +190,7 @@ def small_network(
     settle(config, head, ("a", "b"), multi_label=False)
     kind = loader(head, describe_model(folder), str(folder))
     with torch.random.fork_rng(devices=[]):
-        model = kind.from_config(config).to(dtype).to(device)
+        model = kind.from_config(config).to(dtype).to(device).eval()
     if quantisation is not None:
         quantise_blocks(model, quantisation, dtype)
     prefix = f"{model.base_model_prefix}."

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from luthier.models.network import Network
 
 Kind = Literal["adamw", "adamw_8bit"]
+PIECE = 1 << 20
+"""Values of a gradient that are added at once."""
 
 
 class OptimizerSettings(Settings):
@@ -103,14 +105,20 @@ class Optimizer:
         return alike
 
     def _collect(self, name: str):  # type: ignore[no-untyped-def]
-        import torch
 
         master = self.masters[name]
 
         def add_to_master(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            gradient = parameter.grad.to(master.device, torch.float32)
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            gradient = parameter.grad.to(master.device)
+            if master.grad is None:
+                master.grad = gradient.float()
+            elif gradient.numel() <= PIECE:
+                master.grad.add_(gradient)
+            else:  # torch widens what it adds first, and whole that would be large memory taken anew
+                rows = max(1, PIECE * len(gradient) // gradient.numel())
+                for total, piece in zip(master.grad.split(rows), gradient.split(rows), strict=True):
+                    total.add_(piece)
             parameter.grad = None
 
         return add_to_master

@@ -35,6 +35,14 @@ def test_decoder(tmp_path: Path) -> None:
         assert (facts.hidden_size, facts.layers, facts.heads, facts.vocabulary, facts.window) == (16, 2, 4, 50, 77)
         assert facts.tied_embeddings is tied and not facts.has_chat_template and facts.license is None
         assert facts.bytes == (tmp_path / str(tied) / "model.safetensors").stat().st_size
+        assert facts.stored_dtype == "float32"
+
+
+def test_the_dtype_of_most_weights(tmp_path: Path) -> None:
+    config: dict[str, object] = {"model_type": "llama"}
+    half, whole = np.zeros((3, 3), np.float16), np.zeros(3, np.float32)
+    assert describe(tmp_path / "half", config, a=half, b=whole, c=whole).stored_dtype == "float16"  # type: ignore[attr-defined]
+    assert describe(tmp_path / "bytes", config, a=np.zeros(9, np.uint8), b=whole).stored_dtype == "U8"  # type: ignore[attr-defined]
 
 
 def test_kinds_agree_with_transformers() -> None:

@@ -90,7 +90,8 @@ def test_check_tells_what_learns(tiny: Callable[..., Path], name: str) -> None:
 
 def test_moments_of_8_bits_where_32_do_not_fit(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of this process, which others move, is left out; what remains is this run's own."""
-    monkeypatch.setattr(estimates, "fixed_bytes", lambda *_: 0)
+    monkeypatch.setattr(estimates, "loading_bytes", lambda *_: (0, 0))
+    monkeypatch.setattr(estimates, "passing_bytes", lambda *_: 0)
     found = {}
 
     def estimate(optimizer: str, free: float) -> estimates.Estimate:

@@ -12,6 +12,7 @@ import torch
 from luthier.batches import collate
 from luthier.errors import UserError
 from luthier.models.network import Network
+from luthier.tune import optimizers
 from luthier.tune.objectives import OBJECTIVES
 from luthier.tune.optimizers import Kind, Optimizer, OptimizerSettings
 from tests import tiny as make
@@ -49,6 +50,26 @@ def test_updates_below_the_resolution_add_up(half: Network) -> None:
         optimizer.step(rate)
     assert torch.allclose(optimizer.masters[name], start.float() - steps * rate, atol=1e-5)
     assert torch.equal(norm, (start.float() - steps * rate).to(torch.bfloat16)) and not torch.equal(norm, start)
+
+
+def test_large_gradients_are_added_piece_by_piece(half: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vector, a matrix whose rows are smaller than a piece, and one whose rows are larger."""
+    head = half.model.get_output_embeddings().weight
+    tensors = [half.model.model.norm.weight, head, half.model.model.layers[0].mlp.down_proj.weight]
+    names = [next(n for n, p in half.model.named_parameters() if p is tensor) for tensor in tensors]
+    torch.manual_seed(0)
+    by = [[torch.randn(t.shape, dtype=torch.bfloat16) for t in tensors] for _ in range(3)]
+    for size in (7, 100, 1 << 20):
+        monkeypatch.setattr(optimizers, "PIECE", size)
+        optimizer = Optimizer(half, OptimizerSettings())
+        for gradients in by:
+            torch.autograd.backward(tensors, [g.clone() for g in gradients])
+        for place, name in enumerate(names):
+            expected = sum(gradients[place].float() for gradients in by)
+            found = optimizer.masters[name].grad
+            assert found is not None and torch.allclose(found, expected, atol=1e-6)
+        for hook in optimizer._hooks:
+            hook.remove()
 
 
 def test_gradients_of_micro_batches_are_summed_in_32_bits(half: Network) -> None:
