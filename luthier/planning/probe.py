@@ -35,6 +35,8 @@ VOCABULARY = 64
 MOST_WORK = 4e11
 """Floating-point operations that one pass of the probe may take; longer batches are cut to that."""
 MOST_TOKENS = 4096
+PROBE_SECONDS, MOST_SAMPLES = 1.0, 32
+"""Passes are timed for so long: what a moment shows is at the mercy of whatever else runs."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,15 @@ def block_cost(
 
     kept, widest = _kept(network, made[0])
     run(made[0], True)
-    forward, both, fresh = [], [], []
-    for batch in made:
-        first, again = run(batch, True), run(batch, True)
-        alone = run(batch, False)
-        forward.append(alone / BLOCKS / len(batch.tokens_N))
-        both.append((again - alone * (1 - crossed / BLOCKS)) / max(1, crossed) / len(batch.tokens_N))
-        fresh.append(max(0.0, first - again))
+    first = [0.0, *(run(batch, True) for batch in made[1:])]
+    samples: list[tuple[int, float, float]] = []  # which batch, its forward pass, both
+    until = time.perf_counter() + PROBE_SECONDS
+    while not samples or (time.perf_counter() < until and len(samples) < MOST_SAMPLES):
+        samples += [(place, run(batch, False), run(batch, True)) for place, batch in enumerate(made)]
+    tokens, below = [len(batch.tokens_N) for batch in made], 1 - crossed / BLOCKS
+    forward = median(alone / BLOCKS / tokens[place] for place, alone, _ in samples)
+    both = median((again - alone * below) / max(1, crossed) / tokens[place] for place, alone, again in samples)
+    fresh = median([first[place] - again for place, _, again in samples if place] or [0.0])
     width = network.model.config.get_text_config().hidden_size
     return BlockCost(
         kept_bytes=kept / max(1, crossed) / len(made[0].tokens_N),
@@ -109,9 +113,9 @@ def block_cost(
         learned=max(learned, key=sum),
         everything_learns=all(p.requires_grad for p in network.model.parameters()),
         joined=joined,
-        forward_seconds=median(forward),
-        both_seconds=max(median(forward), median(both)),
-        fresh_seconds=median(fresh[1:] or [0.0]),
+        forward_seconds=forward,
+        both_seconds=max(forward, both),
+        fresh_seconds=max(0.0, fresh),
     )
 
 

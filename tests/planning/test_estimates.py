@@ -61,6 +61,15 @@ def test_caches_of_compiled_products_are_small_unless_the_user_says_so() -> None
         assert done.stdout.strip() == str(expected), done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no other figure")
+def test_the_peak_of_a_process_is_its_own() -> None:
+    """Not that of the process which started it, which the system's usual figure begins with."""
+    held = bytearray(b"1") * 400_000_000
+    command = "from luthier.runs.run import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert 10_000_000 < int(done.stdout) < len(held), done.stderr
+
+
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_memory_is_as_foretold(tmp_path: Path) -> None:
