@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROBED_VOCABULARY = 1 << 13
 PROBED_PARAMETERS, PROBED_TENSORS = 1 << 23, 512
+"""At most so many; tensors of a block with more parameters are made smaller."""
 FRESH_BYTES = 1 << 26
 """So large that the C library keeps none of it between two uses."""
 
@@ -91,8 +92,9 @@ def scoring_seconds(facts: ModelFacts, tokens: int, learns: bool, device: str, d
 def learning_seconds(sizes: Sequence[int], device: str, dtype: torch.dtype, way: Way) -> tuple[float, float]:
     """Of a parameter that learns: in each micro-batch, whose gradients are collected, and in each step of AdamW. On
     tensors of these sizes."""
+    share = min(1.0, PROBED_PARAMETERS / sum(sizes))
     copies = max(1, min(PROBED_TENSORS // len(sizes), PROBED_PARAMETERS // sum(sizes)))
-    few = [min(size, PROBED_PARAMETERS) for size in sizes] * copies
+    few = [max(1, int(size * share)) for size in sizes] * copies
     model = torch.nn.ParameterList(torch.zeros(size, device=device, dtype=dtype) for size in few)
     network: Any = _Learning(model, torch.device(device))
     optimizer = Optimizer(network, OptimizerSettings(), kind=way.optimizer, offload=way.offload)
