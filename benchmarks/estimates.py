@@ -53,9 +53,7 @@ def cases(folder: Path) -> dict[str, Case]:
         return made
     tickets = write(folder, MINILM, "banking77", "classify", {})
     sums = write(folder, SMOL, "gsm8k", "chat", {"prompt": "question", "completion": "answer"})
-    captions = write(
-        folder, write_t5(folder / "t5"), "multi30k_en_de", "generate", {"prompt": "en", "completion": "de"}
-    )
+    captions = write(folder, str(folder / "t5"), "multi30k_en_de", "generate", {"prompt": "en", "completion": "de"})
     for name, selection in (SELECTIONS | {"head": "head", "bias": "bias"}).items():
         made[f"MiniLM, banking77, {name}"] = Case([tickets, f"selection={selection.replace('6', '2')}"], 60)
     for name, selection in SELECTIONS.items():
@@ -73,7 +71,7 @@ def write(folder: Path, model: str, data: str, task: str, names: dict[str, str])
     return str(path)
 
 
-def write_t5(folder: Path) -> str:
+def write_t5(folder: Path) -> None:
     """A model of FLAN-T5-small's shape (60 million parameters and its own vocabulary's), with SmolLM2's tokenizer."""
     import transformers
 
@@ -95,7 +93,6 @@ def write_t5(folder: Path) -> str:
     )
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def measure(case: Case, settings: list[str]) -> dict[str, Any]:
@@ -110,7 +107,6 @@ def measure(case: Case, settings: list[str]) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
-        print(".", end="", file=sys.stderr, flush=True)
         return json.loads((run / "manifest.json").read_text())
 
 
@@ -120,19 +116,26 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="further settings of every recipe")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = {
-            name: measure(case, options.set)
-            for name, case in cases(Path(folder)).items()
-            if any(part in name for part in options.cases)
-        }
+        wanted = {n: case for n, case in cases(Path(folder)).items() if any(part in n for part in options.cases)}
+        if not wanted:
+            parser.error(f"no case has any of these in its name: {', '.join(options.cases)}")
+        if any(name.startswith("T5") for name in wanted):
+            write_t5(Path(folder, "t5"))
+        compare(wanted, options.set)
+
+
+def compare(wanted: dict[str, Case], settings: list[str]) -> None:
+    """Print how estimates and runs compare, each case as it is through and all of them at the end."""
     rows, ratios = [], []
-    for name, manifest in found.items():
+    for name, case in wanted.items():
+        manifest = measure(case, settings)
         expected, took = manifest["estimate"], manifest["training"]
         memory = expected["peak_bytes"] / took["peak_memory_bytes"]
         seconds = expected["training_seconds"] / took["seconds"]
         ratios.append({"case": name, "memory": round(memory, 3), "time": round(seconds, 3)})
         gibibytes = [f"{n / 2**30:.2f}" for n in (expected["peak_bytes"], took["peak_memory_bytes"])]
         clock = [f"{n:.1f}" for n in (expected["training_seconds"], took["seconds"])]
+        print(f"{name}: memory {memory:.2f}, time {seconds:.2f} of what was measured", file=sys.stderr, flush=True)
         rows.append([name, *gibibytes, f"{memory:.2f}", *clock, f"{seconds:.2f}"])
     header = ["case", "GiB estimated", "measured", "ratio", "seconds estimated", "measured", "ratio"]
     print(columns([header, *rows]))

@@ -85,13 +85,13 @@ def block_cost(
     network.train_mode()
 
     def run(batch: Batch, backward: bool) -> float:
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         with torch.set_grad_enabled(backward):
             hidden_ND = network.hidden(batch)
             if hidden_ND.requires_grad:  # not where the head alone learns
                 hidden_ND.float().sum().backward()
-        _wait(device)
+        wait(device)
         return time.perf_counter() - started
 
     kept, widest = _kept(network, made[0])
@@ -237,7 +237,7 @@ def _kept(network: Network, batch: Any) -> tuple[int, int]:
     return sum(found.values()), max(found.values(), default=0)
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":

@@ -15,6 +15,7 @@ import torch
 
 from luthier.kernels.cross_entropy import head_loss
 from luthier.planning.estimates import Way, learning_bytes
+from luthier.planning.probe import wait
 from luthier.tune.optimizers import Optimizer, OptimizerSettings
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ def training_seconds(
     if cost.learned:
         a_batch, a_step = learning_seconds(cost.learned, device, dtype, way)
         seconds += learned * (batches * a_batch + plan.steps * a_step)
-        seconds += learning_bytes(learned, dtype, way) * seconds_a_fresh_byte(device)
-    if cost.everything_learns:  # the embeddings' gradient is as large as they are, whatever the tokens
-        seconds += batches * facts.vocabulary * facts.hidden_size * dtype.itemsize * seconds_a_fresh_byte(device)
+        fresh = float(learning_bytes(learned, dtype, way))
+        if cost.everything_learns:  # the embeddings' gradient is as large as they are, whatever the tokens
+            fresh += batches * facts.vocabulary * facts.hidden_size * dtype.itemsize
+        seconds += fresh * seconds_a_fresh_byte(device)
     return seconds + batches * cost.fresh_seconds
 
 
@@ -131,7 +133,6 @@ def timed(work: Callable[[], object], device: str) -> float:
     for _ in range(4):
         started = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         taken.append(time.perf_counter() - started)
     return median(taken[1:])

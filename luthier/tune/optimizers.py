@@ -105,7 +105,6 @@ class Optimizer:
         return alike
 
     def _collect(self, name: str):  # type: ignore[no-untyped-def]
-
         master = self.masters[name]
 
         def add_to_master(parameter: torch.Tensor) -> None:
@@ -113,9 +112,9 @@ class Optimizer:
             gradient = parameter.grad.to(master.device)
             if master.grad is None:
                 master.grad = gradient.float()
-            elif gradient.numel() <= PIECE:
+            elif gradient.numel() <= PIECE or master.device.type != "cpu":
                 master.grad.add_(gradient)
-            else:  # torch widens what it adds first, and whole that would be large memory taken anew
+            else:  # there torch widens what it adds first, and whole that would be large memory taken anew
                 rows = max(1, PIECE * len(gradient) // gradient.numel())
                 for total, piece in zip(master.grad.split(rows), gradient.split(rows), strict=True):
                     total.add_(piece)
