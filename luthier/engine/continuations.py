@@ -157,7 +157,7 @@ def score_rows(network: Network, rows: Sequence[Row], likeliest: bool = False) -
 
     def of_batch(batch: Batch) -> list[Scores]:
         target_M = batch.token_streams["weight"].nonzero().squeeze(1)
-        values, best = _scores(network, network.hidden(batch)[target_M - 1], batch.tokens_N[target_M], likeliest)
+        values, best = _scores(network, network.hidden_at(batch, target_M - 1), batch.tokens_N[target_M], likeliest)
         scores: list[tuple[list[float], list[bool]]] = [([], []) for _ in range(len(batch))]
         for number, sequence in enumerate(batch.example_N[target_M].tolist()):
             scores[sequence][0].append(values[number])

@@ -34,17 +34,17 @@ class Answers:
 
 
 def token_log_probabilities(
-    network: Network, batch: Batch, hidden_ND: torch.Tensor | None = None
+    network: Network, batch: Batch, hidden_MD: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of the tokens that carry weight, [M], and their log-probabilities in nats, [M], given what is before them
     in their own sequence.
 
     Args:
-        hidden_ND: The last hidden states, where they are there already.
+        hidden_MD: The last hidden states of the tokens before those, where they are there already.
     """
     target_M = batch.token_streams["weight"].nonzero().squeeze(1)
-    hidden_ND = network.hidden(batch) if hidden_ND is None else hidden_ND
-    return target_M, -network.token_losses(hidden_ND[target_M - 1], batch.tokens_N[target_M])
+    hidden_MD = network.hidden_at(batch, target_M - 1) if hidden_MD is None else hidden_MD
+    return target_M, -network.token_losses(hidden_MD, batch.tokens_N[target_M])
 
 
 def answers(network: Network, batch: Batch) -> Answers:

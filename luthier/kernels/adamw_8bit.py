@@ -11,14 +11,13 @@ Shape letters: N numbers of a tensor, B blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 from luthier.kernels import native
+from luthier.kernels.adamw import EXACT_STATE, AdamW, Move
 
 BLOCK = 256
 """Numbers that share a scale."""
@@ -28,8 +27,6 @@ DECADES = 7
 """Powers of ten that the levels span."""
 AT_ONCE = 1 << 22
 """Numbers of a tensor that the plain version holds in 32 bits at once."""
-EXACT_STATE = ("exp_avg", "exp_avg_sq")
-"""What is kept in 32 bits, by torch's names."""
 COARSE_STATE = ("mean_codes", "mean_scales", "root_codes", "root_scales")
 """What is kept of a tensor in 8 bits: the mean of gradients, and the root of the mean of their squares."""
 
@@ -93,34 +90,6 @@ def dequantise(codes_N: torch.Tensor, scales_B: torch.Tensor, signed: bool) -> t
     return found * scales_B.repeat_interleave(BLOCK)[: len(codes_N)]
 
 
-@dataclass(frozen=True)
-class Move:
-    """One step's numbers of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
-
-    rate: float
-    decay: float
-    """What weights are multiplied by before they move."""
-    beta1: float
-    beta2: float
-    epsilon: float
-    number: int
-    """Of the step, from 1."""
-    divide: float
-    """The gradient is divided by this first."""
-
-    def update(self, weight: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor, square: torch.Tensor) -> None:
-        """Move weights and moments, all in 32 bits, in place."""
-        gradient = gradient / self.divide
-        mean.lerp_(gradient, 1 - self.beta1)
-        square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-        root = square.sqrt() / (1 - self.beta2**self.number) ** 0.5
-        weight.mul_(self.decay).addcdiv_(mean, root + self.epsilon, value=-self.step_size)
-
-    @property
-    def step_size(self) -> float:
-        return self.rate / (1 - self.beta1**self.number)
-
-
 def move_plain(weight_N: torch.Tensor, gradient_N: torch.Tensor, state: dict[str, torch.Tensor], move: Move) -> None:
     """The plain version: a stretch of the tensor at a time in 32 bits."""
     for first in range(0, len(weight_N), AT_ONCE):
@@ -137,7 +106,6 @@ def move_compiled(weight_N: torch.Tensor, gradient_N: torch.Tensor, state: dict[
     """The same in one pass over memory, on the processor."""
     looked_up = [table for signed in (True, False) for table in tables(signed)]
     numbers = (move.step_size, move.decay, move.beta1, move.beta2, move.epsilon)
-    corrected = (1 - move.beta2**move.number) ** 0.5
     kept = [state[kind] for kind in COARSE_STATE]
     native.call(
         "adamw_8bit",
@@ -148,54 +116,33 @@ def move_compiled(weight_N: torch.Tensor, gradient_N: torch.Tensor, state: dict[
         *looked_up,
         len(weight_N),
         *numbers,
-        corrected,
+        move.corrected,
         move.divide,
     )
 
 
-class AdamW8Bit(torch.optim.Optimizer):
-    """Stands where `torch.optim.AdamW` stands; takes parameters in 32 bits."""
+class AdamW8Bit(AdamW):
+    """The same with moments of 8 bits; takes gradients in 32 bits, and weights on any device."""
 
-    grad_scale: torch.Tensor | None = None
-    """Gradients are divided by this."""
+    def empty_state(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not in_8_bits(weight):
+            return super().empty_state(weight)
+        nothing = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
+        return _coarse(nothing, nothing)
 
-    def __init__(
-        self, params: Iterable[Any], lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.01
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        divide = float(self.grad_scale) if self.grad_scale is not None else 1.0
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state |= {"step": torch.tensor(0.0, dtype=torch.float32), **empty_state(weight)}
-                state["step"] += 1
-                beta1, beta2 = group["betas"]
-                decay = 1 - group["lr"] * group["weight_decay"]
-                move = Move(group["lr"], decay, beta1, beta2, group["eps"], int(state["step"]), divide)
-                if not in_8_bits(weight):
-                    move.update(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
-                    continue
-                flat, gradient = weight.data.view(-1), weight.grad.reshape(-1)
-                (move_compiled if native.fits(flat, gradient) else move_plain)(flat, gradient, state, move)
+    def move(self, moved: Sequence[tuple[torch.Tensor, Move]]) -> None:
+        for weight, move in moved:
+            assert weight.grad is not None
+            state = self.state[weight]
+            if not in_8_bits(weight):
+                move.update(weight, weight.grad, *(state[kind] for kind in EXACT_STATE))
+                continue
+            flat, gradient = weight.data.view(-1), weight.grad.reshape(-1)
+            (move_compiled if native.fits(flat, gradient) else move_plain)(flat, gradient, state, move)
 
 
 def in_8_bits(weight: torch.Tensor) -> bool:
     return weight.numel() >= LEAST and weight.is_contiguous()
-
-
-def empty_state(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Moments of nothing yet."""
-    if not in_8_bits(weight):
-        return {kind: torch.zeros_like(weight) for kind in EXACT_STATE}
-    nothing = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
-    return _coarse(nothing, nothing)
 
 
 def _coarse(mean_N: torch.Tensor, root_N: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -38,12 +38,16 @@ class Packing:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     prefix: Prefix | None = None
     """Learned keys and values that every example sees before its own; they take the first positions."""
+    read: torch.Tensor | None = None
+    """The tokens whose last hidden states are asked for, rising; None for all."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | torch.Tensor, prefix: Prefix | None = None) -> Packing:
+    def of(
+        cls, lengths: Sequence[int] | torch.Tensor, prefix: Prefix | None = None, read: torch.Tensor | None = None
+    ) -> Packing:
         if isinstance(lengths, torch.Tensor):
-            return cls(tuple(lengths.tolist()), lengths.device, prefix)
-        return cls(tuple(lengths), prefix=prefix)
+            return cls(tuple(lengths.tolist()), lengths.device, prefix, read)
+        return cls(tuple(lengths), prefix=prefix, read=read)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:

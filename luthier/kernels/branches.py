@@ -36,7 +36,7 @@ class Branched(Packing):
     @classmethod
     def of_groups(cls, groups: Sequence[Group], device: torch.device) -> Branched:
         lengths = tuple(shared + own for shared, owns in groups for own in owns)
-        return cls(lengths, device, None, tuple(groups))
+        return cls(lengths, device, groups=tuple(groups))
 
     @cached_property
     def paths(self) -> list[list[int]]:
@@ -79,7 +79,7 @@ class Branched(Packing):
             layout, (heads, width, dtype) = self._layout, of
             memory = PageMemory.empty(1, layout.pages, heads, width, dtype, self.device)
             tables, contexts = tuple(layout.tables), tuple(layout.contexts)
-            self._paged[of] = Paged(tuple(layout.lengths), self.device, None, memory, tables, contexts)
+            self._paged[of] = Paged(tuple(layout.lengths), self.device, memory=memory, tables=tables, contexts=contexts)
         return self._paged[of]
 
     @cached_property

@@ -16,11 +16,13 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier.kernels.attention import AttentionSettings, Packing, attention, rotary_attention
 from luthier.kernels.branches import Branched, attention_of_branches, rotary_attention_of_branches
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
+from luthier.kernels.last_block import LastBlock, Narrowed, rows_at
 from luthier.kernels.mixed import MixedLinear
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.pages import Paged, attention_over_pages, rotary_attention_over_pages
@@ -46,23 +48,27 @@ class Family:
     """The position of an example's first token."""
     pairs: bool = False
     """Whether an encoder reads and a decoder writes; their positions are distances, as T5 has them."""
+    last_block: LastBlock | None = None
+    """How it computes only what is read; None where the model's own code wants all tokens of it."""
 
 
 def _after_padding(config: Any) -> int:
     return config.pad_token_id + 1
 
 
+LLAMA = LastBlock("self_attn", norm="input_layernorm")
+BERT = LastBlock("attention.self")
 FAMILIES: dict[str, Family] = {
-    "llama": Family("last"),
-    "mistral": Family("last"),
-    "qwen2": Family("last"),
-    "qwen3": Family("last"),
-    "gemma3_text": Family("last", norm_offset=1.0),
+    "llama": Family("last", last_block=LLAMA),
+    "mistral": Family("last", last_block=LLAMA),
+    "qwen2": Family("last", last_block=LLAMA),
+    "qwen3": Family("last", last_block=LLAMA),
+    "gemma3_text": Family("last", norm_offset=1.0, last_block=LLAMA),
     "gpt2": Family("last"),
-    "bert": Family("first"),
-    "roberta": Family("first", first_position=_after_padding),
-    "xlm-roberta": Family("first", first_position=_after_padding),
-    "distilbert": Family("first"),
+    "bert": Family("first", last_block=BERT),
+    "roberta": Family("first", first_position=_after_padding, last_block=BERT),
+    "xlm-roberta": Family("first", first_position=_after_padding, last_block=BERT),
+    "distilbert": Family("first", last_block=LastBlock("attention")),
     "t5": Family("last", pairs=True),
     "mt5": Family("last", pairs=True),
 }
@@ -86,6 +92,7 @@ def speed_up(model: Any) -> Family | None:
     AttentionInterface.register(ATTENTION, _attention_of_transformers)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
+    knowing = set()
     for name, module in model.named_modules():
         kind = type(module).__name__
         if kind.endswith(("RMSNorm", "T5LayerNorm")):
@@ -104,13 +111,17 @@ def speed_up(model: Any) -> Family | None:
         elif _children(module, "q_proj", "k_proj", "v_proj", "o_proj"):
             join([module.q_proj, module.k_proj, module.v_proj])
             module.forward = partial(_attention_forward, module, module.forward)
+            knowing.add(module)
         elif type(module) is nn.Dropout:
             module.forward = partial(_dropout_forward, module)  # type: ignore[method-assign]
+    if family.last_block is not None:
+        *_, last = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+        family.last_block.narrow(last, knowing)
     return family
 
 
 def packed_hidden(model: Any, family: Family, tokens_N: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Last hidden states [N, D] of examples that lie end to end."""
+    """Last hidden states [N, D] of examples that lie end to end; [R, D] where the packing names what is read."""
     first = family.first_position(model.config.get_text_config())
     positions_N = packing.places if isinstance(packing, Branched) else packing.positions
     out = model.base_model(
@@ -142,10 +153,13 @@ def packed_pairs(
     return states_1ND[0], out.last_hidden_state[0]
 
 
-def label_scores(model: Any, family: Family, hidden_ND: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """One row of label scores an example, [E, C], from the model's own head."""
-    read_E = packing.last if family.head == "last" else packing.first
-    hidden_ED = hidden_ND[read_E]
+def labelled_tokens(family: Family, packing: Packing) -> torch.Tensor:
+    """The token of each example that a label head reads, [E]."""
+    return packing.last if family.head == "last" else packing.first
+
+
+def label_scores(model: Any, family: Family, hidden_ED: torch.Tensor) -> torch.Tensor:
+    """One row of label scores an example, [E, C], from the model's own head and the hidden states that it reads."""
     if family.head == "last":
         return model.score(hidden_ED)
     if hasattr(model, "pre_classifier"):  # DistilBERT
@@ -242,13 +256,16 @@ def _attention_forward(
     attention_mask: torch.Tensor | None = None,
     past_key_values: Any = None,
     *,
-    packing: Packing | None = None,
+    packing: Packing | Narrowed | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of packed examples with rotary positions; with a key-value memory, transformers' own code."""
     if packing is None:
         return original(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
     assert position_embeddings is not None
+    read_R = None
+    if isinstance(packing, Narrowed):
+        hidden_states, read_R, packing = packing.hidden, packing.read, packing.packing
     width = module.head_dim
     cosine_ND, sine_ND = (angle[0] for angle in position_embeddings)
     side_by_side = _side_by_side(hidden_states[0], [module.q_proj, module.k_proj, module.v_proj])
@@ -272,7 +289,8 @@ def _attention_forward(
         )
     else:
         out_NHD = rotary_attention(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
-    return module.o_proj(out_NHD.flatten(1)[None]), None
+    out_NX = out_NHD.flatten(1) if read_R is None else rows_at(out_NHD.flatten(1), read_R)
+    return module.o_proj(out_NX[None]), None
 
 
 def _attention_of_transformers(

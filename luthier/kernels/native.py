@@ -61,6 +61,8 @@ TRAINING: dict[str, tuple[type, ...]] = {
         real,
         integer,
     ),
+    "adamw": (pointer, pointer, integer, *5 * (real,)),
+    "squares": (pointer, pointer, integer),
     "adamw_8bit": (*12 * (pointer,), integer, *7 * (real,)),
 }
 SERVING: dict[str, tuple[type, ...]] = {

@@ -351,6 +351,74 @@ void short_attention_backward(const T* gradient, const T* query, int64_t query_t
     }
 }
 
+// The sum of the squares of each stretch of each tensor, one after another.
+constexpr int64_t STRETCH = 4096;
+template <class T>
+struct Numbers {
+    const T* at;
+    int64_t count;
+};
+template <class T>
+void squares(const Numbers<T>* tensors, float* out, int64_t count) {
+#pragma omp parallel
+    {
+        float* sums = out;
+        for (int64_t t = 0; t < count; ++t) {
+            const Numbers<T>& x = tensors[t];
+            int64_t stretches = (x.count + STRETCH - 1) / STRETCH;
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+                const T* values = x.at + stretch * STRETCH;
+                int64_t left = x.count - stretch * STRETCH, size = left < STRETCH ? left : STRETCH;
+                float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t i = 0; i < size; ++i) sum += load(values + i) * load(values + i);
+                sums[stretch] = sum;
+            }
+            sums += stretches;
+        }
+    }
+}
+
+// One step of AdamW on moments of 32 bits; the plain version is in adamw.py.
+template <class T>
+struct Moved {
+    float* weight;
+    const T* gradient;
+    float *mean, *square;
+    bfloat16* rounded;  // takes the weight's values, where there is one
+    int64_t count;
+};
+struct Size {
+    float step, corrected;
+};
+template <class T>
+void adamw(const Moved<T>* tensors, const Size* sizes, int64_t count, float decay, float beta1, float beta2,
+           float epsilon, float divide) {
+#pragma omp parallel
+    for (int64_t t = 0; t < count; ++t) {
+        const Moved<T>& x = tensors[t];
+        float step = sizes[t].step, corrected = sizes[t].corrected;
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t stretch = 0; stretch < (x.count + STRETCH - 1) / STRETCH; ++stretch) {
+            int64_t first = stretch * STRETCH, end = x.count < first + STRETCH ? x.count : first + STRETCH;
+#pragma omp simd
+            for (int64_t i = first; i < end; ++i) {
+                float g = load(x.gradient + i) / divide;
+                float mean = x.mean[i] + (1.0f - beta1) * (g - x.mean[i]);
+                float square = x.square[i] * beta2 + (1.0f - beta2) * g * g;
+                x.mean[i] = mean;
+                x.square[i] = square;
+                x.weight[i] = x.weight[i] * decay - step * mean / (std::sqrt(square) / corrected + epsilon);
+            }
+            if (x.rounded != nullptr) {
+#pragma omp simd
+                for (int64_t i = first; i < end; ++i) store(x.rounded + i, x.weight[i]);
+            }
+        }
+    }
+}
+
 // A block of AdamW's moments, each the level of its code times the block's scale.
 constexpr int64_t MOMENTS = 256;
 struct Levels {
@@ -452,6 +520,13 @@ void adamw_8bit(float* weight, const float* gradient, uint8_t* mean_codes, float
     }                                                                                                                  \
     extern "C" void dropout_##SUFFIX(const TYPE* x, TYPE* out, int64_t count, float share, int64_t seed) {             \
         dropout(x, out, count, share, seed);                                                                           \
+    }                                                                                                                  \
+    extern "C" void squares_##SUFFIX(const Numbers<TYPE>* tensors, float* out, int64_t count) {                        \
+        squares(tensors, out, count);                                                                                  \
+    }                                                                                                                  \
+    extern "C" void adamw_##SUFFIX(const Moved<TYPE>* tensors, const Size* sizes, int64_t count, float decay, float beta1, \
+                                   float beta2, float epsilon, float divide) {                                         \
+        adamw(tensors, sizes, count, decay, beta1, beta2, epsilon, divide);                                            \
     }                                                                                                                  \
     extern "C" void short_attention_##SUFFIX(                                                                          \
         const TYPE* query, int64_t query_token, int64_t query_head, const TYPE* key, int64_t key_token,                \

@@ -25,7 +25,8 @@ from luthier.batches import end_to_end, micro_batches
 from luthier.kernels.attention import Packing
 from luthier.kernels.branches import Branched
 from luthier.kernels.cross_entropy import head_loss, token_losses
-from luthier.kernels.fast import Family, label_scores, packed_hidden, token_scores
+from luthier.kernels.fast import Family, label_scores, labelled_tokens, packed_hidden, token_scores
+from luthier.kernels.last_block import rows_at
 from luthier.kernels.virtual import Prefix
 from luthier.models.calibration import Calibration
 from luthier.models.describe import Kind, decoder_start, model_kind
@@ -164,6 +165,16 @@ class Network:
             self._shared[:] = [(batch.tokens_N, self._hidden(batch))]
         return self._shared[0][1]
 
+    def hidden_at(self, batch: Batch, read_M: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of these of the batch's tokens, [M, D]; on kernels the last block computes no others.
+
+        Args:
+            read_M: Numbers of tokens, each larger than the one before.
+        """
+        if not len(read_M) or (self.shares_hidden and torch.is_grad_enabled()):
+            return rows_at(self.hidden(batch), read_M)
+        return self._hidden(batch, read_M)
+
     @property
     def shares_hidden(self) -> bool:
         return self._shared is not None
@@ -178,19 +189,23 @@ class Network:
         finally:
             self._shared = None
 
-    def _hidden(self, batch: Batch) -> torch.Tensor:
+    def _hidden(self, batch: Batch, read_M: torch.Tensor | None = None) -> torch.Tensor:
         if self.model.config.is_encoder_decoder:
             self.running = batch
-            return hidden_of_pairs(self, batch)
-        batch, own_M = self._behind_virtual_tokens(batch)
+            hidden_ND = hidden_of_pairs(self, batch)
+            return hidden_ND if read_M is None else rows_at(hidden_ND, read_M)
+        batch, own_N = self._behind_virtual_tokens(batch)
+        if own_N is not None:
+            read_M = own_N if read_M is None else own_N[read_M]
         self.running = batch
         if self.family is not None:
-            hidden_MD = self._packed_hidden(self.family, batch, Packing.of(batch.lengths_E, self.prefix))
-        else:
-            tokens_ET, mask_ET = self.padded(batch)
-            out = self.model.base_model(input_ids=tokens_ET, use_cache=False, **self._seen(mask_ET))
-            hidden_MD = out.last_hidden_state[mask_ET.bool()]
-        return hidden_MD if own_M is None else hidden_MD[own_M]
+            if read_M is None or self.family.last_block is not None:
+                return self._packed_hidden(self.family, batch, read_M)
+            return rows_at(self._packed_hidden(self.family, batch, None), read_M)
+        tokens_ET, mask_ET = self.padded(batch)
+        out = self.model.base_model(input_ids=tokens_ET, use_cache=False, **self._seen(mask_ET))
+        hidden_ND = out.last_hidden_state[mask_ET.bool()]
+        return hidden_ND if read_M is None else rows_at(hidden_ND, read_M)
 
     def shares_starts(self) -> bool:
         """Whether `hidden_of_branches` can be asked: a model on the kernels, with nothing learned before a sequence."""
@@ -204,7 +219,8 @@ class Network:
         return packed_hidden(self.model, self.family, tokens_N, packing)
 
     def _behind_virtual_tokens(self, batch: Batch) -> tuple[Batch, torch.Tensor | None]:
-        """The batch as the model runs it, without streams, and which of its tokens are the batch's own (None: all)."""
+        """The batch as the model runs it, without streams, and where in it the batch's own tokens are, [N] (None: in
+        their places)."""
         if not self.virtual_tokens:
             return batch, None
         count = len(self.virtual_tokens)
@@ -214,7 +230,7 @@ class Network:
         tokens_M[own_M] = batch.tokens_N
         tokens_M[~own_M] = torch.tensor(self.virtual_tokens, device=own_M.device).repeat(len(batch))
         example_M = torch.repeat_interleave(torch.arange(len(batch), device=own_M.device), longer_E)
-        return Batch(tokens_M, example_M, longer_E, {}, {}), own_M
+        return Batch(tokens_M, example_M, longer_E, {}, {}), own_M.nonzero().squeeze(1)
 
     def _seen(self, mask_ET: torch.Tensor) -> dict[str, Any]:
         """The attention mask as transformers' code takes it, with the prefix as memory where there is one."""
@@ -224,10 +240,14 @@ class Network:
         memory = self.prefix.memory(self.model.config, len(mask_ET))
         return {"attention_mask": torch.cat([before_EP, mask_ET], dim=1), "past_key_values": memory}
 
-    def _packed_hidden(self, family: Family, batch: Batch, packing: Packing) -> torch.Tensor:
+    def _packed_hidden(self, family: Family, batch: Batch, read_M: torch.Tensor | None) -> torch.Tensor:
+        packing = Packing.of(batch.lengths_E, self.prefix, read_M)
         if self.trunk is None:
             return packed_hidden(self.model, family, batch.tokens_N, packing)
-        with self.trunk.standing_in(self.trunk.states(batch)):
+        states_ND = self.trunk.states(batch)
+        if read_M is not None and self.trunk.depth == len(self.blocks()[1]):
+            states_ND = states_ND[read_M]
+        with self.trunk.standing_in(states_ND):
             return packed_hidden(self.model, family, batch.tokens_N, packing)
 
     def train_mode(self) -> None:
@@ -329,9 +349,9 @@ class Network:
         if self.label_layer is not None:
             return self.label_layer(self.embeddings(batch))
         if self.family is not None:
-            if hidden_ND is None:
-                hidden_ND = self.hidden(batch)
-            return label_scores(self.model, self.family, hidden_ND, Packing.of(batch.lengths_E))
+            read_E = labelled_tokens(self.family, Packing.of(batch.lengths_E))
+            hidden_ED = self.hidden_at(batch, read_E) if hidden_ND is None else hidden_ND[read_E]
+            return label_scores(self.model, self.family, hidden_ED)
         batch, _ = self._behind_virtual_tokens(batch)
         self.running = batch
         tokens_ET, mask_ET = self.padded(batch)

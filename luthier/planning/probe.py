@@ -61,6 +61,8 @@ class BlockCost:
     """Forward and backward."""
     fresh_seconds: float
     """Of the whole model: what a batch takes longer whose number of tokens is new, products being compiled for it."""
+    narrows: bool
+    """Whether the last block computes only what is read of it."""
 
 
 def block_cost(
@@ -116,6 +118,7 @@ def block_cost(
         forward_seconds=forward,
         both_seconds=max(forward, both),
         fresh_seconds=max(0.0, fresh),
+        narrows=network.family is not None and network.family.last_block is not None,
     )
 
 

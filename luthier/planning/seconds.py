@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PROBED_VOCABULARY = 1 << 13
 PROBED_PARAMETERS, PROBED_TENSORS = 1 << 23, 512
 """At most so many; tensors of a block with more parameters are made smaller."""
+AFTER_ATTENTION = 0.6
+"""Share of a block's time that the last one takes only for tokens that are read (LOG.md)."""
 FRESH_BYTES = 1 << 26
 """So large that the C library keeps none of it between two uses."""
 
@@ -48,7 +50,8 @@ def training_seconds(
     mean_tokens = float(prepared.rows.lengths.mean())
     frozen = facts.layers - backward_layers
     times_frozen = min(1.0, plan.steps_per_epoch / plan.steps) if recipe.train.store_trunk else 1.0
-    a_token = backward_layers * (cost.both_seconds + (cost.forward_seconds if way.checkpointed else 0))
+    spared = AFTER_ATTENTION * (1 - read_share(prepared)) if cost.narrows and backward_layers else 0.0
+    a_token = (backward_layers - spared) * (cost.both_seconds + (cost.forward_seconds if way.checkpointed else 0))
     a_token += frozen * cost.forward_seconds * times_frozen
     beside = sum(mixed.plan.batch_size * float(mixed.tokenised["train"].rows.lengths.mean()) for mixed in prepared.mix)
     seconds = (trained_rows * mean_tokens + plan.steps * beside) * a_token
@@ -66,6 +69,14 @@ def training_seconds(
             fresh += batches * facts.vocabulary * facts.hidden_size * dtype.itemsize
         seconds += fresh * seconds_a_fresh_byte(device)
     return seconds + batches * cost.fresh_seconds
+
+
+def read_share(prepared: Prepared) -> float:
+    """Share of tokens whose last hidden states are asked for."""
+    head = prepared.recipe.chosen_objective.head
+    if head == "language":
+        return loss_share(prepared.rows)
+    return 1 / float(prepared.rows.lengths.mean()) if head in ("classes", "score") else 1.0
 
 
 def loss_share(rows: Sequence[Row]) -> float:

@@ -7,7 +7,7 @@ micro-batches are summed in 32 bits, so that cutting a step up does not change i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -67,6 +67,8 @@ class Optimizer:
         """`kind` is what `settings.optimizer` comes to, and `offload` what `settings.offload_optimizer` does."""
         import torch
 
+        from luthier.kernels import native
+
         self.settings, self.kind = settings, kind
         device = torch.device("cpu") if offload else network.device
         self.parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
@@ -79,6 +81,12 @@ class Optimizer:
                 master = parameter.detach().to(device, torch.float32, copy=True)
                 self.masters[name] = master.requires_grad_(True)
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect(name)))
+        masters = self.masters.values()
+        self._compiled = kind == "adamw" and native.fits(*masters) and all(m.is_contiguous() for m in masters)
+        """Whether one pass over memory does it all; the first gradient may then stay in 16 bits."""
+        if self._compiled:
+            for master in masters:
+                master.grad_dtype = None  # any
         self._groups = {name: group_of(name) for name in self.masters}
         known = self.masters.keys() - network.new_parameters if settings.l2_sp else ()
         self._start = {name: self.masters[name].detach().clone() for name in known}
@@ -92,9 +100,24 @@ class Optimizer:
             from luthier.kernels.adamw_8bit import AdamW8Bit
 
             self._divides, self._adam = True, AdamW8Bit(groups, rate, betas, epsilon)
+        elif self._compiled:
+            from luthier.kernels.adamw import AdamW
+
+            self._divides, self._adam = True, AdamW(groups, rate, betas, epsilon)
+            self._adam.rounded = self._rounded_on_the_way()
         else:
             self._divides = device.type in ("cpu", "cuda")
             self._adam = torch.optim.AdamW(groups, rate, betas, epsilon, fused=self._divides)
+
+    def _rounded_on_the_way(self) -> dict[torch.Tensor, torch.Tensor]:
+        """For masters whose values need only be rounded after a step, the model's own weights."""
+        import torch
+
+        return {
+            self.masters[name]: p.data
+            for name, p in self.parameters.items()
+            if p.dtype == torch.bfloat16 and p.device.type == "cpu" and p.is_contiguous() and name not in self._start
+        }
 
     def _alike(self) -> dict[tuple[float, float], list[torch.Tensor]]:
         """The masters by weight decay and by the factor of their rate."""
@@ -105,18 +128,22 @@ class Optimizer:
         return alike
 
     def _collect(self, name: str):  # type: ignore[no-untyped-def]
+        from luthier.kernels import native
+
         master = self.masters[name]
 
         def add_to_master(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            gradient = parameter.grad.to(master.device)
-            if master.grad is None:
-                master.grad = gradient.float()
+            gradient, so_far = parameter.grad.to(master.device), master.grad
+            if so_far is not None and so_far.dtype != master.dtype:
+                so_far = master.grad = so_far.float()
+            if so_far is None:
+                master.grad = gradient if self._compiled and gradient.dtype in native.DTYPES else gradient.float()
             elif gradient.numel() <= PIECE or master.device.type != "cpu":
-                master.grad.add_(gradient)
+                so_far.add_(gradient)
             else:  # there torch widens what it adds first, and whole that would be large memory taken anew
                 rows = max(1, PIECE * len(gradient) // gradient.numel())
-                for total, piece in zip(master.grad.split(rows), gradient.split(rows), strict=True):
+                for total, piece in zip(so_far.split(rows), gradient.split(rows), strict=True):
                     total.add_(piece)
             parameter.grad = None
 
@@ -134,11 +161,13 @@ class Optimizer:
         """
         import torch
 
+        from luthier.kernels.adamw import gradient_norm
+
         for name, master in self.masters.items():
             if number is not None and number < self._groups[name].first_step:
                 master.grad = None
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = gradient_norm(gradients) if self._compiled else torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
             raise Diverged(
                 f"the gradient's norm became {float(norm)}",
@@ -151,7 +180,7 @@ class Optimizer:
         self._adam.step()
         self._pull_to_start(learning_rate)
         self._adam.zero_grad(set_to_none=True)
-        self._copy_back()
+        self._copy_back(but=getattr(self._adam, "rounded", {}))
         return float(norm)
 
     def _pull_to_start(self, learning_rate: float) -> None:
@@ -173,10 +202,11 @@ class Optimizer:
         if times > 1 and not on_the_way:
             torch._foreach_div_([m.grad for m in self.masters.values() if m.grad is not None], times)
 
-    def _copy_back(self) -> None:
+    def _copy_back(self, but: Container[torch.Tensor] = ()) -> None:
         for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.data.copy_(self.masters[name].data)
+            master = self.masters[name]
+            if master is not parameter and master not in but:
+                parameter.data.copy_(master.data)
 
     @property
     def device(self) -> torch.device:

@@ -198,7 +198,7 @@ class PrivateGradient:
         """Add the gradient that lies with the masters to the sums, no longer than the norm allowed, and clear it."""
         import torch
 
-        gradients = {name: m.grad for name, m in self.optimizer.masters.items() if m.grad is not None}
+        gradients = {name: m.grad.float() for name, m in self.optimizer.masters.items() if m.grad is not None}
         self._reached |= gradients.keys()
         most = self.budget.max_gradient_norm
         norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))

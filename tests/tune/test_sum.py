@@ -70,7 +70,9 @@ def test_parts_that_read_the_same_rows_share_one_forward_pass(
     assert len(rows) == 7
     seen: list[Batch] = []
     real = Network._hidden
-    monkeypatch.setattr(Network, "_hidden", lambda self, batch: (seen.append(batch), real(self, batch))[1])
+    monkeypatch.setattr(
+        Network, "_hidden", lambda self, batch, *rest: (seen.append(batch), real(self, batch, *rest))[1]
+    )
     learner.loss(collate(rows))
     assert len(seen) == 1
     alone, some = make.begin(summed([{"sft": {}}, {"sft": {}}], "prefer").parts[0].chosen.for_form("prefer"), net)

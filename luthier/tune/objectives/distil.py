@@ -235,10 +235,10 @@ class TokensLearner(Learner):
         weight_N = batch.token_streams["weight"]
         target = weight_N.nonzero().squeeze(1)
         with self.teaching():
-            taught_MD = self.teacher.hidden(batch)[target - 1]
-        hidden_ND = network.hidden(batch)
+            taught_MD = self.teacher.hidden_at(batch, target - 1)
+        hidden_MD = network.hidden_at(batch, target - 1)
         if target.numel() == 0:
-            return Loss(hidden_ND.sum() * 0.0)
+            return Loss(hidden_MD.sum())
         label_M, weight_M = batch.tokens_N[target], weight_N[target]
 
         def sums(hidden_KD: torch.Tensor, part: slice) -> torch.Tensor:
@@ -259,5 +259,5 @@ class TokensLearner(Learner):
         learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
         vocabulary = network.model.config.get_text_config().vocab_size
         size = max(1, CHUNK_VALUES // (4 * vocabulary))  # four times: both models' scores, and their logarithms
-        found = chunked_sums(sums, hidden_ND[target - 1], learned, size)
+        found = chunked_sums(sums, hidden_MD, learned, size)
         return Loss(found[0], {"plain_loss": float(found[1].detach()), "divergence": float(found[2].detach())})

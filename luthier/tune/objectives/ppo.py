@@ -128,7 +128,7 @@ class PpoLearner(RewardedLearner):
         def flat(batch: Batch) -> list[Any]:
             target_M = batch.token_streams["weight"].nonzero().squeeze(1)
             value_N = torch.zeros(len(batch.tokens_N), dtype=torch.float32, device=target_M.device)
-            value_N[target_M] = self.value_of(self.context.network.hidden(batch)[target_M - 1])
+            value_N[target_M] = self.value_of(self.context.network.hidden_at(batch, target_M - 1))
             return [values.tolist() for values in value_N.split(batch.lengths_E.tolist())]
 
         with torch.no_grad():
@@ -141,12 +141,12 @@ class PpoLearner(RewardedLearner):
         from luthier.engine.likelihood import token_log_probabilities
 
         settings, network = self.objective, self.context.network
-        hidden_ND = network.hidden(batch)
-        target_M, now_M = token_log_probabilities(network, batch, hidden_ND)
+        hidden_MD = network.hidden_at(batch, batch.token_streams["weight"].nonzero().squeeze(1) - 1)
+        target_M, now_M = token_log_probabilities(network, batch, hidden_MD)
         streams = {name: values[target_M] for name, values in batch.token_streams.items()}
         weight_M = streams["weight"]
         policy_M, clipped_M = settings.policy_losses(now_M, streams["old_logprob"], streams["advantage"])
-        guess_M = self.value_of(hidden_ND[target_M - 1])
+        guess_M = self.value_of(hidden_MD)
         value_M = settings.value_losses(guess_M, streams["value"], streams["return"])
         reward_M = batch.example_streams["reward"].float()[batch.example_N[target_M]]
         figures = {

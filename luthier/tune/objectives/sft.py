@@ -48,14 +48,12 @@ class Sft(Objective):
         return self.weighted_loss(network, batch, self.token_weights(batch))
 
     def weighted_loss(self, network: Network, batch: Batch, weight_N: torch.Tensor) -> Loss:
-        hidden_ND = network.hidden(batch)
         target = weight_N.nonzero().squeeze(1)
-        if target.numel() == 0:
-            return Loss(hidden_ND.sum() * 0.0)
         # The token before, in the same example, predicts this one: a first token never carries weight.
-        return Loss(
-            network.token_loss(hidden_ND[target - 1], batch.tokens_N[target], weight_N[target], self.label_smoothing)
-        )
+        hidden_MD = network.hidden_at(batch, target - 1)
+        if target.numel() == 0:
+            return Loss(hidden_MD.sum())
+        return Loss(network.token_loss(hidden_MD, batch.tokens_N[target], weight_N[target], self.label_smoothing))
 
 
 class SftChosen(Sft):
