@@ -70,6 +70,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
         "memory_bytes": needed.peak_bytes,
         "memory_available_bytes": needed.available_bytes,
         "memory_suffices": needed.available_bytes is None or needed.peak_bytes <= needed.available_bytes,
+        "makes_rows": prepared.recipe.chosen_objective.makes_rows,
         "training_seconds": None if needed.training_seconds is None else round(needed.training_seconds, 1),
     }
 
@@ -116,6 +117,8 @@ def show(found: Mapping[str, Any]) -> str:
     if seconds is not None:
         takes = f"about {clock(seconds)}" if seconds >= 1 else "less than a second"
         lines.append(f"time       {takes} of training, {found['steps']:,} steps")
+    elif found["makes_rows"]:
+        lines.append(f"time       not known: each of {found['steps']:,} steps draws its answers first")
     if private := found["privacy"]:
         lines.append(
             f"privacy    epsilon {private['target_epsilon']:g} at delta {private['delta']:.2g}: noise of "

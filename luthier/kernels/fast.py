@@ -22,7 +22,7 @@ from luthier.kernels.attention import AttentionSettings, Packing, attention, rot
 from luthier.kernels.branches import Branched, attention_of_branches, rotary_attention_of_branches
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import gated
-from luthier.kernels.last_block import LastBlock, Narrowed, rows_at
+from luthier.kernels.last_block import LastBlock, Narrowed
 from luthier.kernels.mixed import MixedLinear
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.pages import Paged, attention_over_pages, rotary_attention_over_pages
@@ -263,9 +263,9 @@ def _attention_forward(
     if packing is None:
         return original(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
     assert position_embeddings is not None
-    read_R = None
+    narrowed = packing if isinstance(packing, Narrowed) else None
     if isinstance(packing, Narrowed):
-        hidden_states, read_R, packing = packing.hidden, packing.read, packing.packing
+        hidden_states, packing = packing.hidden, packing.packing
     width = module.head_dim
     cosine_ND, sine_ND = (angle[0] for angle in position_embeddings)
     side_by_side = _side_by_side(hidden_states[0], [module.q_proj, module.k_proj, module.v_proj])
@@ -289,8 +289,8 @@ def _attention_forward(
         )
     else:
         out_NHD = rotary_attention(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
-    out_NX = out_NHD.flatten(1) if read_R is None else rows_at(out_NHD.flatten(1), read_R)
-    return module.o_proj(out_NX[None]), None
+    out_NX = out_NHD.flatten(1)
+    return module.o_proj((out_NX if narrowed is None else narrowed.read_of(out_NX))[None]), None
 
 
 def _attention_of_transformers(

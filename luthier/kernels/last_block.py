@@ -28,8 +28,12 @@ class Narrowed:
     hidden: torch.Tensor
     """What it would have been given, of all tokens, [1, N, D]."""
     packing: Packing
-    read: torch.Tensor
-    """[R]"""
+    """With the tokens that are read."""
+
+    def read_of(self, out_ND: torch.Tensor) -> torch.Tensor:
+        """The rows of an output of all tokens that are read, [R, D]."""
+        assert self.packing.read is not None
+        return rows_at(out_ND, self.packing.read)
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ def _block_forward(
     if not isinstance(packing, Packing) or packing.read is None:
         return original(hidden_states, *rest, **named)
     whole = hidden_states if norm is None else block.get_submodule(norm)(hidden_states)
-    narrowed = Narrowed(whole, packing, packing.read)
-    return original(rows_at(hidden_states[0], packing.read)[None], *rest, **named | {"packing": narrowed})
+    narrowed = Narrowed(whole, packing)
+    return original(narrowed.read_of(hidden_states[0])[None], *rest, **named | {"packing": narrowed})
 
 
 def _attention_forward(original: Any, hidden_states: torch.Tensor, *rest: Any, **named: Any) -> Any:
@@ -85,4 +89,4 @@ def _attention_forward(original: Any, hidden_states: torch.Tensor, *rest: Any, *
     if not isinstance(narrowed, Narrowed):
         return original(hidden_states, *rest, **named)
     out, weights = original(narrowed.hidden, *rest, **named | {"packing": narrowed.packing})
-    return rows_at(out[0], narrowed.read)[None], weights
+    return narrowed.read_of(out[0])[None], weights

@@ -41,7 +41,7 @@ class Estimate:
     peak_bytes: int
     available_bytes: int | None
     training_seconds: float | None
-    """None where the weights alone do not fit."""
+    """None where the weights alone do not fit, and where a step makes its rows first."""
     learned_parameters: int
     micro_batch_tokens: int
     """Tokens that run at once: the recipe's number, or one that fits."""
@@ -81,8 +81,9 @@ def estimate(prepared: Prepared) -> Estimate:
     device = choose_device(recipe.model)
     dtype = choose_dtype(recipe.model, device)
     steps = [plan.rows_of(number) for number in range(1, min(PROBED_STEPS, plan.steps) + 1)]
-    lengths = [prepared.rows.lengths[step].tolist() for step in steps]
-    longest = int(prepared.rows.lengths.max())
+    objective = recipe.chosen_objective
+    lengths = [[n for index in step for n in objective.learned_lengths(prepared.rows[index])] for step in steps]
+    longest = max(int(prepared.rows.lengths.max()), *map(max, lengths))
     if recipe.privacy is not None:  # examples run one at a time
         lengths = [[longest]]
     free = available_memory(device)
@@ -114,7 +115,9 @@ def estimate(prepared: Prepared) -> Estimate:
     fitting = (w for w in ways if free is None or peak(w._replace(tokens=max(w.tokens, longest))) <= 0.9 * free)
     way = next(fitting, ways[-1])
     most = max(sum(within(step, way.tokens)) for step in lengths)
-    seconds = training_seconds(prepared, cost, layers, learned, way, lengths, device, dtype)
+    seconds = None
+    if not objective.makes_rows:
+        seconds = training_seconds(prepared, cost, layers, learned, way, lengths, device, dtype)
     return estimate_of(way, peak(way._replace(tokens=most)), free, seconds, learned)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from benchmarks.estimates import cases, measure
+from luthier.check_report import report, show
 from luthier.models.describe import describe_model
 from luthier.planning import estimates, probe
+from luthier.planning.planner import prepare
 
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
@@ -76,3 +79,28 @@ def test_memory_is_as_foretold(tmp_path: Path) -> None:
     """Seconds are the machine's own affair and measured by `benchmarks.estimates`; memory is this project's."""
     found = measure(cases(tmp_path)["SmolLM2, film reviews, lora"], [])
     assert found["estimate"]["peak_bytes"] == pytest.approx(found["training"]["peak_memory_bytes"], rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("grpo", 4), ("ppo", 2)])
+def test_of_answers_that_are_yet_to_be_drawn_the_longest_are_counted(
+    name: str, at_once: int, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"rewards": ["exact_answer"], "max_new_tokens": 300}
+    settings |= {"samples": 4} if name == "grpo" else {}
+    recipe = {
+        "model": {"path": str(tiny("llama")), "dtype": "float32", "device": "cpu"},
+        "task": "generate",
+        "objective": {name: settings},
+        "train": {"batch_size": 2, "micro_batch_tokens": 2000},
+    }
+    rows = [{"prompt": f"What is {n} and {n}?", "response": f"#### {2 * n}"} for n in range(40)]
+    prepared = prepare(recipe, rows=rows)
+    probed: list[Sequence[int]] = []
+    real = probe.block_cost
+    monkeypatch.setattr(probe, "block_cost", lambda *given: (probed.extend(given[3]), real(*given))[1])
+    needed = estimates.estimate(prepared)
+    assert needed.training_seconds is None and needed.peak_bytes > 0
+    assert len(probed[0]) == at_once, "half of a step's eight answers, and both of two, within 2,000 tokens"
+    assert all(300 < length < 400 for batch in probed for length in batch)
+    told = report(prepared)
+    assert "time       not known: each of" in show(told) and told["training_seconds"] is None

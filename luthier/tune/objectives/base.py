@@ -137,6 +137,10 @@ class Objective(Settings):
         """What a user should know of how training went, from the figures of its steps; told when it has ended."""
         return []
 
+    def learned_lengths(self, row: Row) -> list[int]:
+        """Tokens of the sequences that a row of a step is learned by, at most: how many run at once is told from it."""
+        return [len(row.tokens)]
+
     def begin(self, context: Context) -> Learner:
         """What the loop runs. An objective that keeps something for the length of a run (a frozen copy to compare with,
         a teacher, a value head), or makes its own rows, gives a `Learner` of its own."""

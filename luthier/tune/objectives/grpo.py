@@ -40,6 +40,10 @@ class Grpo(Rewarded):
     beta: float = Field(0.04, ge=0)
     """Weight of the divergence from the model at the start; 0 keeps no copy of it."""
 
+    @property
+    def answers_a_row(self) -> int:
+        return self.samples
+
     def weight(self, batch: Batch) -> float:
         return float(batch.example_streams["weight"].sum())
 

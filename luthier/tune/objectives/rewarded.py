@@ -45,6 +45,15 @@ class Rewarded(Objective):
     clip: float = Field(0.2, gt=0, lt=1)
     """How far a token's probability may move from that of its drawing, as a share, before its gradient stops."""
 
+    @property
+    def answers_a_row(self) -> int:
+        """How many are drawn."""
+        return 1
+
+    def learned_lengths(self, row: Row) -> list[int]:
+        prompt = sum(not weight for weight in row.token_streams["weight"])
+        return [prompt + self.max_new_tokens] * self.answers_a_row
+
     def misfits(self, known: Known) -> list[Problem]:
         found: list[Problem] = []
         for name in self.rewards:
