@@ -144,7 +144,9 @@ def in_threads(
             try:
                 ended.put((number, answer(question)))
             except BaseException as error:
-                ended.put(error)
+                ended.put(error)  # first, so that none which `stopped` brings about comes before it
+                stopped.set()
+                return
 
     try:
         for _ in range(min(parallel, len(asked))):
