@@ -83,7 +83,7 @@ def estimate(prepared: Prepared) -> Estimate:
     steps = [plan.rows_of(number) for number in range(1, min(PROBED_STEPS, plan.steps) + 1)]
     objective = recipe.chosen_objective
     lengths = [[n for index in step for n in objective.learned_lengths(prepared.rows[index])] for step in steps]
-    longest = max(int(prepared.rows.lengths.max()), *map(max, lengths))
+    longest = max(int(prepared.rows.lengths.max()), *(n for step in lengths for n in step))
     if recipe.privacy is not None:  # examples run one at a time
         lengths = [[longest]]
     free = available_memory(device)

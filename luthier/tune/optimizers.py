@@ -114,7 +114,7 @@ class Optimizer:
         import torch
 
         return {
-            self.masters[name]: p.data
+            self.masters[name]: p
             for name, p in self.parameters.items()
             if p.dtype == torch.bfloat16 and p.device.type == "cpu" and p.is_contiguous() and name not in self._start
         }

@@ -104,3 +104,19 @@ def test_of_answers_that_are_yet_to_be_drawn_the_longest_are_counted(
     assert all(300 < length < 400 for batch in probed for length in batch)
     told = report(prepared)
     assert "time       not known: each of" in show(told) and told["training_seconds"] is None
+
+
+def test_of_a_private_run_whose_steps_may_draw_no_row(tiny: Callable[..., Path]) -> None:
+    pytest.importorskip("opacus")
+    recipe = {
+        "model": {"path": str(tiny("bert")), "dtype": "float32", "device": "cpu"},
+        "task": "classify",
+        "train": {"batch_size": 1},
+        "privacy": {"epsilon": 8.0},
+    }
+    rows = [{"text": f"film number {n}", "label": "good" if n % 2 else "bad"} for n in range(60)]
+    prepared = prepare(recipe, rows=rows)
+    steps = range(1, min(estimates.PROBED_STEPS, prepared.plan.steps) + 1)
+    assert any(len(prepared.plan.rows_of(number)) == 0 for number in steps)
+    needed = estimates.estimate(prepared)
+    assert needed.peak_bytes > 0 and needed.training_seconds is not None
