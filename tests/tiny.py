@@ -277,7 +277,7 @@ def move(net: Network) -> None:
     with torch.no_grad():
         for parameter in net.model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def run_steps(

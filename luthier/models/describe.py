@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +95,7 @@ def describe_model(folder: Path) -> ModelFacts:
         layers=first(text, *DECODER_LAYERS, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         heads=heads,
         vocabulary=first(text, "vocab_size"),
-        window=window(text, model_type),
+        window=window_of(text, model_type),
         bytes=sum(file.stat().st_size for file in files),
         stored_dtype=stored_dtype(shapes.values()),
         license=card_license(folder),
@@ -124,7 +124,8 @@ def decoder_start(config: dict[str, Any]) -> int | None:
     return first(config, "decoder_start_token_id", "pad_token_id") if model_kind(config) == "encoder-decoder" else None
 
 
-def window(text: dict[str, Any], model_type: str) -> int | None:
+def window_of(text: Mapping[str, Any], model_type: str) -> int | None:
+    """Most tokens that a model of this configuration takes at once; None where its positions have no end."""
     if model_type in RELATIVE_POSITIONS:
         return None
     positions = first(text, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -133,7 +134,7 @@ def window(text: dict[str, Any], model_type: str) -> int | None:
     return positions if positions > 0 else None
 
 
-def first(config: dict[str, Any], *names: str) -> int:
+def first(config: Mapping[str, Any], *names: str) -> int:
     """The first of the names that the config has: every family has its own word for the same number; else 0."""
     return int(next((config[name] for name in names if isinstance(config.get(name), int)), 0))
 

@@ -29,7 +29,7 @@ from luthier.kernels.fast import Family, label_scores, labelled_tokens, packed_h
 from luthier.kernels.last_block import rows_at
 from luthier.kernels.virtual import Prefix
 from luthier.models.calibration import Calibration
-from luthier.models.describe import Kind, decoder_start, model_kind
+from luthier.models.describe import Kind, decoder_start, model_kind, window_of
 from luthier.models.heads import HEADS
 from luthier.models.pairs import hidden_of_pairs, scaled_for_head
 from luthier.models.settings import Quantisation
@@ -131,8 +131,8 @@ class Network:
     @property
     def window(self) -> int | None:
         """Most tokens the model takes at once; None where its positions have no end."""
-        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return value if value is not None and value > 0 else None
+        config = self.model.config.get_text_config()
+        return window_of(vars(config), config.model_type)
 
     @property
     def kind(self) -> Kind:

@@ -80,7 +80,7 @@ def gradients(learner: Learner, groups: Sequence[Sequence[Row]]) -> dict[str, to
     """Of the mean loss over all the groups, as the loop accumulates it."""
     net = learner.context.network
     net.model.zero_grad(set_to_none=True)
-    batches = [collate(group) for group in groups]
+    batches = [collate(group, net.device) for group in groups]
     weight = sum(learner.weight(batch) for batch in batches)
     for batch in batches:
         (learner.loss(batch).sum / weight).backward()

@@ -198,6 +198,7 @@ class AdapterReader:
     def ratio(self, layer: LayerPlan, linear: MixedLinear) -> torch.Tensor:
         """What DoRA multiplies the frozen output by: the learned length of each output's weights by that of the sum
         (Liu et al. 2024, arXiv:2402.09353, equation 5)."""
-        down_RI, up_OR = (self.values(layer.names[part]) for part in ("lora_A", "lora_B"))
+        parts = ("lora_A", "lora_B", "lora_magnitude_vector")
+        down_RI, up_OR, length_O = (self.values(layer.names[part]).to(linear.weight.device) for part in parts)
         sum_OI = linear.weight.float() + up_OR @ down_RI * layer.scale
-        return self.values(layer.names["lora_magnitude_vector"]) / torch.linalg.vector_norm(sum_OI, dim=1)
+        return length_O / torch.linalg.vector_norm(sum_OI, dim=1)

@@ -6,6 +6,7 @@ memory is full, the one that was not used for longest leaves. What running answe
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from luthier.models.calibration import Calibration
 from luthier.models.network import Network
 from luthier.models.save import ADAPTER_WEIGHTS
 from luthier.prompts import PromptFormat
+
+logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 
@@ -256,6 +259,9 @@ class Adapters:
             except (OSError, ValueError) as error:
                 what = f"adapter {entry.name}: {ADAPTER_WEIGHTS} can't be read ({error})"
                 entry.failed = RefusedError("bad_adapter", what)
+            except Exception as error:  # one adapter must not keep all that come after it waiting
+                logger.exception("adapter %s could not be loaded", entry.name)
+                entry.failed = RefusedError("bad_adapter", f"adapter {entry.name}: {type(error).__name__}: {error}")
             finally:
                 with self._lock:
                     entry.loading = False
