@@ -73,7 +73,9 @@ def prefill(network: Network, prompts: Sequence[Sequence[int]], room: int = 0) -
     padding_is_free = network.takes_positions() and sees_everything(network, longest + room)
     start = shared_start(prompts) if padding_is_free else 0
     memory = read_start(network, prompts[0][:start] if start else [])
-    alike = bool(prefix) and not padding_is_free  # padding must not stand between the prefix and a prompt
+    # Padding must not stand between the prefix and a prompt, nor fill the window of a model that counts it.
+    fills = network.window is not None and longest + room > network.window and not network.takes_positions()
+    alike = fills or (bool(prefix) and not padding_is_free)
     for batch in together(prompts, start, prefix + start, room, alike):
         running = read_rests(network, [prompt[start:] for prompt in batch.prompts], prefix + start, memory)
         if len(batch.indices) > len(batch.prompts):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.kernels import native
-from luthier.kernels.rotary import rotate_, rotate_plain
+from luthier.kernels.rotary import rotate, rotate_
 
 if TYPE_CHECKING:
     from luthier.kernels.virtual import Prefix
@@ -178,13 +178,21 @@ def rotary_attention(
     if native.fits(heads_NXD, cosine_ND, sine_ND):
         return _RotaryAttention.apply(heads_NXD, cosine_ND, sine_ND, query_heads, packing, how)
     key_heads = (heads_NXD.shape[1] - query_heads) // 2
-    query, key, value = heads_NXD.split([query_heads, key_heads, key_heads], dim=1)
-    query, key = rotate_plain(query, cosine_ND, sine_ND), rotate_plain(key, cosine_ND, sine_ND)
+    turning_NXD, value = heads_NXD.split([query_heads + key_heads, key_heads], dim=1)
+    query, key = rotate(turning_NXD, cosine_ND, sine_ND).split([query_heads, key_heads], dim=1)
     return attention(query, key, value, packing, how)
 
 
 def _flash(query_NHD: torch.Tensor, how: AttentionSettings) -> bool:
-    return query_NHD.is_cuda and query_NHD.dtype in (torch.bfloat16, torch.float16) and how.dropout == 0.0
+    """Whether there is a GPU's own attention for these: since Ampere, for heads of up to 256 values."""
+    return (
+        query_NHD.is_cuda
+        and query_NHD.dtype in (torch.bfloat16, torch.float16)
+        and how.dropout == 0.0
+        and query_NHD.shape[2] <= 256
+        and query_NHD.shape[2] % 8 == 0
+        and torch.cuda.get_device_capability(query_NHD.device) >= (8, 0)
+    )
 
 
 def _variable_length(

@@ -5,9 +5,12 @@ In: heads [N, H, D], and the cosine and sine of each token's angles [N, D]. Valu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from luthier.kernels import native
+from luthier.kernels.fused import fused
 
 
 def rotate_plain(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor) -> torch.Tensor:
@@ -15,6 +18,22 @@ def rotate_plain(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Te
     first, second = x_NHD.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return x_NHD * cosine_ND[:, None] + turned * sine_ND[:, None]
+
+
+def rotate(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor) -> torch.Tensor:
+    """Turn out of place, with gradient for the heads; nothing but the angles is kept for it."""
+    return _Rotation.apply(x_NHD, cosine_ND, sine_ND)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cosine_ND, sine_ND)
+        return _turned(x_NHD, cosine_ND, sine_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _turned_back(gradients[0], *ctx.saved_tensors), None, None
 
 
 def rotate_(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor, *, back: bool = False) -> None:
@@ -29,11 +48,17 @@ def rotate_(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor,
         native.call("rotate", x_NHD.dtype, x_NHD, cosine_ND, sine_ND, rows, x_NHD.stride(0), heads, width, direction)
         return
     with torch.no_grad():
-        if back:  # the transpose of "turn": the other half's sine, with the other sign
-            first, second = (x_NHD * sine_ND[:, None]).chunk(2, dim=-1)
-            x_NHD.copy_(x_NHD * cosine_ND[:, None] + torch.cat([second, -first], dim=-1))
-        else:
-            x_NHD.copy_(rotate_plain(x_NHD, cosine_ND, sine_ND))
+        x_NHD.copy_((_turned_back if back else _turned)(x_NHD, cosine_ND, sine_ND))
+
+
+_turned = fused(rotate_plain)
+
+
+@fused
+def _turned_back(x_NHD: torch.Tensor, cosine_ND: torch.Tensor, sine_ND: torch.Tensor) -> torch.Tensor:
+    """The transpose of turning: the other half's sine, with the other sign."""
+    first, second = (x_NHD * sine_ND[:, None]).chunk(2, dim=-1)
+    return x_NHD * cosine_ND[:, None] + torch.cat([second, -first], dim=-1)
 
 
 def rotate_heads_(

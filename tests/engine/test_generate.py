@@ -128,11 +128,8 @@ def test_one_choice_is_certain(net: Network) -> None:
 
 
 def test_answers_end_at_the_window(net: Network) -> None:
-    window = net.window
-    if window is None:  # MPT's positions have no end
-        return
-    assert window == WINDOW
-    long = [7 + index % 90 for index in range(window - 3)]
+    assert net.window == WINDOW
+    long = [7 + index % 90 for index in range(WINDOW - 3)]
     prompts = [long, long[:20], [*long, 9, 9, 9]]
     answers = generate(net, prompts, max_new_tokens=NEW, stop_ids=[])
     assert [len(answer.tokens) for answer in answers] == [3, NEW, 0]

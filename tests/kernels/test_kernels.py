@@ -6,22 +6,33 @@ plain version in float32 on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.kernels import native
-from luthier.kernels.attention import AttentionSettings, Packing, attention, attention_plain, rotary_attention
+from luthier.kernels import gated as gated_module
+from luthier.kernels import native, norm, rotary
+from luthier.kernels.attention import (
+    AttentionSettings,
+    Packing,
+    _variable_length,
+    attention,
+    attention_plain,
+    rotary_attention,
+)
 from luthier.kernels.cross_entropy import head_loss, head_loss_plain, token_losses, token_losses_plain
 from luthier.kernels.dropout import dropout
 from luthier.kernels.gated import ACTIVATIONS, gated, gated_plain
 from luthier.kernels.lora import LoraLinear
 from luthier.kernels.norm import rms_norm, rms_norm_plain
 from luthier.kernels.projection import join, joined, project, project_plain
-from luthier.kernels.rotary import rotate_, rotate_plain
+from luthier.kernels.rotary import rotate, rotate_, rotate_plain
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 dtypes = st.sampled_from(list(TOLERANCE))
@@ -60,29 +71,89 @@ def test_the_library_is_there(source: native.Source) -> None:
     assert native.why_not(source) is None
 
 
+@contextlib.contextmanager
+def taking(library: bool) -> Iterator[None]:
+    """With the compiled library, or by the formulas that GPUs take."""
+    with contextlib.nullcontext() if library else mock.patch.object(native, "fits", return_value=False):
+        yield
+
+
+both_ways = pytest.mark.parametrize("library", [True, False], ids=["library", "formulas"])
+
+
+@both_ways
 @many
 @given(st.integers(1, 70), st.integers(1, 100), st.sampled_from([0.0, 1.0]), dtypes, seeds)
-def test_rms_norm(rows: int, width: int, offset: float, dtype: torch.dtype, seed: int) -> None:
+def test_rms_norm(library: bool, rows: int, width: int, offset: float, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
-    compare(
-        lambda x, w: rms_norm(x, w, 1e-5, offset),
-        lambda x, w: rms_norm_plain(x, w, 1e-5, offset),
-        [torch.randn(rows, width), torch.randn(width)],
-        dtype,
-    )
+    with taking(library):
+        compare(
+            lambda x, w: rms_norm(x, w, 1e-5, offset),
+            lambda x, w: rms_norm_plain(x, w, 1e-5, offset),
+            [torch.randn(rows, width), torch.randn(width)],
+            dtype,
+        )
 
 
+@both_ways
 @many
 @given(st.integers(1, 70), st.integers(1, 100), st.sampled_from(sorted(ACTIVATIONS)), dtypes, seeds)
-def test_gated(rows: int, width: int, activation: str, dtype: torch.dtype, seed: int) -> None:
+def test_gated(library: bool, rows: int, width: int, activation: str, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     inputs = [torch.randn(rows, 2 * width) * 4]
-    compare(lambda x: gated(x, activation), lambda x: gated_plain(x, activation), inputs, dtype)
+    with taking(library):
+        compare(lambda x: gated(x, activation), lambda x: gated_plain(x, activation), inputs, dtype)
+
+
+@both_ways
+def test_only_what_came_in_is_kept_for_the_backward_pass(library: bool) -> None:
+    x, weight, angles = torch.randn(30, 64), torch.randn(64), torch.randn(30, 16)
+    kept: list[torch.Tensor] = []
+    with taking(library), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        rms_norm(x.requires_grad_(), weight.requires_grad_(), 1e-5)
+        gated(x, "silu")
+        rotate(x.view(30, 4, 16), angles, angles)
+    of_ours = {t.data_ptr() for t in (x, weight, angles)}
+    assert [tuple(t.shape) for t in kept if t.data_ptr() not in of_ours] == [(30, 1)]  # each row's 1 / rms
+
+
+FUSED: list[tuple[Function, list[tuple[int, ...]], tuple[float | str, ...]]] = [
+    (norm._normed, [(50, 64), (64,)], (1e-5, 1.0)),
+    (norm._for_input, [(50, 64), (50, 64), (64,), (50, 1)], (0.0,)),
+    (norm._for_weight, [(50, 64), (50, 64), (50, 1)], ()),
+    *((gated_module._opened, [(50, 128)], (name,)) for name in ACTIVATIONS),
+    *((gated_module._for_both, [(50, 64), (50, 128)], (name,)) for name in ACTIVATIONS),
+    (rotary._turned, [(50, 3, 16), (50, 16), (50, 16)], ()),
+    (rotary._turned_back, [(50, 3, 16), (50, 16), (50, 16)], ()),
+]
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason="torch compiles for a processor with the same compiler")
+def test_torch_compiles_what_gpus_run_to_the_same() -> None:
+    """Here for a processor; each as one graph, as on a GPU."""
+    torch.manual_seed(0)
+    for function, shapes, rest in FUSED:
+        plain = function.__wrapped__  # type: ignore[attr-defined]
+        inputs = [torch.randn(shape).bfloat16() for shape in shapes]
+        found, expected = torch.compile(plain, fullgraph=True)(*inputs, *rest), plain(*inputs, *rest)
+        for ours, theirs in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
+            assert_close(ours, theirs, TOLERANCE[torch.bfloat16], plain.__name__)
 
 
 @many
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 40), dtypes, seeds)
+def test_rotary_with_gradient(rows: int, heads: int, half: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    angles = [torch.randn(rows, 2 * half).to(dtype) for _ in range(2)]
+    heads_NHD = torch.randn(rows, heads, 2 * half)
+    wide = [x.float() for x in angles]
+    compare(lambda x: rotate(x, *angles), lambda x: rotate_plain(x, *wide), [heads_NHD], dtype)
+
+
+@both_ways
+@many
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), dtypes, seeds)
-def test_rotary(rows: int, heads: int, half: int, more: int, dtype: torch.dtype, seed: int) -> None:
+def test_rotary(library: bool, rows: int, heads: int, half: int, more: int, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     x = torch.randn(rows, heads + more, 2 * half).to(dtype)[:, :heads]
     cosine, sine = torch.randn(rows, 2 * half).to(dtype), torch.randn(rows, 2 * half).to(dtype)
@@ -90,8 +161,9 @@ def test_rotary(rows: int, heads: int, half: int, more: int, dtype: torch.dtype,
     source = x.float().requires_grad_(True)
     expected = rotate_plain(source, cosine.float(), sine.float())
     expected.backward(gradient.float())
-    rotate_(turned, cosine, sine)
-    rotate_(gradient, cosine, sine, back=True)
+    with taking(library):
+        rotate_(turned, cosine, sine)
+        rotate_(gradient, cosine, sine, back=True)
     assert_close(turned, expected.detach(), TOLERANCE[dtype], "value")
     assert source.grad is not None
     assert_close(gradient, source.grad, TOLERANCE[dtype], "gradient")
@@ -115,6 +187,46 @@ def test_attention(
         inputs,
         dtype,
     )
+
+
+def documented(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts_q: torch.Tensor,
+    starts_k: torch.Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What torch's page says of `torch.nn.attention.varlen.varlen_attn`, which runs on GPUs alone."""
+    assert starts_q.dtype == starts_k.dtype == torch.int32 and enable_gqa == (query.shape[1] != key.shape[1])
+    assert longest_q == longest_k == int(starts_q.diff().max())
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    out = []
+    for first, last in pairwise(starts_q.tolist()):
+        q, k, v = (x[first:last].transpose(0, 1) for x in (query, key, value))
+        ahead = torch.arange(last - first) - torch.arange(last - first)[:, None]  # of the query, by key
+        left, right = (wide if wide >= 0 else longest_q for wide in window_size)
+        seen = (-ahead <= left) & (ahead <= right)
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
+        out.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(out)
+
+
+@many
+@given(lengths, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.sampled_from([0, 1, 7, 150]), seeds)
+def test_a_gpus_attention_is_asked_for_the_same(
+    lengths: list[int], key_heads: int, repeats: int, causal: bool, window: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    packing, how = Packing.of(lengths), AttentionSettings(0.3, causal, window if causal else 0)
+    q, k, v = (torch.randn(sum(lengths), heads, 8) for heads in (key_heads * repeats, key_heads, key_heads))
+    with mock.patch("torch.nn.attention.varlen.varlen_attn", documented):
+        assert_close(_variable_length(q, k, v, packing, how), attention_plain(q, k, v, packing, how), 1e-5, "value")
 
 
 @many

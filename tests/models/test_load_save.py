@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from luthier.batches import collate
 from luthier.errors import UserError
+from luthier.models.describe import describe_model
 from luthier.models.load import load_network
 from luthier.models.network import Network
 from luthier.models.save import ADAPTER_WEIGHTS, load_saved, save_model, save_plain
@@ -256,3 +259,15 @@ def test_padding_goes_where_the_model_wants_it(tiny: Callable[..., Path]) -> Non
         short = mask_ET[mask_ET.sum(dim=1).argmin()]
         sides[family] = "left" if short[0] == 0 else "right"
     assert sides == {"llama": "right", "bert": "right", "xlnet": "left"}
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+def test_a_text_of_the_windows_length_goes_in(tiny: Callable[..., Path], family: str) -> None:
+    """A loaded network says the window that its files say, whatever its family calls it."""
+    net = make.fresh(tiny(family), "classes")
+    assert net.window == describe_model(tiny(family)).window
+    row = next(row for row in make.rows(net) if row.tokens)
+    long = tuple(7 + index % 90 for index in range(net.window or 300))
+    batch = collate([replace(row, tokens=long, token_streams={})])
+    with torch.no_grad():
+        assert net.hidden(batch).shape[0] == len(long)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from luthier.engine.serving.adapter_files import AdapterPlan
+from luthier.engine.serving.adapter_loading import AdapterLoader, Layout, Loaded
 from luthier.engine.serving.arena import Arena
 from luthier.engine.serving.engine import Engine
 from luthier.engine.serving.request import RefusedError
@@ -159,6 +161,25 @@ def test_values_that_are_no_numbers_fail_their_own_requests_alone(engine: Engine
     for each in ill:
         assert each.wait().end is not None and "no numbers" in (each.end.error or "")
     assert [each.wait().tokens for each in healthy] == [expected] * 4
+
+
+def test_a_failure_nobody_foresaw_ends_its_own_requests_alone(
+    engine: Engine, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a GPU without memory: the thread that loads goes on with the next one."""
+    load = AdapterLoader.load
+
+    def failing(loader: AdapterLoader, plan: AdapterPlan, layout: Layout, start: int) -> Loaded:
+        if plan.folder.name == "unlucky":
+            raise RuntimeError("out of memory")
+        return load(loader, plan, layout, start)
+
+    monkeypatch.setattr(AdapterLoader, "load", failing)
+    for name in ("unlucky", "next"):
+        engine.adapters.register(name, shutil.copytree(good, tmp_path / name))
+    unlucky, other = (ask(engine, [5, 6, 7], 4, adapter=name).wait() for name in ("unlucky", "next"))
+    assert unlucky.end is not None and "RuntimeError: out of memory" in (unlucky.end.error or "")
+    assert other.end is not None and other.end.error is None and len(other.tokens) == 4
 
 
 def test_numbers_that_overflow_fail_their_own_requests_alone(engine: Engine, good: Path, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Functions of whole tensors, compiled by torch into one kernel where the tensors are on a GPU.
+
+In: a pure function without autograd, such as the two passes of a kernel. Out: the same function; elsewhere, and where
+torch can't compile for this GPU (which is said once), it runs as it is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+_can_compile = True
+
+
+def fused(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Shapes that change are compiled once more, with sizes left open."""
+
+    @functools.wraps(function)
+    def run(x: torch.Tensor, *rest: Any) -> Result:
+        global _can_compile
+        if x.is_cuda and _can_compile:
+            try:
+                return compiled()(x, *rest)
+            except RuntimeError as error:
+                from torch._dynamo.exc import TorchDynamoException
+
+                if not isinstance(error, TorchDynamoException):
+                    raise  # the function's own, out of memory for one
+                _can_compile = False
+                warnings.warn(f"torch can't compile kernels for this GPU, so slower ones run ({error})", stacklevel=2)
+        return function(x, *rest)
+
+    @functools.cache
+    def compiled() -> Callable[..., Result]:
+        return torch.compile(function, fullgraph=True)
+
+    return run
