@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from luthier.runs.run import peak_memory
 
 LIBRARIES = "import torch; import transformers.models.llama.modeling_llama"
 WORDS = """
@@ -70,7 +71,7 @@ def measure(model: str, data: str) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - started,
         "own_mib": own.peak_mib,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "peak_mib": peak_memory() / 2**20,
         "tokens_in_first_step": sum(len(row.tokens) for row in first),
         "steps": prepared.plan.steps,
         "predicted_bytes": needed.peak_bytes,

@@ -18,7 +18,6 @@ import argparse
 import gzip
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from luthier.personal.finder import Span, apart
 from luthier.personal.kinds import DEFAULT_KINDS, KIND_OF
 from luthier.personal.settings import MODELS, AnonymiseSettings, is_installed
 from luthier.personal.workers import Search
+from luthier.runs.run import peak_memory
 from luthier.text_table import columns
 
 MARKED = {
@@ -130,7 +130,7 @@ def run_side(name: str, job: Mapping[str, list[str]], rounds: int) -> dict[str, 
     if name == "luthier-2":
         found["defaults"] = luthier_finder(1, DEFAULT_KINDS)(job["pii_presidio"])
         found["pii_enterprise"] = [[s for s in spans if s.kind in DEFAULT_KINDS] for spans in found["pii_enterprise"]]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     return {"texts_a_second": len(texts) / seconds, "loading": loading, "found": found, "peak": peak}
 
 

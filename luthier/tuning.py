@@ -21,7 +21,7 @@ from luthier.errors import Stopped
 from luthier.planning.mixing import OWN, SHARED, Mixed
 from luthier.planning.prepared import Prepared
 from luthier.progress import Progress
-from luthier.runs.run import METRICS, Run, peak_memory
+from luthier.runs.run import METRICS, Run, peak_gpu_memory, peak_memory
 from luthier.storage import files
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def tune(prepared: Prepared, run: Run, progress: Progress, start: Path | None = 
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
             "peak_memory_bytes": peak_memory(),
+            "peak_gpu_memory_bytes": peak_gpu_memory(),
             "trunk_tokens": trunk_tokens,
         },
         peak_memory_bytes=peak_memory(),

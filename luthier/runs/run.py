@@ -192,6 +192,7 @@ def page_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "tokens a second": training.get("tokens_per_second"),
         "whole run_seconds": manifest.get("seconds"),
         "peak_memory_bytes": manifest.get("peak_memory_bytes"),
+        "peak GPU memory_bytes": training.get("peak_gpu_memory_bytes"),
         "device": f"{about['accelerator'] or about['processor']}, {about['threads']} threads",
         "dtype": training.get("dtype"),
         "system": about["system"],
@@ -261,6 +262,13 @@ def processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def peak_gpu_memory() -> int | None:
+    """The most that torch has taken of the GPU's memory in this process, in bytes; None without a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
 
 
 def peak_memory() -> int:
