@@ -58,9 +58,47 @@ ALIASES = {
     "r": "selection.lora.rank",
     "target_modules": "selection.lora.targets",
     "label_smoothing_factor": "objective.classify.label_smoothing",
+    "gradient_checkpointing": "train.checkpoint_activations",
+    "eval_steps": "train.validate_every",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
 }
 """Names people bring from Hugging Face, Axolotl and LLaMA-Factory, and ours. Looked up only where a key is unknown."""
-SPLIT_BATCH = ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+VALUES: dict[str, dict[object, str | None]] = {
+    "gradient_checkpointing": {True: "always", False: "never"},
+    "bf16": {True: "bfloat16", False: None},
+    "fp16": {True: "float16", False: None},
+}
+"""What their values are called here; None for one that sets nothing."""
+BY_ITSELF = (
+    (
+        ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        "Luthier cuts a batch by itself to fit train.micro_batch_tokens",
+        "set train.batch_size to the examples of one update (micro batch x accumulation x devices)",
+    ),
+    (
+        ("packing", "sample_packing", "padding_free", "group_by_length", "pad_to_sequence_len"),
+        "examples always run end to end, without padding, and never see each other",
+        "remove it",
+    ),
+    (
+        ("flash_attn", "flash_attention", "attn_implementation", "use_liger_kernel", "enable_liger_kernel"),
+        "kernels are chosen by what the model and the machine support",
+        "remove it; model.kernels: plain turns them off",
+    ),
+    (
+        ("load_in_4bit", "load_in_8bit", "quantization_bit"),
+        "how the base is held belongs to what learns",
+        "write selection: qlora, or selection: {qlora: {bits: 8}}",
+    ),
+    (("output_dir", "save_dir"), "a run's folder is no part of its recipe", "use --out FOLDER"),
+    (
+        ("save_steps", "save_strategy", "save_total_limit", "logging_steps"),
+        "every step is logged, checkpoints are kept as they are needed, and the best weights at the end",
+        "remove it",
+    ),
+)
+"""Settings of other tools that are none here: their names, why, and the mend."""
 
 
 def setting_called(name: str) -> str | None:
@@ -93,7 +131,12 @@ def apply_aliases(source: Source) -> list[Problem]:
             continue
         parent = get(source.values, path[:-1]) if len(path) > 1 else source.values
         value = parent.pop(path[-1])
+        if isinstance(value, bool):
+            value = VALUES.get(path[-1], {}).get(value, value)
         shown = ".".join(map(str, path))
+        if value is None:
+            source.notes.append(f"{shown} sets nothing here")
+            continue
         short = SHORT_FORMS.get(keys[0]) == keys[-1] and isinstance(source.values.get(keys[0]), str)
         if short or get(source.values, keys) is not None:
             what = f"'{shown}' and '{keys[0] if short else alias}' are the same setting"

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.errors import Problem, at, nearest
-from luthier.recipe.aliases import SPLIT_BATCH
+from luthier.recipe.aliases import BY_ITSELF
 from luthier.recipe.sections import every_key, fields_at, recipe_keys
 from luthier.recipe.source import Source
 
@@ -28,12 +28,9 @@ def problem_of(detail: Any, source: Source) -> Problem:
     path = tuple(detail["loc"])
     where = source.place(path)
     if detail["type"] == "extra_forbidden":
-        if path[-1] in SPLIT_BATCH:
-            return Problem(
-                f"{path[-1]} is not a setting here: Luthier cuts a batch by itself to fit train.micro_batch_tokens",
-                where,
-                "set train.batch_size to the examples of one update (micro batch x accumulation x devices)",
-            )
+        for names, why, mend in BY_ITSELF:
+            if path[-1] in names:
+                return Problem(f"{path[-1]} is not a setting here: {why}", where, mend)
         return Problem(f"unknown key '{path[-1]}'", where, nearest_key(path))
     if detail["type"] == "missing":
         return Problem(f"'{path[-1]}' is missing", where, f"add it: {example(str(path[-1]))}")
@@ -65,7 +62,7 @@ def nearest_key(path: Sequence[Any]) -> str:
     name, here = str(path[-1]), fields_at(path[:-1])
     elsewhere = [".".join(map(str, place)) for place in every_key() if place[-1] == name]
     if elsewhere and not difflib.get_close_matches(name, list(here), n=1, cutoff=0.8):
-        return f"did you mean '{elsewhere[0]}'?"
+        return f"did you mean '{elsewhere[0]}'?" if elsewhere[0] != name else f"put it at the start of a line: {name}"
     return nearest(name, here) or f"'{at(path[:-1])}' takes no settings"
 
 

@@ -52,17 +52,17 @@ def sections() -> Iterator[tuple[str, str, type[Settings]]]:
                     else f" Unless you set `train.learning_rate`, the selection's counts {share:g} times."
                 )
                 yield f"{name}.{key}", about(objective) + rate, objective
-        elif kind := section_of(info.annotation):
+        elif kind := section_in(info.annotation):
             yield name, about(kind), kind
             for inner, field in kind.model_fields.items():
                 if inner in Recipe.model_fields:  # the same section as at the top
                     continue
-                if deeper := section_of(field.annotation):
+                if deeper := section_in(field.annotation):
                     yield f"{name}.{inner}", about(deeper), deeper
 
 
-def section_of(annotation: Any) -> type[Settings] | None:
-    """The group of settings that a field holds, if it holds one."""
+def section_in(annotation: Any) -> type[Settings] | None:
+    """The group of settings that a field holds, one or a list of them."""
     kinds = [kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type)]
     return next((kind for kind in kinds if issubclass(kind, Settings)), None)
 

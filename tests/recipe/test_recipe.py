@@ -104,6 +104,15 @@ def test_names_of_other_tools_are_taken_and_noted(tmp_path: Path) -> None:
     assert len(source.notes) == 8
 
 
+def test_switches_of_other_tools_become_what_they_mean(tmp_path: Path) -> None:
+    text = "gradient_checkpointing: true\nbf16: true\nfp16: false\ntrain: {eval_steps: 7}\n"
+    recipe, source = read_recipe(written(tmp_path, THREE + text))
+    assert (recipe.train.checkpoint_activations, recipe.model.dtype) == ("always", "bfloat16")
+    assert recipe.train.validate_every == 7 and "fp16 sets nothing here" in source.notes
+    off = read(tmp_path, THREE + "train: {gradient_checkpointing: false}\n")
+    assert (off.train.checkpoint_activations, off.model.dtype) == ("never", "auto")
+
+
 def test_every_alias_leads_to_a_setting_and_hides_none() -> None:
     for alias, path in ALIASES.items():
         *section, key = path.split(".")
@@ -143,6 +152,11 @@ def test_one_setting_under_two_names_is_an_error(tmp_path: Path, text: str, name
         ("data_x: 8\n", 4, "'data'"),
         ("gradient_accumulation_steps: 8\n", 4, "set train.batch_size"),
         ("train: {per_device_train_batch_size: 8}\n", 4, "set train.batch_size"),
+        ("packing: true\n", 4, "examples always run end to end"),
+        ("train: {flash_attn: fa2}\n", 4, "kernels are chosen"),
+        ("load_in_4bit: true\n", 4, "selection: qlora"),
+        ("output_dir: out\n", 4, "use --out FOLDER"),
+        ("train: {privacy: {epsilon: 8}}\n", 4, "put it at the start of a line: privacy"),
     ],
 )
 def test_unknown_keys_name_the_nearest_and_the_line(tmp_path: Path, text: str, line: int, nearest: str) -> None:
