@@ -256,7 +256,7 @@ def test_keys_in_the_text_exist(page: Path) -> None:
 def every_key(kind: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, info in kind.model_fields.items():
         yield (*above, name)
-        if deeper := recipe_reference.section_of(info.annotation):
+        if deeper := recipe_reference.section_in(info.annotation):
             yield from every_key(deeper, (*above, name))
 
 
