@@ -15,18 +15,21 @@ import torch
 
 Result = TypeVar("Result")
 
+VERSIONS = 64
+"""Of one function, for ranks, widths and dtypes; with more it runs as it is written."""
+
 _can_compile = True
 
 
 def fused(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Shapes that change are compiled once more, with sizes left open."""
+    """Compiled at its first call; one version is for any number of rows."""
 
     @functools.wraps(function)
     def run(x: torch.Tensor, *rest: Any) -> Result:
         global _can_compile
         if x.is_cuda and _can_compile:
             try:
-                return compiled()(x, *rest)
+                return compiled()(*leave_rows_open(x, *rest))
             except RuntimeError as error:
                 from torch._dynamo.exc import TorchDynamoException
 
@@ -38,6 +41,16 @@ def fused(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.cache
     def compiled() -> Callable[..., Result]:
-        return torch.compile(function, fullgraph=True)
+        return torch.compile(function, recompile_limit=VERSIONS)  # type: ignore[call-overload, no-any-return]
 
     return run
+
+
+def leave_rows_open(*arguments: Any) -> tuple[Any, ...]:
+    """The same, the number of rows marked as one that changes from step to step, so that one version is for all."""
+    for tensor in arguments:
+        if isinstance(tensor, torch.Tensor):
+            rows = next((place for place, size in enumerate(tensor.shape[:-1]) if size > 1), None)
+            if rows is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, rows)
+    return arguments

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from luthier.kernels import gated as gated_module
 from luthier.kernels import native, norm, rotary
@@ -28,6 +29,7 @@ from luthier.kernels.attention import (
 )
 from luthier.kernels.cross_entropy import head_loss, head_loss_plain, token_losses, token_losses_plain
 from luthier.kernels.dropout import dropout
+from luthier.kernels.fused import leave_rows_open
 from luthier.kernels.gated import ACTIVATIONS, gated, gated_plain
 from luthier.kernels.lora import LoraLinear
 from luthier.kernels.norm import rms_norm, rms_norm_plain
@@ -130,14 +132,19 @@ FUSED: list[tuple[Function, list[tuple[int, ...]], tuple[float | str, ...]]] = [
 
 @pytest.mark.skipif(native.why_not() is not None, reason="torch compiles for a processor with the same compiler")
 def test_torch_compiles_what_gpus_run_to_the_same() -> None:
-    """Here for a processor; each as one graph, as on a GPU."""
+    """Here for a processor; each as one graph, and one version for any number of rows."""
     torch.manual_seed(0)
+    counters.clear()
     for function, shapes, rest in FUSED:
         plain = function.__wrapped__  # type: ignore[attr-defined]
-        inputs = [torch.randn(shape).bfloat16() for shape in shapes]
-        found, expected = torch.compile(plain, fullgraph=True)(*inputs, *rest), plain(*inputs, *rest)
-        for ours, theirs in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
-            assert_close(ours, theirs, TOLERANCE[torch.bfloat16], plain.__name__)
+        compiled = torch.compile(plain, fullgraph=True)
+        for rows in (50, 71, 20):
+            sizes = [[rows if size == 50 else size for size in shape] for shape in shapes]
+            inputs = [torch.randn(size).bfloat16() for size in sizes]
+            found, expected = compiled(*leave_rows_open(*inputs, *rest)), plain(*inputs, *rest)
+            for ours, theirs in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
+                assert_close(ours, theirs, TOLERANCE[torch.bfloat16], plain.__name__)
+    assert counters["stats"]["unique_graphs"] == len(FUSED)
 
 
 @many
