@@ -41,7 +41,7 @@ def fused(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.cache
     def compiled() -> Callable[..., Result]:
-        return torch.compile(function, recompile_limit=VERSIONS)  # type: ignore[call-overload, no-any-return]
+        return torch.compile(function, recompile_limit=VERSIONS)  # type: ignore[call-overload]
 
     return run
 

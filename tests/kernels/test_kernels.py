@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from unittest import mock
 
@@ -17,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
+from luthier.kernels import fused, native, norm, rotary
 from luthier.kernels import gated as gated_module
-from luthier.kernels import native, norm, rotary
 from luthier.kernels.attention import (
     AttentionSettings,
     Packing,
@@ -29,7 +30,6 @@ from luthier.kernels.attention import (
 )
 from luthier.kernels.cross_entropy import head_loss, head_loss_plain, token_losses, token_losses_plain
 from luthier.kernels.dropout import dropout
-from luthier.kernels.fused import leave_rows_open
 from luthier.kernels.gated import ACTIVATIONS, gated, gated_plain
 from luthier.kernels.lora import LoraLinear
 from luthier.kernels.norm import rms_norm, rms_norm_plain
@@ -141,10 +141,31 @@ def test_torch_compiles_what_gpus_run_to_the_same() -> None:
         for rows in (50, 71, 20):
             sizes = [[rows if size == 50 else size for size in shape] for shape in shapes]
             inputs = [torch.randn(size).bfloat16() for size in sizes]
-            found, expected = compiled(*leave_rows_open(*inputs, *rest)), plain(*inputs, *rest)
+            found, expected = compiled(*fused.leave_rows_open(*inputs, *rest)), plain(*inputs, *rest)
             for ours, theirs in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
                 assert_close(ours, theirs, TOLERANCE[torch.bfloat16], plain.__name__)
     assert counters["stats"]["unique_graphs"] == len(FUSED)
+
+
+class OnGpu(torch.Tensor):
+    """Says so, and is not."""
+
+    is_cuda = True
+
+
+def test_where_torch_cannot_compile_it_runs_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: object, inputs: object) -> Function:
+        raise OSError("no compiler")
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    monkeypatch.setattr(fused, "_can_compile", True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    x = torch.ones(3, 2).as_subclass(OnGpu)
+    with pytest.warns(UserWarning, match="no compiler") as said:
+        assert [float(fused.fused(twice)(x).sum()) for _ in range(3)] == [12, 12, 12]
+    assert len(said) == 1
 
 
 @many
