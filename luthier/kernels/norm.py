@@ -77,4 +77,4 @@ def _for_input(
 
 @fused
 def _for_weight(gradient: torch.Tensor, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (gradient.float() * x.float() * scale).flatten(0, -2).sum(0)
+    return (x.float() * scale * gradient).flatten(0, -2).sum(0)
