@@ -152,13 +152,13 @@ def our_loads(options: argparse.Namespace, sizes: Sequence[int], seed: int) -> t
     names, count = everyone[: max(sizes)], options.requests
 
     def base(number: int) -> Load:  # other prompts each time: the last ones are still known
-        return Load(f"{BASE}{ROUND}{number}", asks(count, seed + 1000 * number, [None] * count))
+        return Load(f"{BASE}{ROUND}{number}", asks(count, seed + 1000 * number, [None] * count), options.at_once)
 
     loads = [Load("warm-up", asks(16, seed, [None] * 16)), base(1)]
     traffic = {f"uniform {size}": spread(count, names[:size], seed) for size in sizes}
     traffic[f"zipf {max(sizes)}"] = zipf(names, count, seed)
     for number, (name, asked) in enumerate(traffic.items(), start=2):
-        loads += [Load(name, asks(count, seed, asked)), base(number)]
+        loads += [Load(name, asks(count, seed, asked), options.at_once), base(number)]
     loads.append(Load("64 adapters come", asks(DISTINCT, seed + 2000, everyone)))
     for number in range(ROUNDS):  # prompts that were not asked before, for adapters that are in memory
         loads.append(Load(f"{WAVE}{ROUND}{number + 1}", asks(DISTINCT, seed + 8000 + number, everyone)))
@@ -290,6 +290,9 @@ def main() -> None:
     parser.add_argument("--adapters", default="1,8,16,100,1000", help="numbers of adapters (default: 1,8,16,100,1000)")
     parser.add_argument("--requests", type=int, default=256, help="of each load (default: 256)")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--at-once", type=int, default=64, help="in flight in the first loads; the engine answers 64, others wait"
+    )
     parser.add_argument("--adapter-memory", type=int, default=4096, help="MiB for adapters (default: 4096)")
     parser.add_argument("--adapter-dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument(
