@@ -1,8 +1,8 @@
 """A pretended accelerator: a device of torch whose tensors lie apart from the processor's, and hold real values.
 
 In: `attached()`, while which tensors can be on the device `NAME`. Out: what a GPU refuses is refused (operations on
-tensors of two devices, numpy's view of one), and what it computes is computed, on the processor. So code for
-accelerators runs where there is none. It is no GPU: not its kernels, its speed nor its memory.
+tensors of two devices, numpy's view of one, a compiled function of this project's), and what it computes is computed, on
+the processor. So code for accelerators runs where there is none. It is no GPU: not its kernels, its speed nor its memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from luthier.kernels import native
 
 NAME = "lazy"
 """One of torch's own types of device that has nothing behind it unless asked for."""
@@ -160,7 +162,12 @@ def attached() -> Iterator[None]:
     """While the device is there, for this thread and all that it starts."""
     if not hasattr(torch, NAME):
         torch._register_device_module(NAME, DeviceModule)
-    run = threading.Thread.run
+    run, call = threading.Thread.run, native.call
+
+    def call_here(name: str, dtype: torch.dtype, *arguments: Any) -> int | None:
+        if any(isinstance(x, Elsewhere) for x in arguments):
+            raise RuntimeError(f"{name}: compiled for the processor, and some of these are on the device")
+        return call(name, dtype, *arguments)
 
     def run_attached(thread: threading.Thread) -> None:
         with in_this_thread():
@@ -171,6 +178,7 @@ def attached() -> Iterator[None]:
         with (
             mock.patch.object(torch, "Generator", DeviceGenerator),
             mock.patch.object(threading.Thread, "run", run_attached),
+            mock.patch.object(native, "call", call_here),
             in_this_thread(),
         ):
             yield

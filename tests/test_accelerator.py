@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from luthier.engine.generate import generate
 from luthier.errors import Stopped
+from luthier.kernels import native
 from luthier.models import load
 from luthier.models.save import load_saved
 from luthier.pipeline import train
@@ -76,6 +77,8 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
                 mixed()
         with pytest.raises(RuntimeError):
             there.numpy()
+        with pytest.raises(RuntimeError, match="compiled for the processor"):
+            native.call("silu", torch.float32, there, here, 1, 3)
         weight = torch.ones(3, 3, device=NAME).requires_grad_()
         (there @ weight)[1:].sum().backward()
         assert weight.grad is not None and weight.grad.device.type == NAME
