@@ -1,8 +1,8 @@
 """A pretended accelerator: a device of torch whose tensors lie apart from the processor's, and hold real values.
 
 In: `attached()`, while which tensors can be on the device `NAME`. Out: what a GPU refuses is refused (operations on
-tensors of two devices, numpy's view of one, a compiled function of this project's), and what it computes is computed, on
-the processor. So code for accelerators runs where there is none. It is no GPU: not its kernels, its speed nor its memory.
+tensors of two devices, numpy's view of one, a compiled function of this project's), and what it computes is computed,
+on the processor. So code for accelerators runs where there is none. It is no GPU: not its kernels, speed or memory.
 """
 
 from __future__ import annotations
