@@ -87,22 +87,23 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
         assert (there * 2 + 1).tolist() == [[1, 15, 5], [7, 15, 11]] and there.cpu().device.type == "cpu"
 
 
-@pytest.mark.parametrize(("objective", "form", "family", "selection"), CELLS, ids=lambda cell: "-".join(cell))
+@pytest.mark.parametrize(("objective", "form", "family", "selection"), CELLS, ids=["-".join(cell) for cell in CELLS])
 def test_gradients_are_a_processors(
     tiny: Tiny, on_device: Attach, objective: str, form: Form, family: str, selection: str
 ) -> None:
-    def found() -> dict[str, torch.Tensor]:
+    def found(device: str) -> dict[str, torch.Tensor]:
         kind = make.objective(objective, form)
         net = make.fresh(tiny(family), kind.head)
+        assert net.device.type == device
         torch.manual_seed(0)
         make.small(selection).apply(net)
         make.move(net)
         learner, rows = make.begin(kind, net, form=form)
         return {name: gradient.cpu() for name, gradient in gradients(learner, [rows]).items()}
 
-    ours = found()
+    ours = found("cpu")
     with on_device():
-        theirs = found()
+        theirs = found(NAME)
     assert_close(theirs, ours, tolerance=1e-4)
 
 
@@ -141,6 +142,7 @@ def test_a_run_is_stopped_resumed_and_judged(tiny: Tiny, on_device: Attach, tmp_
         with pytest.raises(Stopped):
             train(wanted, rows=rows, out=tmp_path / "stopped", progress=StopAt(3))
         resumed = train(resume=tmp_path / "stopped", rows=rows)
+    assert [run.manifest["training"]["device"] for run in (expected, whole, resumed)] == ["cpu", *2 * [f"{NAME}:0"]]
     losses = [row["loss"] for row in whole.log]
     assert losses == pytest.approx([row["loss"] for row in expected.log], rel=1e-4)
     assert [row["loss"] for row in resumed.log] == losses
@@ -169,6 +171,7 @@ def test_a_batch_for_many_adapters_answers_as_a_processor(tiny: Tiny, on_device:
     with on_device():
         engine = started(base, folders, memory_tokens=4096, adapter_memory=200_000)
         try:
+            assert engine.network.device.type == engine.adapters.arena.buffer.device.type == NAME
             heard = {name: ask(engine, prompts[name], adapter=name) for name in folders}
             assert {name: each.wait().tokens for name, each in heard.items()} == answers
         finally:

@@ -1,4 +1,4 @@
-"""Functions of whole tensors, compiled by torch into one kernel where the tensors are on a GPU.
+"""Functions of whole tensors, compiled and fused by torch where the tensors are on a GPU.
 
 In: a pure function without autograd, such as the two passes of a kernel. Out: the same function; elsewhere, and where
 torch can't compile for this GPU (which is said once), it runs as it is written.
@@ -31,9 +31,9 @@ def fused(function: Callable[..., Result]) -> Callable[..., Result]:
             try:
                 return compiled()(*leave_rows_open(x, *rest))
             except RuntimeError as error:
-                from torch._dynamo.exc import TorchDynamoException
+                from torch._dynamo.exc import TorchDynamoException, TritonUnavailableError
 
-                if not isinstance(error, TorchDynamoException):
+                if not isinstance(error, TorchDynamoException | TritonUnavailableError):
                     raise  # the function's own, out of memory for one
                 _can_compile = False
                 warnings.warn(f"torch can't compile kernels for this GPU, so slower ones run ({error})", stacklevel=2)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from luthier.errors import UserError
-from luthier.models.describe import ModelFacts, describe_model, safetensors_header, weight_files
+from luthier.models.describe import ModelFacts, describe_model, safetensors_header, weight_files, window_of
 from luthier.storage.files import (
     cache_folder,
     disk_errors,
@@ -428,7 +428,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
             model.save_pretrained(folder)
         except SafetensorError as error:  # how safetensors says that the disk is full
             raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
-        if window := getattr(model.config, "max_position_embeddings", None):
+        if window := window_of(vars(model.config), model.config.model_type):
             tokenizer.model_max_length = window  # the file's tokenizer states none
         tokenizer.save_pretrained(folder)
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in NOT_CONTENT}

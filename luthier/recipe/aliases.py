@@ -64,12 +64,12 @@ ALIASES = {
     "fp16": "model.dtype",
 }
 """Names people bring from Hugging Face, Axolotl and LLaMA-Factory, and ours. Looked up only where a key is unknown."""
-VALUES: dict[str, dict[object, str | None]] = {
+VALUES: dict[str, dict[bool, str | None]] = {
     "gradient_checkpointing": {True: "always", False: "never"},
     "bf16": {True: "bfloat16", False: None},
     "fp16": {True: "float16", False: None},
 }
-"""What their values are called here; None for one that sets nothing."""
+"""What true and false are called here; None for what sets nothing."""
 BY_ITSELF = (
     (
         ("micro_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -89,7 +89,7 @@ BY_ITSELF = (
     (
         ("load_in_4bit", "load_in_8bit", "quantization_bit"),
         "how the base is held belongs to what learns",
-        "write selection: qlora, or selection: {qlora: {bits: 8}}",
+        "remove it, or write selection: qlora, or selection: {qlora: {bits: 8}}",
     ),
     (("output_dir", "save_dir"), "a run's folder is no part of its recipe", "use --out FOLDER"),
     (
@@ -131,12 +131,12 @@ def apply_aliases(source: Source) -> list[Problem]:
             continue
         parent = get(source.values, path[:-1]) if len(path) > 1 else source.values
         value = parent.pop(path[-1])
-        if isinstance(value, bool):
-            value = VALUES.get(path[-1], {}).get(value, value)
         shown = ".".join(map(str, path))
-        if value is None:
-            source.notes.append(f"{shown} sets nothing here")
-            continue
+        if isinstance(value, bool) and path[-1] in VALUES:
+            value = VALUES[path[-1]][value]
+            if value is None:
+                source.notes.append(f"{shown} sets nothing here")
+                continue
         short = SHORT_FORMS.get(keys[0]) == keys[-1] and isinstance(source.values.get(keys[0]), str)
         if short or get(source.values, keys) is not None:
             what = f"'{shown}' and '{keys[0] if short else alias}' are the same setting"

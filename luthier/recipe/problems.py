@@ -62,7 +62,8 @@ def nearest_key(path: Sequence[Any]) -> str:
     name, here = str(path[-1]), fields_at(path[:-1])
     elsewhere = [".".join(map(str, place)) for place in every_key() if place[-1] == name]
     if elsewhere and not difflib.get_close_matches(name, list(here), n=1, cutoff=0.8):
-        return f"did you mean '{elsewhere[0]}'?" if elsewhere[0] != name else f"put it at the start of a line: {name}"
+        beside = f"it is no part of {at(path[:-1])}: write {name} beside it"
+        return f"did you mean '{elsewhere[0]}'?" if elsewhere[0] != name else beside
     return nearest(name, here) or f"'{at(path[:-1])}' takes no settings"
 
 

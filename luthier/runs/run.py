@@ -265,10 +265,10 @@ def processor_name() -> str:
 
 
 def peak_gpu_memory() -> int | None:
-    """The most that torch has taken of the GPU's memory in this process, in bytes; None without a GPU."""
+    """The most that torch has taken of the GPU's memory in this process, in bytes; None where it took none."""
     import torch
 
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+    return (torch.cuda.max_memory_reserved() or None) if torch.cuda.is_available() else None
 
 
 def peak_memory() -> int:

@@ -109,8 +109,10 @@ def test_switches_of_other_tools_become_what_they_mean(tmp_path: Path) -> None:
     recipe, source = read_recipe(written(tmp_path, THREE + text))
     assert (recipe.train.checkpoint_activations, recipe.model.dtype) == ("always", "bfloat16")
     assert recipe.train.validate_every == 7 and "fp16 sets nothing here" in source.notes
-    off = read(tmp_path, THREE + "train: {gradient_checkpointing: false}\n")
+    off = read(tmp_path, THREE + "train: {gradient_checkpointing: false}\nmax_grad_norm: null\n")
     assert (off.train.checkpoint_activations, off.model.dtype) == ("never", "auto")
+    assert off.train.max_gradient_norm is None  # null is a value of its own: no clipping
+    assert "'float16' is not known" in said(tmp_path, THREE + "fp16: true\n")
 
 
 def test_every_alias_leads_to_a_setting_and_hides_none() -> None:
@@ -156,7 +158,7 @@ def test_one_setting_under_two_names_is_an_error(tmp_path: Path, text: str, name
         ("train: {flash_attn: fa2}\n", 4, "kernels are chosen"),
         ("load_in_4bit: true\n", 4, "selection: qlora"),
         ("output_dir: out\n", 4, "use --out FOLDER"),
-        ("train: {privacy: {epsilon: 8}}\n", 4, "put it at the start of a line: privacy"),
+        ("train: {privacy: {epsilon: 8}}\n", 4, "it is no part of train: write privacy beside it"),
     ],
 )
 def test_unknown_keys_name_the_nearest_and_the_line(tmp_path: Path, text: str, line: int, nearest: str) -> None:
